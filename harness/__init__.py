@@ -1,0 +1,1 @@
+"""The shared runner: cells, limits, telemetry, records and the command line."""

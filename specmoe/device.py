@@ -1,0 +1,113 @@
+"""The device tier: where expert slots live and how bytes get into them.
+
+Two devices satisfy the protocol.  ``CpuDevice`` slots are page-aligned RAM that a disk read can target
+directly (the paper's SSD scenario on any machine).  ``CudaDevice`` slots are GPU memory, filled through
+pinned staging buffers on a copy stream of their own, so that transfers run beside compute.
+"""
+
+from __future__ import annotations
+
+import mmap
+from typing import Protocol
+
+import torch
+
+PAGE_BYTES = 4096
+
+
+class Device(Protocol):
+    """What the arena and the link need from the device tier."""
+
+    torch_device: torch.device
+
+    def allocate(self, nbytes: int) -> torch.Tensor:
+        """A uint8 tensor [nbytes] in device memory; page-aligned where the host can address it."""
+        ...
+
+    def host_buffer(self, slot: torch.Tensor) -> memoryview | None:
+        """The slot as writable host memory, or None when the host cannot write it directly."""
+        ...
+
+    def staging(self, nbytes: int) -> torch.Tensor:
+        """A page-aligned host uint8 tensor [nbytes] from which ``upload`` is fast (pinned on CUDA)."""
+        ...
+
+    def upload(self, source: torch.Tensor, slot: torch.Tensor) -> torch.cuda.Event | None:
+        """Copy host bytes to a slot; returns an event to wait for, or None when already complete."""
+        ...
+
+
+def allocate_pages(nbytes: int) -> torch.Tensor:
+    """Page-aligned, zero-filled host memory as a uint8 tensor [nbytes]; pages are taken on first touch."""
+    return torch.frombuffer(mmap.mmap(-1, max(nbytes, PAGE_BYTES)), dtype=torch.uint8)[:nbytes]
+
+
+def host_bytes(memory: torch.Tensor) -> memoryview:
+    """A host uint8 tensor as writable bytes, without a copy."""
+    return memory.numpy().data
+
+
+class CpuDevice:
+    """RAM as the device tier."""
+
+    torch_device = torch.device("cpu")
+
+    def allocate(self, nbytes: int) -> torch.Tensor:
+        return allocate_pages(nbytes)
+
+    def host_buffer(self, slot: torch.Tensor) -> memoryview | None:
+        return host_bytes(slot)
+
+    def staging(self, nbytes: int) -> torch.Tensor:
+        return allocate_pages(nbytes)
+
+    def upload(self, source: torch.Tensor, slot: torch.Tensor) -> torch.cuda.Event | None:
+        slot.copy_(source)
+        return None
+
+
+class CudaDevice:
+    """GPU memory as the device tier.
+
+    Raises:
+        RuntimeError: from torch, when no CUDA device is usable.
+    """
+
+    def __init__(self, index: int = 0) -> None:
+        self.torch_device = torch.device("cuda", index)
+        self._stream = torch.cuda.Stream(self.torch_device)
+
+    def allocate(self, nbytes: int) -> torch.Tensor:
+        return torch.empty(nbytes, dtype=torch.uint8, device=self.torch_device)
+
+    def host_buffer(self, slot: torch.Tensor) -> memoryview | None:
+        return None
+
+    def staging(self, nbytes: int) -> torch.Tensor:
+        # pin_memory returns page-aligned host memory, which O_DIRECT reads need
+        return torch.empty(nbytes, dtype=torch.uint8, pin_memory=True)
+
+    def upload(self, source: torch.Tensor, slot: torch.Tensor) -> torch.cuda.Event | None:
+        # The slot may still be read by kernels queued before it was freed.
+        self._stream.wait_stream(torch.cuda.current_stream(self.torch_device))
+        with torch.cuda.stream(self._stream):
+            slot.copy_(source, non_blocking=True)
+            event = torch.cuda.Event()
+            event.record(self._stream)
+        return event
+
+
+def open_device(name: str | torch.device) -> Device:
+    """``"cpu"``, ``"cuda"`` or ``"cuda:1"`` to a device.
+
+    Raises:
+        ValueError: unknown device type, or CUDA asked for where torch sees no GPU.
+    """
+    device = torch.device(name)
+    if device.type == "cpu":
+        return CpuDevice()
+    if device.type == "cuda":
+        if not torch.cuda.is_available():
+            raise ValueError(f"device {str(device)!r} asked for, but torch sees no CUDA GPU: use device='cpu'")
+        return CudaDevice(device.index or 0)
+    raise ValueError(f"device type {device.type!r} is not supported: use 'cpu' or 'cuda'")

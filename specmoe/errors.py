@@ -1,0 +1,17 @@
+"""Every error a user can cause; each message names the cause and the mend."""
+
+
+class SpecMoEError(Exception):
+    """Base of all errors raised on purpose by this package."""
+
+
+class StoreError(SpecMoEError):
+    """An expert store that is missing, truncated, corrupt or of another version."""
+
+
+class BudgetError(SpecMoEError):
+    """An expert budget that cannot hold what the options ask for."""
+
+
+class UnsupportedModelError(SpecMoEError):
+    """A model family or checkpoint layout this package cannot offload."""

@@ -1,0 +1,135 @@
+"""A KV cache whose rows have lengths of their own.
+
+Rows of a batch accept different numbers of draft tokens.  Each row writes its new keys at its own length
+and lengths advance only by ``commit``: what a rejected token wrote is overwritten by the next pass.
+Draft and verification share this one cache (paper: no extra KV cache), and model code stays unmodified:
+transformers takes the cache through its layer interface and a prepared 4-d mask as is.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from transformers import PreTrainedConfig
+from transformers.cache_utils import Cache, CacheLayerMixin
+
+from specmoe.errors import UnsupportedModelError
+
+
+class RowLengths:
+    """Committed tokens of each row, long [B]; shared by all layers of a cache."""
+
+    def __init__(self, rows: int, device: torch.device) -> None:
+        self.values = torch.zeros(rows, dtype=torch.long, device=device)
+
+    def positions(self, queries: int) -> torch.Tensor:
+        """Positions the next ``queries`` tokens of each row take: long [B, Q]."""
+        return self.values[:, None] + torch.arange(queries, device=self.values.device)
+
+
+class RaggedLayer(CacheLayerMixin):
+    """Keys and values of one layer, preallocated [B, heads, max_length, head_dim] at the first update."""
+
+    is_sliding = False
+
+    def __init__(self, lengths: RowLengths, max_length: int) -> None:
+        super().__init__()
+        self._lengths, self._max_length = lengths, max_length
+
+    def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
+        rows, heads = key_states.shape[:2]
+        self.dtype, self.device = key_states.dtype, key_states.device
+        self.keys = key_states.new_zeros(rows, heads, self._max_length, key_states.shape[-1])
+        self.values = value_states.new_zeros(rows, heads, self._max_length, value_states.shape[-1])
+        self.is_initialized = True
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Write [B, heads, Q, dim] at each row's length; returns all keys and values up to the longest row."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        assert self.keys is not None
+        assert self.values is not None
+        queries = key_states.shape[-2]
+        positions = self._lengths.positions(queries)  # [B, Q]
+        rows = torch.arange(len(positions), device=positions.device)[:, None]
+        self.keys[rows, :, positions] = key_states.transpose(1, 2)
+        self.values[rows, :, positions] = value_states.transpose(1, 2)
+        longest = self.get_mask_sizes(queries)[0]
+        return self.keys[:, :, :longest], self.values[:, :, :longest]
+
+    def select(self, rows: torch.Tensor) -> None:
+        """Keep only ``rows`` (long [B'])."""
+        if self.is_initialized:
+            assert self.keys is not None
+            assert self.values is not None
+            self.keys, self.values = self.keys[rows], self.values[rows]
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return int(self._lengths.values.max()) + query_length, 0
+
+    def get_seq_length(self) -> int:
+        return int(self._lengths.values.max())
+
+    def get_max_length(self) -> int:
+        return self._max_length
+
+
+class RaggedCache(Cache):
+    """One ``RaggedLayer`` per decoder layer and the lengths they share.
+
+    Args:
+        config: the model's (text) config.
+        rows: batch size B.
+        max_length: most tokens a row may hold, drafts included.
+        device: where lengths live.
+
+    Raises:
+        UnsupportedModelError: a layer type other than full or sliding attention.
+    """
+
+    def __init__(self, config: PreTrainedConfig, rows: int, max_length: int, device: torch.device) -> None:
+        self.lengths = RowLengths(rows, device)
+        self._layer_types = _layer_types(config)
+        self._window: int | None = getattr(config, "sliding_window", None)
+        super().__init__(layers=[RaggedLayer(self.lengths, max_length) for _ in range(config.num_hidden_layers)])
+
+    def commit(self, tokens: torch.Tensor) -> None:
+        """Advance each row's length by ``tokens`` (long [B])."""
+        self.lengths.values = self.lengths.values + tokens
+
+    def select(self, rows: torch.Tensor) -> None:
+        """Keep only ``rows`` (long [B']) of the batch: finished rows leave."""
+        self.lengths.values = self.lengths.values[rows]
+        for layer in self.layers:
+            layer.select(rows)
+
+    def attention_mask(self, queries: int, dtype: torch.dtype, boolean: bool) -> torch.Tensor | dict[str, torch.Tensor]:
+        """Masks [B, 1, Q, KV] for the next ``queries`` tokens of each row, by layer type where they differ.
+
+        ``boolean`` gives True where attention is allowed (sdpa), otherwise zeros and the dtype's lowest
+        value to add to the scores (eager).
+        """
+        positions = self.lengths.positions(queries)[:, None, :, None]  # [B, 1, Q, 1]
+        keys = torch.arange(self.layers[0].get_mask_sizes(queries)[0], device=positions.device)
+        causal = keys <= positions
+        masks = {"full_attention": causal}
+        if self._window is not None:
+            masks["sliding_attention"] = causal & (keys > positions - self._window)
+        if not boolean:
+            lowest = torch.finfo(dtype).min
+            masks = {k: torch.zeros_like(m, dtype=dtype).masked_fill_(~m, lowest) for k, m in masks.items()}
+        return masks if len(self._layer_types) > 1 else masks[next(iter(self._layer_types))]
+
+
+def _layer_types(config: PreTrainedConfig) -> set[str]:
+    """The kinds of attention a model's layers use, as its code names them when it builds masks."""
+    declared = getattr(config, "layer_types", None)
+    window = getattr(config, "sliding_window", None)
+    types = set(declared) if declared else {"full_attention" if window is None else "sliding_attention"}
+    unknown = types - {"full_attention", "sliding_attention"}
+    if unknown:
+        raise UnsupportedModelError(f"attention of type {sorted(unknown)[0]!r} has no ragged cache yet")
+    return types

@@ -1,0 +1,1 @@
+"""Models, prompts and request shapes that every system is measured on."""

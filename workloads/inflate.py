@@ -1,0 +1,111 @@
+"""Function-preserving widening of experts: real bytes per expert, the very same routing and tokens.
+
+Every intermediate neuron of an expert is replicated ``factor`` times and its output weights are divided by
+``factor``.  SiLU(gate) * up is the same for each replica and the down projection sums the replicas, so the
+expert computes what it computed before; with a power of two the divided weights are exact, and only the
+order of a sum's rounding can differ.  Routers, attention and embeddings are copied as they are.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+_EXPERT = re.compile(r"\.experts\.\d+\.(?P<matrix>gate_proj|up_proj|down_proj)\.weight$")
+_LAYER = re.compile(r"\.layers\.(\d+)\.")
+
+
+def widen(matrix: str, weight: torch.Tensor, factor: int) -> torch.Tensor:
+    """Replicate an expert matrix's intermediate neurons.
+
+    ``gate_proj`` and ``up_proj`` [I, H] become [factor * I, H]; ``down_proj`` [H, I] becomes [H, factor * I]
+    with weights divided by ``factor``.
+    """
+    if matrix == "down_proj":
+        return (weight / factor).repeat_interleave(factor, dim=1)
+    return weight.repeat_interleave(factor, dim=0)
+
+
+def inflated(source: Path, out: Path, factor: int, dtype: torch.dtype = torch.float32) -> Path:
+    """Write the widened model to ``out`` unless it is there; returns ``out``.
+
+    One safetensors shard per layer is written, so memory stays at one layer.  The folder appears under
+    its name only when complete.
+
+    Raises:
+        ValueError: the factor is not a power of two, or the source has no per-expert weights.
+    """
+    if factor < 1 or factor & (factor - 1):
+        raise ValueError(f"inflation factor {factor} is not a power of two: the widening would not be exact")
+    if (out / "config.json").exists():
+        return out
+    partial = out.with_name(f"{out.name}.partial-{os.getpid()}")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        _write_shards(source, partial, factor, dtype)
+        for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json"):
+            if (source / name).exists():
+                shutil.copy(source / name, partial / name)
+        _write_config(source, partial, factor, dtype)
+        partial.rename(out)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return out
+
+
+def _write_shards(source: Path, out: Path, factor: int, dtype: torch.dtype) -> None:
+    weight_map: dict[str, str] = {}
+    total = 0
+    with safe_open(source / "model.safetensors", framework="pt") as opened:
+        shards: dict[str, list[str]] = {}
+        for key in opened.keys():  # noqa: SIM118 (safe_open is no mapping)
+            layer = _LAYER.search(key)
+            shards.setdefault(
+                f"model-layer-{int(layer[1]):03d}.safetensors" if layer else "model-rest.safetensors", []
+            ).append(key)
+        if not any(_EXPERT.search(key) for keys in shards.values() for key in keys):
+            raise ValueError(f"{source} holds no per-expert gate_proj, up_proj and down_proj weights to widen")
+        for shard, keys in sorted(shards.items()):
+            tensors = {}
+            for key in keys:
+                weight = opened.get_tensor(key).to(dtype)
+                match = _EXPERT.search(key)
+                tensors[key] = widen(match["matrix"], weight, factor).contiguous() if match else weight
+                weight_map[key] = shard
+                total += tensors[key].nbytes
+            save_file(tensors, out / shard, metadata={"format": "pt"})
+    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+    (out / "model.safetensors.index.json").write_text(json.dumps(index, indent=1) + "\n")
+
+
+def _write_config(source: Path, out: Path, factor: int, dtype: torch.dtype) -> None:
+    config: dict[str, Any] = json.loads((source / "config.json").read_text())
+    config["moe_intermediate_size"] *= factor
+    config["dtype"] = str(dtype).removeprefix("torch.")
+    config["inflated_from"] = {"model": source.name, "factor": factor}
+    (out / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+
+
+def main() -> None:
+    """``python -m workloads.inflate OUT --factor 32``."""
+    parser = argparse.ArgumentParser(prog="python -m workloads.inflate", description=__doc__)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--source", type=Path, default=Path(__file__).parent / "embedded")
+    parser.add_argument("--factor", type=int, default=32)
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
+    args = parser.parse_args()
+    print(inflated(args.source, args.out, args.factor, getattr(torch, args.dtype)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,61 @@
+"""The training text: Python source of the running interpreter's standard library.
+
+Every machine that can run this project has it, its licence (PSF-2.0) allows it, and it is
+regular enough for a 14 M-parameter model to learn in under an hour on two cores.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+import sysconfig
+from dataclasses import dataclass
+from pathlib import Path
+
+# Tables of numbers or code points, and deliberately broken sources: nothing to learn there.
+SKIPPED_PARTS = frozenset({"site-packages", "encodings", "pydoc_data", "bad_coding.py", "__pycache__"})
+MAX_FILE_BYTES = 400_000
+HELD_OUT_ONE_IN = 40
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Documents split by file into training and held-out text."""
+
+    train: list[str]
+    held_out: list[str]
+    source: str
+    licence: str
+    sha256: str
+
+
+def standard_library() -> Corpus:
+    """Read the standard library's ``.py`` files in sorted order.
+
+    A file is held out when the SHA-1 of its relative path is divisible by ``HELD_OUT_ONE_IN``, so the
+    split does not depend on which other files exist.  ``sha256`` covers every byte used.
+    """
+    root = Path(sysconfig.get_paths()["stdlib"])
+    train: list[str] = []
+    held_out: list[str] = []
+    digest = hashlib.sha256()
+    for path in sorted(root.rglob("*.py")):
+        relative = path.relative_to(root)
+        if SKIPPED_PARTS & set(relative.parts) or path.stat().st_size > MAX_FILE_BYTES:
+            continue
+        try:
+            text = path.read_text(encoding="utf-8")
+        except UnicodeDecodeError:
+            continue
+        if not text.strip():
+            continue
+        digest.update(relative.as_posix().encode() + b"\0" + text.encode() + b"\0")
+        key = int.from_bytes(hashlib.sha1(relative.as_posix().encode()).digest()[:8], "big")
+        (held_out if key % HELD_OUT_ONE_IN == 0 else train).append(text)
+    return Corpus(
+        train=train,
+        held_out=held_out,
+        source=f"standard library of CPython {platform.python_version()}",
+        licence="PSF-2.0",
+        sha256=digest.hexdigest(),
+    )

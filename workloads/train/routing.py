@@ -1,0 +1,57 @@
+"""How skewed a model's routing is: measured on held-out text, reported in the model card."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from transformers import PreTrainedModel
+
+
+@dataclass(frozen=True)
+class LayerSkew:
+    """Routing skew of one MoE layer.
+
+    ``top_10_percent_share``: part of all activations that falls on the most used ``ceil(E / 10)`` experts.
+    ``gini``: Gini coefficient of activations over experts (0 even, 1 all on one).
+    ``repeat_rate``: part of a token's experts that the previous token of the same sequence used too.
+    """
+
+    layer: int
+    top_10_percent_share: float
+    gini: float
+    unused_experts: int
+    repeat_rate: float
+
+
+@torch.no_grad()
+def measure_skew(
+    model: PreTrainedModel, tokens: NDArray[np.uint16], sequences: int = 64, length: int = 256
+) -> list[LayerSkew]:
+    """Route ``sequences`` evenly spaced windows of ``tokens`` and describe every MoE layer."""
+    starts = np.linspace(0, len(tokens) - length - 1, sequences).astype(int)
+    batch = torch.from_numpy(np.stack([tokens[s : s + length] for s in starts]).astype(np.int64))
+    top_k = model.config.num_experts_per_tok
+    picks: list[torch.Tensor] = []  # per layer: [sequences, length, K]
+    for rows in batch.split(16):
+        logits = model(rows, use_cache=False, output_router_logits=True).router_logits
+        chosen = [layer.topk(top_k, dim=-1).indices.view(len(rows), length, top_k) for layer in logits]
+        picks = [torch.cat(pair) for pair in zip(picks, chosen, strict=True)] if picks else chosen
+    return [_describe(layer, pick, model.config.num_experts) for layer, pick in enumerate(picks)]
+
+
+def _describe(layer: int, picks: torch.Tensor, experts: int) -> LayerSkew:
+    counts = np.sort(torch.bincount(picks.flatten(), minlength=experts).numpy())[::-1].astype(float)
+    ascending = counts[::-1]
+    ranks = np.arange(1, experts + 1)
+    gini = float((2 * (ranks * ascending).sum() / (experts * ascending.sum())) - (experts + 1) / experts)
+    repeated = (picks[:, 1:, :, None] == picks[:, :-1, None, :]).any(-1).float().mean()
+    return LayerSkew(
+        layer=layer,
+        top_10_percent_share=float(counts[: -(-experts // 10)].sum() / counts.sum()),
+        gini=gini,
+        unused_experts=int((counts == 0).sum()),
+        repeat_rate=float(repeated),
+    )

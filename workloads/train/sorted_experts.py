@@ -1,0 +1,85 @@
+"""Fast training of many small experts on a CPU: tokens sorted by expert, one GEMM per expert and matrix.
+
+The eager formulation in transformers indexes the hidden states once per expert, whose backward writes a
+full-size gradient for each; sorting once turns all of that into views of contiguous rows.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
+
+NAME = "sorted_gemm_training"
+# Groups are padded to a multiple of this many rows: the GEMM library compiles a kernel per distinct shape.
+ROW_MULTIPLE = 32
+
+
+class _GroupedLinear(torch.autograd.Function):
+    """``out[rows of e] = x[rows of e] @ weight[e].T`` for row groups given by ``counts``."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, counts: list[int]) -> torch.Tensor:
+        # x: [S, I], weight: [E, O, I], counts: E ints that sum to S
+        ctx.save_for_backward(x, weight)
+        ctx.counts = counts
+        out = x.new_empty(x.shape[0], weight.shape[1])
+        for rows, result, matrix in zip(x.split(counts), out.split(counts), weight.unbind(0), strict=True):
+            if rows.shape[0]:
+                torch.mm(rows, matrix.t(), out=result)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None]:
+        x, weight = ctx.saved_tensors
+        counts = ctx.counts
+        (grad_out,) = grad_outputs
+        grad_out = grad_out.contiguous()
+        grad_x = torch.empty_like(x)
+        grad_weight = torch.empty_like(weight)
+        groups = zip(
+            x.split(counts),
+            grad_out.split(counts),
+            grad_x.split(counts),
+            weight.unbind(0),
+            grad_weight.unbind(0),
+            strict=True,
+        )
+        for rows, grad_rows, grad_in, matrix, grad_matrix in groups:
+            if rows.shape[0]:
+                torch.mm(grad_rows, matrix, out=grad_in)
+                torch.mm(grad_rows.t(), rows, out=grad_matrix)
+            else:
+                grad_matrix.zero_()
+        return grad_x, grad_weight, None
+
+
+def sorted_experts_forward(
+    self: Any, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
+) -> torch.Tensor:
+    """Experts function for training: [T, H], [T, K], [T, K] -> [T, H], computed in bfloat16."""
+    tokens, top_k = top_k_index.shape
+    experts = top_k_index.reshape(-1)  # [T*K]
+    order = torch.argsort(experts, stable=True)
+    counts = torch.bincount(experts, minlength=self.num_experts)  # [E]
+    padded = (counts + ROW_MULTIPLE - 1) // ROW_MULTIPLE * ROW_MULTIPLE
+    shift = (padded.cumsum(0) - padded) - (counts.cumsum(0) - counts)  # [E]
+    row_of_sorted = torch.arange(order.numel()) + shift[experts[order]]  # [T*K]
+    groups = padded.tolist()
+    x = hidden_states.to(torch.bfloat16).index_select(0, order // top_k)
+    x = x.new_zeros(sum(groups), x.shape[1]).index_copy(0, row_of_sorted, x)
+    gate, up = _GroupedLinear.apply(x, self.gate_up_proj.to(torch.bfloat16), groups).chunk(2, dim=-1)
+    out = _GroupedLinear.apply(F.silu(gate) * up, self.down_proj.to(torch.bfloat16), groups)
+    row_of_pick = torch.empty_like(order)
+    row_of_pick[order] = row_of_sorted
+    out = out.index_select(0, row_of_pick).view(tokens, top_k, -1)
+    weighted: torch.Tensor = (out * top_k_weights.to(out.dtype).unsqueeze(-1)).sum(dim=1)
+    return weighted.to(hidden_states.dtype)
+
+
+def register() -> str:
+    """Register the training formulation with transformers and return its name."""
+    ALL_EXPERTS_FUNCTIONS.register(NAME, sorted_experts_forward)
+    return NAME

@@ -1,0 +1,43 @@
+"""Byte-level BPE tokenizer trained on the corpus, and the corpus as one stream of token ids."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
+
+END_OF_TEXT = "<|endoftext|>"
+
+
+def train_tokenizer(documents: list[str], vocab_size: int) -> PreTrainedTokenizerFast:
+    """Train a byte-level BPE of ``vocab_size`` entries; id 0 is ``<|endoftext|>`` (also used to pad)."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[END_OF_TEXT],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(documents, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token=END_OF_TEXT,
+        eos_token=END_OF_TEXT,
+        pad_token=END_OF_TEXT,
+        padding_side="left",
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def encode(documents: list[str], tokenizer: PreTrainedTokenizerFast) -> NDArray[np.uint16]:
+    """All documents as one stream, each preceded by ``<|endoftext|>``; dtype uint16 (vocab < 65536)."""
+    end = tokenizer.convert_tokens_to_ids(END_OF_TEXT)
+    backend = tokenizer.backend_tokenizer
+    stream: list[NDArray[np.uint16]] = []
+    for start in range(0, len(documents), 64):
+        for encoding in backend.encode_batch(documents[start : start + 64]):
+            stream.append(np.array([end, *encoding.ids], dtype=np.uint16))
+    return np.concatenate(stream)
