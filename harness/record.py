@@ -71,6 +71,7 @@ class Repetition(_Strict):
     prompt_tokens: int
     new_tokens: int
     decode_steps: int
+    tokens_per_step: float | None = None
     prefill_link_bytes: int | None = None
     decode_link_bytes: int | None = None
     decode_link_busy_s: float | None = None

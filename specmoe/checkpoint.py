@@ -72,19 +72,16 @@ class Checkpoint:
         self._converters = [t for t in transforms if isinstance(t, WeightConverter)]
         self._renamings = [t for t in transforms if not isinstance(t, WeightConverter)]
 
-    def keys(self) -> Iterator[tuple[Any, str]]:
-        """Every (opened safetensors file, key).
+    def keys(self) -> Iterator[tuple[Path, Any, str]]:
+        """Every (file, opened file, key), file by file.
 
         Raises:
             UnsupportedModelError: a file is truncated or not safetensors.
         """
         for file in self.files:
-            try:
-                with safe_open(file, framework="pt") as opened:
-                    for key in opened.keys():  # noqa: SIM118 (safe_open is no mapping)
-                        yield opened, key
-            except SafetensorError as error:
-                raise UnsupportedModelError(f"{file} cannot be read ({error}): download it again") from error
+            opened = open_shard(file)
+            for key in opened.keys():  # noqa: SIM118 (safe_open is no mapping)
+                yield file, opened, key
 
     def expert_key(self, key: str) -> ExpertKey | None:
         """Where an expert's key goes, or None for a key of the rest of the model."""
@@ -107,7 +104,7 @@ class Checkpoint:
             UnsupportedModelError: a key needs a conversion that is not a renaming, or a weight is missing.
         """
         meta = self._model.state_dict()
-        for file, key in self.keys():
+        for _, opened, key in self.keys():
             if self.expert_key(key) is not None:
                 continue
             target, pattern = rename_source_key(
@@ -116,7 +113,7 @@ class Checkpoint:
             if pattern is not None:
                 raise UnsupportedModelError(f"checkpoint key {key} needs a weight conversion outside the experts")
             if target in meta:
-                set_module_tensor_to_device(self._model, target, device, value=file.get_tensor(key), dtype=dtype)
+                set_module_tensor_to_device(self._model, target, device, value=opened.get_tensor(key), dtype=dtype)
         self._model.tie_weights()
         for name, buffer in list(self._model.named_buffers()):
             set_module_tensor_to_device(self._model, name, device, value=buffer)
@@ -124,6 +121,18 @@ class Checkpoint:
         missing = [n for n, p in self._model.named_parameters() if p.is_meta and not n.startswith(experts)]
         if missing:
             raise UnsupportedModelError(f"{self.path} lacks {len(missing)} weights, the first is {missing[0]}")
+
+
+def open_shard(file: Path) -> Any:
+    """An opened safetensors file; tensors are read when asked for.
+
+    Raises:
+        UnsupportedModelError: it is truncated or not safetensors.
+    """
+    try:
+        return safe_open(file, framework="pt")
+    except SafetensorError as error:
+        raise UnsupportedModelError(f"{file} cannot be read ({error}): download it again") from error
 
 
 def checkpoint_files(path: Path) -> list[Path]:

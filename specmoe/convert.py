@@ -15,7 +15,7 @@ import torch
 from transformers import PreTrainedModel
 
 from specmoe import affinity
-from specmoe.checkpoint import Checkpoint, ExpertKey, build_shell, checkpoint_files, expert_modules
+from specmoe.checkpoint import Checkpoint, ExpertKey, build_shell, checkpoint_files, expert_modules, open_shard
 from specmoe.errors import StoreError, UnsupportedModelError
 from specmoe.store import FORMAT, INDEX, VERSION, ExpertStore, LayerSpec, TensorSpec, checksum, round_to_pages
 
@@ -109,20 +109,16 @@ def fingerprint(checkpoint: Path) -> dict[str, Any]:
 
 
 def _collect(reader: Checkpoint, model: PreTrainedModel) -> dict[str, _LayerSource]:
-    """Assign every expert key to its module, expert and place.
-
-    Only the file name is kept beside the key: handles are reopened while writing.
-    """
+    """Assign every expert key to its module, expert and place."""
     modules = expert_modules(model)
     sources: dict[str, _LayerSource] = {name: _LayerSource() for name in modules}
-    for file_path in reader.files:
-        for key in _keys_of(file_path):
-            place = reader.expert_key(key)
-            if place is None:
-                continue
-            if place.module not in modules:
-                raise UnsupportedModelError(f"checkpoint key {key} names no experts module of {type(model).__name__}")
-            _assign(sources[place.module], place, modules[place.module], file_path, key)
+    for file, _, key in reader.keys():
+        place = reader.expert_key(key)
+        if place is None:
+            continue
+        if place.module not in modules:
+            raise UnsupportedModelError(f"checkpoint key {key} names no experts module of {type(model).__name__}")
+        _assign(sources[place.module], place, modules[place.module], file, key)
     for name, source in sources.items():
         expected = modules[name].num_experts
         if len(source.parts) != expected:
@@ -131,13 +127,6 @@ def _collect(reader: Checkpoint, model: PreTrainedModel) -> dict[str, _LayerSour
                 "it is incomplete, or its key layout is not supported"
             )
     return sources
-
-
-def _keys_of(file: Path) -> list[str]:
-    from safetensors import safe_open
-
-    with safe_open(file, framework="pt") as opened:
-        return list(opened.keys())
 
 
 def _assign(source: _LayerSource, place: ExpertKey, module: Any, file: Path, key: str) -> None:
@@ -159,10 +148,8 @@ class _Reader:
         self._opened: Any = None
 
     def tensor(self, file: Path, key: str, index: int | None) -> torch.Tensor:
-        from safetensors import safe_open
-
         if file != self._file:
-            self._opened, self._file = safe_open(file, framework="pt"), file
+            self._opened, self._file = open_shard(file), file
         loaded: torch.Tensor = (
             self._opened.get_tensor(key) if index is None else self._opened.get_slice(key)[index : index + 1][0]
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -140,6 +141,7 @@ class SpecMoE:
         max_new_tokens: int = 20,
         eos_token_id: int | list[int] | type[_FromConfig] | None = _FromConfig,
         pad_token_id: int | None = None,
+        on_first_token: Callable[[], None] | None = None,
     ) -> GenerateOutput:
         """Greedy generation, token for token what ``transformers`` gives with ``do_sample=False``.
 
@@ -149,6 +151,7 @@ class SpecMoE:
             max_new_tokens: tokens per row, at most.
             eos_token_id: stop tokens; default from the generation config, None for none.
             pad_token_id: fills rows that stopped early; default from the generation config, else a stop token.
+            on_first_token: called once when the prefill has given every row its first token.
 
         Raises:
             ValueError: shapes that do not fit, an empty row, padding on the right, ``max_new_tokens`` below 1.
@@ -164,6 +167,8 @@ class SpecMoE:
 
         with _Phase(self, stats.prefill):
             first = prefill(self.model, self._runtime, cache, prompts)
+        if on_first_token is not None:
+            on_first_token()
         output = [[token] for token in first.tolist()]
         room = torch.tensor([0 if t[0] in stop else max_new_tokens - 1 for t in output], device=device)
         rows = Rows(first, room, torch.arange(len(prompts), device=device), output, stop)

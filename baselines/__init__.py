@@ -1,0 +1,1 @@
+"""Adapters: one file per system, all behind ``baselines.contract``."""

@@ -1,0 +1,117 @@
+"""Hugging Face accelerate's disk offload: the experts modules on disk, mapped in by hooks around forward.
+
+Its grain is the module: transformers 5 holds all experts of a layer in one module, and the hook maps all of
+them at every visit.  On a CPU the mapping is of files, so which bytes really move is up to the page cache
+and to what the experts implementation touches; the kernel's counters say how many they were.
+"""
+
+from __future__ import annotations
+
+import shutil
+from typing import Any, ClassVar
+
+import torch
+from accelerate import dispatch_model
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from baselines.contract import CapabilityCard, Counters, Generation, Request, Setting, SystemOptions, register
+from specmoe.checkpoint import Checkpoint, build_shell, expert_modules
+
+_FOLDER = "offload"
+
+
+def _device_map(model: PreTrainedModel) -> dict[str, str]:
+    """Experts modules on disk, every other module with weights or buffers of its own in memory."""
+    experts = expert_modules(model)
+    device_map = dict.fromkeys(experts, "disk")
+    for name, module in model.named_modules():
+        inside = any(name.startswith(f"{expert}.") for expert in experts)
+        owns = any(True for _ in module.parameters(recurse=False)) or any(True for _ in module.buffers(recurse=False))
+        if name not in experts and not inside and owns:
+            device_map[name] = "cpu"
+    return device_map
+
+
+class _FirstToken:
+    """A streamer that only reports when the first new token is there; transformers puts the prompt first."""
+
+    def __init__(self, report: Any) -> None:
+        self._report, self._puts = report, 0
+
+    def put(self, value: torch.Tensor) -> None:
+        self._puts += 1
+        if self._puts == 2:
+            self._report()
+
+    def end(self) -> None:
+        pass
+
+
+@register
+class AccelerateDiskSystem:
+    """``device_map`` with every experts module on disk, the rest in memory."""
+
+    card: ClassVar[CapabilityCard] = CapabilityCard(
+        name="accelerate-disk",
+        title="accelerate disk offload",
+        summary="device_map='disk' for every experts module; hooks map whole modules through the page cache",
+        grain="modules",
+        knows_budget=False,
+    )
+
+    class Options(SystemOptions):
+        pass
+
+    def __init__(self, options: Any) -> None:
+        self._model: Any = None
+
+    def build(self, setting: Setting) -> None:
+        """Let transformers write its offload folder once, outside of the limit."""
+        folder = setting.scratch / _FOLDER
+        if folder.exists():
+            return
+        partial = folder.with_name(f"{_FOLDER}.partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        model = AutoModelForCausalLM.from_pretrained(
+            setting.model_path,
+            dtype=setting.dtype,
+            device_map=_device_map(build_shell(setting.model_path)),
+            offload_folder=partial,
+        )
+        del model
+        partial.rename(folder)
+
+    def prepare(self, setting: Setting) -> None:
+        folder = setting.scratch / _FOLDER
+        model = build_shell(setting.model_path)
+        Checkpoint(setting.model_path, model).load_non_experts(setting.dtype, torch.device("cpu"))
+        dtype = str(setting.dtype).removeprefix("torch.")
+        index = {
+            file.stem: {"safetensors_file": str(file), "weight_name": file.stem, "dtype": dtype}
+            for file in folder.glob("*.safetensors")
+        }
+        self._model = dispatch_model(
+            model,
+            _device_map(model),
+            main_device="cpu",
+            offload_dir=folder,
+            offload_index=index,
+            force_hooks=True,
+        )
+
+    @torch.inference_mode()
+    def generate(self, request: Request) -> Generation:
+        sequences = self._model.generate(
+            input_ids=request.input_ids,
+            attention_mask=request.attention_mask,
+            max_new_tokens=request.new_tokens,
+            do_sample=False,
+            eos_token_id=None,
+            pad_token_id=0,
+            streamer=_FirstToken(request.on_prefill_done),
+        )
+        new_ids = sequences[:, request.input_ids.shape[1] :]
+        return Generation(new_ids, Counters(decode_steps=request.new_tokens - 1, tokens_per_step=1.0))
+
+    def close(self) -> None:
+        self._model = None

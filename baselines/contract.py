@@ -1,0 +1,175 @@
+"""The adapter contract: what a system must do to be measured, and the registry that finds it.
+
+To add a system, put one file into this package (or expose the entry point ``specmoe_bench.systems`` from
+another) that defines a class with a ``card``, an ``Options`` model and four methods, decorated with
+``@register``.  The harness drives every system through this file only, with one clock for all.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Protocol
+
+import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+Grain = Literal["experts", "modules", "layers"]
+
+
+class NotSupported(Exception):
+    """The system cannot run this cell on this machine; the message says why."""
+
+
+@dataclass(frozen=True)
+class CapabilityCard:
+    """What a system is and how it may be compared.
+
+    ``grain`` is the smallest thing it moves between tiers.  ``knows_budget`` systems honour
+    ``expert_budget_bytes`` themselves; the others are held by the process limit alone.
+    """
+
+    name: str
+    title: str
+    summary: str
+    grain: Grain
+    knows_budget: bool
+    lossless: bool = True
+    kind: Literal["measured", "oracle"] = "measured"
+
+
+class SystemOptions(BaseModel):
+    """Base of every adapter's options: typed, unknown names refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a system gets to work with.
+
+    ``model_path`` is a Hugging Face folder; ``store_path`` where its expert store is or will be;
+    ``scratch`` a folder of the system's own that outlives the process.
+    """
+
+    model_path: Path
+    store_path: Path
+    scratch: Path
+    dtype: torch.dtype
+    expert_budget_bytes: int | None
+    threads: int
+
+
+@dataclass(frozen=True)
+class Request:
+    """One batch: ids and mask are long [B, S], padded on the left; exactly ``new_tokens`` per row, greedy.
+
+    ``on_prefill_done`` must be called once, as soon as the first token of every row is known.
+    """
+
+    input_ids: torch.Tensor
+    attention_mask: torch.Tensor
+    new_tokens: int
+    on_prefill_done: Callable[[], None]
+
+
+@dataclass
+class Counters:
+    """What a system can say of itself beyond its output; None where it cannot."""
+
+    decode_steps: int | None = None
+    tokens_per_step: float | None = None
+    prefill_link_bytes: int | None = None
+    decode_link_bytes: int | None = None
+    decode_link_busy_s: float | None = None
+    decode_link_wait_s: float | None = None
+    expert_requests: int | None = None
+    expert_hits: int | None = None
+    drafted_by_position: list[int] | None = None
+    accepted_by_position: list[int] | None = None
+    peak_expert_bytes: int | None = None
+    phases_s: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass
+class Generation:
+    """``new_ids`` is long [B, new_tokens], the prompt left out."""
+
+    new_ids: torch.Tensor
+    counters: Counters = field(default_factory=Counters)
+
+
+class System(Protocol):
+    """A system under test.  The constructor takes validated options of type ``Options``."""
+
+    card: ClassVar[CapabilityCard]
+    Options: ClassVar[type[SystemOptions]]
+
+    def build(self, setting: Setting) -> None:
+        """Make files that every run needs (stores, offload folders); idempotent, outside of any limit."""
+        ...
+
+    def prepare(self, setting: Setting) -> None:
+        """Load, inside the limited process.
+
+        Raises:
+            NotSupported: this machine or model cannot run the system.
+        """
+        ...
+
+    def generate(self, request: Request) -> Generation: ...
+
+    def close(self) -> None: ...
+
+
+_SYSTEMS: dict[str, Callable[[Any], System]] = {}
+_ENTRY_POINTS = "specmoe_bench.systems"
+
+
+def register(system: Any) -> Any:
+    """Class decorator: make a system known under its card's name.
+
+    Raises:
+        ValueError: two systems of one name.
+    """
+    name = system.card.name
+    if name in _SYSTEMS and _SYSTEMS[name] is not system:
+        raise ValueError(f"two systems are called {name!r}: rename one card")
+    _SYSTEMS[name] = system
+    return system
+
+
+def systems() -> dict[str, Any]:
+    """All known system classes by name: this package's files, then entry points of other packages."""
+    import baselines
+
+    for module in pkgutil.iter_modules(baselines.__path__):
+        importlib.import_module(f"baselines.{module.name}")
+    for entry in entry_points(group=_ENTRY_POINTS):
+        entry.load()
+    return dict(sorted(_SYSTEMS.items()))
+
+
+def create(name: str, options: dict[str, Any]) -> System:
+    """A system with validated options.
+
+    Raises:
+        ValueError: unknown system or option; the message lists what there is.
+    """
+    known = systems()
+    if name not in known:
+        raise ValueError(f"unknown system {name!r}: use one of {', '.join(known)}")
+    cls = known[name]
+    try:
+        validated = cls.Options(**options)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "options"
+        allowed = ", ".join(cls.Options.model_fields) or "none"
+        raise ValueError(f"system {name!r}, option {where}: {first['msg']} (options: {allowed})") from error
+    system: System = cls(validated)
+    return system

@@ -1,0 +1,144 @@
+"""Systems built on our own engine: SpecMoE itself, MoE-OnDemand and MoE-Caching.
+
+They share store, link, arena and decode loop, so that a difference between them is a difference of
+policy and of nothing else.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from pydantic import Field
+
+from baselines.contract import CapabilityCard, Counters, Generation, Request, Setting, SystemOptions, register
+from specmoe import SpecMoE
+from specmoe.convert import open_or_build
+from specmoe.hotness import SelectionName
+from specmoe.placement import PlacementName
+from specmoe.stats import GenerationStats
+
+
+class NoOptions(SystemOptions):
+    """A system with nothing to choose."""
+
+
+class _EngineSystem:
+    """Drives ``SpecMoE``; subclasses say with which arguments."""
+
+    Options: ClassVar[type[SystemOptions]] = NoOptions
+
+    def __init__(self, options: Any) -> None:
+        self.options = options
+        self._engine: SpecMoE | None = None
+
+    def arguments(self) -> dict[str, Any]:
+        """Keyword arguments of ``SpecMoE.from_pretrained`` that make this system what it is."""
+        raise NotImplementedError
+
+    def build(self, setting: Setting) -> None:
+        open_or_build(setting.model_path, setting.store_path, setting.dtype)
+
+    def prepare(self, setting: Setting) -> None:
+        self._engine = SpecMoE.from_pretrained(
+            setting.model_path,
+            expert_budget=setting.expert_budget_bytes,
+            dtype=setting.dtype,
+            store=setting.store_path,
+            **self.arguments(),
+        )
+
+    def generate(self, request: Request) -> Generation:
+        assert self._engine is not None
+        output = self._engine.generate(
+            request.input_ids,
+            request.attention_mask,
+            max_new_tokens=request.new_tokens,
+            eos_token_id=None,
+            on_first_token=request.on_prefill_done,
+        )
+        assert output.sequences is not None
+        assert output.stats is not None
+        return Generation(output.sequences[:, request.input_ids.shape[1] :], _counters(output.stats))
+
+    def close(self) -> None:
+        if self._engine is not None:
+            self._engine.close()
+            self._engine = None
+
+
+def _counters(stats: GenerationStats) -> Counters:
+    return Counters(
+        decode_steps=stats.target_passes,
+        tokens_per_step=stats.tokens_per_step if stats.row_steps else None,
+        prefill_link_bytes=stats.prefill.link.moved_bytes,
+        decode_link_bytes=stats.decode.link.moved_bytes,
+        decode_link_busy_s=stats.decode.link.busy_s,
+        decode_link_wait_s=stats.decode.link.wait_s,
+        expert_requests=stats.decode.experts.requests,
+        expert_hits=stats.decode.experts.hits,
+        drafted_by_position=stats.drafted_by_position or None,
+        accepted_by_position=stats.accepted_by_position or None,
+        peak_expert_bytes=stats.peak_expert_bytes,
+        phases_s={"draft": stats.draft_s, "verify": stats.verify_s, "link_wait": stats.decode.link.wait_s},
+    )
+
+
+@register
+class SpecMoESystem(_EngineSystem):
+    """The paper's system; gamma and N fixed per cell."""
+
+    card = CapabilityCard(
+        name="specmoe",
+        title="SpecMoE",
+        summary="self-assisted speculative decoding: pinned draft experts, coalesced verification",
+        grain="experts",
+        knows_budget=True,
+    )
+
+    class Options(SystemOptions):
+        gamma: int = Field(default=5, ge=1, le=64)
+        draft_experts: int = Field(default=8, ge=1)
+        placement: PlacementName = "lfu"
+        selection: SelectionName = "hot-temporal"
+        hot_decay: float = Field(default=0.5, ge=0, le=1)
+
+    def arguments(self) -> dict[str, Any]:
+        return dict(self.options.model_dump())
+
+
+@register
+class OnDemandSystem(_EngineSystem):
+    """MoE-OnDemand of the paper: after each gate, bring that step's experts; keep none."""
+
+    card = CapabilityCard(
+        name="on-demand",
+        title="MoE-OnDemand",
+        summary="moves each step's experts after the gate, keeps none",
+        grain="experts",
+        knows_budget=True,
+    )
+
+    def arguments(self) -> dict[str, Any]:
+        return {"gamma": 0, "placement": "on-demand"}
+
+
+@register
+class CachingSystem(_EngineSystem):
+    """MoE-Caching of the paper: the most frequently used experts of each layer stay.
+
+    Memory-matched when it gets the cell's budget; the paper's own setting is a budget of 10 %.
+    """
+
+    card = CapabilityCard(
+        name="caching",
+        title="MoE-Caching",
+        summary="keeps the most frequently used experts of each layer, as many as the budget holds",
+        grain="experts",
+        knows_budget=True,
+    )
+
+    class Options(SystemOptions):
+        policy: PlacementName = "top-fraction"
+
+    def arguments(self) -> dict[str, Any]:
+        return {"gamma": 0, "placement": self.options.policy}

@@ -1,0 +1,200 @@
+"""One cell in a process of its own: prepare, warm up, repeat, measure.
+
+The parent places the process under its memory limit, then writes the job to standard input; the answer
+is one JSON object in the job's result file.  Nothing heavy is imported before the job arrives.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+import traceback
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+
+@dataclass
+class Job:
+    """What the parent asks for; ``action`` is ``build``, ``measure`` or ``reference``."""
+
+    action: str
+    system: str
+    options: dict[str, Any]
+    model_path: str
+    store_path: str
+    scratch: str
+    dtype: str
+    batch_size: int
+    new_tokens: int
+    prompt_offset: int
+    prompts: str | None
+    expert_budget_bytes: int | None
+    threads: int
+    warmup_tokens: int
+    repetitions: int
+    reference_path: str
+    result_path: str
+
+
+@dataclass
+class Answer:
+    """What the worker says; ``repetitions`` are ``harness.record.Repetition`` fields."""
+
+    status: str = "ok"
+    error: str | None = None
+    repetitions: list[dict[str, Any]] = field(default_factory=list)
+    phases_s: dict[str, float] = field(default_factory=dict)
+    peak_expert_bytes: int | None = None
+    notes: list[str] = field(default_factory=list)
+
+
+def main() -> None:
+    job = Job(**json.loads(sys.stdin.readline()))
+    try:
+        answer = run(job)
+    except Exception as error:  # the process boundary: everything becomes an answer
+        status = "not_supported" if type(error).__name__ == "NotSupported" else "failed"
+        answer = Answer(status, f"{type(error).__name__}: {error}", notes=[traceback.format_exc(limit=-4)])
+    Path(job.result_path).write_text(json.dumps(asdict(answer)))
+
+
+def run(job: Job) -> Answer:
+    """Carry out a job in this process."""
+    import torch
+
+    torch.set_num_threads(job.threads)
+    if job.action == "reference":
+        return _reference(job)
+
+    from baselines import contract
+
+    system = contract.create(job.system, job.options)
+    setting = contract.Setting(
+        model_path=Path(job.model_path),
+        store_path=Path(job.store_path),
+        scratch=Path(job.scratch),
+        dtype=getattr(torch, job.dtype),
+        expert_budget_bytes=job.expert_budget_bytes,
+        threads=job.threads,
+    )
+    if job.action == "build":
+        setting.scratch.mkdir(parents=True, exist_ok=True)
+        system.build(setting)
+        return Answer()
+    started = time.perf_counter()
+    system.prepare(setting)
+    try:
+        return _measure(job, system, time.perf_counter() - started)
+    finally:
+        system.close()
+
+
+def batch(job: Job) -> tuple[Any, Any]:
+    """The cell's prompts as (input_ids, attention_mask), long [B, S], padded on the left."""
+    from transformers import AutoTokenizer
+
+    from workloads import prompts
+
+    tokenizer = AutoTokenizer.from_pretrained(job.model_path, padding_side="left")
+    source = Path(job.prompts) if job.prompts else prompts.EMBEDDED
+    chosen = prompts.select(job.batch_size, job.prompt_offset, source)
+    encoded = tokenizer([p.text for p in chosen], return_tensors="pt", padding=True)
+    return encoded["input_ids"], encoded["attention_mask"]
+
+
+def _reference(job: Job) -> Answer:
+    """Write the resident model's own greedy tokens, which every system is compared with."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    ids, mask = batch(job)
+    model = AutoModelForCausalLM.from_pretrained(job.model_path, dtype=getattr(torch, job.dtype))
+    output = model.generate(
+        ids, attention_mask=mask, max_new_tokens=job.new_tokens, do_sample=False, eos_token_id=None, pad_token_id=0
+    )
+    tokens = output[:, ids.shape[1] :].tolist()
+    Path(job.reference_path).parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(f"{job.reference_path}.partial")
+    partial.write_text(json.dumps(tokens))
+    partial.rename(job.reference_path)
+    return Answer()
+
+
+def _measure(job: Job, system: Any, prepare_s: float) -> Answer:
+    from baselines.contract import Request
+
+    ids, mask = batch(job)
+    reference = json.loads(Path(job.reference_path).read_text())
+    answer = Answer(phases_s={"prepare": prepare_s})
+    if job.warmup_tokens:
+        system.generate(Request(ids, mask, job.warmup_tokens, lambda: None))
+    for _ in range(job.repetitions):
+        marks = [_Mark.now()]
+        generation = system.generate(Request(ids, mask, job.new_tokens, lambda: marks.append(_Mark.now())))  # noqa: B023
+        marks.append(_Mark.now())
+        if len(marks) != 3:
+            raise RuntimeError(f"{job.system} reported its first token {len(marks) - 2} times: exactly once is asked")
+        answer.repetitions.append(_repetition(job, marks, generation, int(mask.sum()), reference))
+        answer.phases_s |= generation.counters.phases_s
+        answer.peak_expert_bytes = generation.counters.peak_expert_bytes
+    return answer
+
+
+@dataclass(frozen=True)
+class _Mark:
+    """A moment: time and what the kernel had read for this process by then."""
+
+    seconds: float
+    read_bytes: int | None
+
+    @classmethod
+    def now(cls) -> _Mark:
+        from harness.telemetry import kernel_read_bytes
+
+        return cls(time.perf_counter(), kernel_read_bytes())
+
+
+def _repetition(job: Job, marks: list[_Mark], generation: Any, prompt_tokens: int, reference: Any) -> dict[str, Any]:
+    counters = generation.counters
+    start, first, end = marks
+    drafted, accepted = counters.drafted_by_position, counters.accepted_by_position
+    return {
+        "prefill_s": first.seconds - start.seconds,
+        "decode_s": end.seconds - first.seconds,
+        "prompt_tokens": prompt_tokens,
+        "new_tokens": int(generation.new_ids.numel()),
+        "decode_steps": counters.decode_steps or job.new_tokens - 1,
+        "tokens_per_step": counters.tokens_per_step,
+        "prefill_link_bytes": counters.prefill_link_bytes,
+        "decode_link_bytes": counters.decode_link_bytes,
+        "decode_link_busy_s": counters.decode_link_busy_s,
+        "decode_link_wait_s": counters.decode_link_wait_s,
+        "prefill_kernel_read_bytes": _difference(start.read_bytes, first.read_bytes),
+        "decode_kernel_read_bytes": _difference(first.read_bytes, end.read_bytes),
+        "drafted_by_position": drafted,
+        "accepted_by_position": accepted,
+        "drafted_tokens": sum(drafted) if drafted is not None else None,
+        "accepted_tokens": sum(accepted) if accepted is not None else None,
+        "expert_requests": counters.expert_requests,
+        "expert_hits": counters.expert_hits,
+        "fidelity": fidelity(generation.new_ids.tolist(), reference),
+    }
+
+
+def _difference(before: int | None, after: int | None) -> int | None:
+    return None if before is None or after is None else after - before
+
+
+def fidelity(tokens: list[list[int]], reference: list[list[int]]) -> float:
+    """Mean over rows of the common prefix's length over the reference's: 1.0 is token for token equal."""
+    shares = []
+    for row, expected in zip(tokens, reference, strict=True):
+        same = next((i for i, pair in enumerate(zip(row, expected, strict=False)) if pair[0] != pair[1]), len(expected))
+        shares.append(same / len(expected) if len(row) == len(expected) else 0.0)
+    return sum(shares) / len(shares)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,149 @@
+"""Small models shared by the tests; every one is a real transformers class."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import (
+    DeepseekV3Config,
+    DeepseekV3ForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
+    OlmoeConfig,
+    OlmoeForCausalLM,
+    PreTrainedModel,
+    Qwen2MoeConfig,
+    Qwen2MoeForCausalLM,
+    Qwen3MoeConfig,
+    Qwen3MoeForCausalLM,
+)
+
+torch.set_num_threads(1)
+VOCAB = 97
+
+
+def _common(**extra: object) -> dict[str, object]:
+    shape = {
+        "vocab_size": VOCAB,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 256,
+        "bos_token_id": 1,
+        "eos_token_id": None,
+        "pad_token_id": 0,
+        "initializer_range": 0.3,
+    }
+    return shape | extra
+
+
+def _qwen3() -> PreTrainedModel:
+    config = Qwen3MoeConfig(
+        **_common(num_experts=8, num_experts_per_tok=2, moe_intermediate_size=16, head_dim=8, norm_topk_prob=True)
+    )
+    return Qwen3MoeForCausalLM(config)
+
+
+def _qwen3_with_dense_layers() -> PreTrainedModel:
+    config = Qwen3MoeConfig(
+        **_common(
+            num_hidden_layers=4,
+            num_experts=8,
+            num_experts_per_tok=2,
+            moe_intermediate_size=16,
+            head_dim=8,
+            decoder_sparse_step=2,
+        )
+    )
+    return Qwen3MoeForCausalLM(config)
+
+
+def _qwen2() -> PreTrainedModel:
+    config = Qwen2MoeConfig(
+        **_common(num_experts=6, num_experts_per_tok=2, moe_intermediate_size=16, shared_expert_intermediate_size=24)
+    )
+    return Qwen2MoeForCausalLM(config)
+
+
+def _mixtral_with_sliding_window() -> PreTrainedModel:
+    return MixtralForCausalLM(MixtralConfig(**_common(num_local_experts=4, num_experts_per_tok=2, sliding_window=8)))
+
+
+def _olmoe() -> PreTrainedModel:
+    return OlmoeForCausalLM(OlmoeConfig(**_common(num_experts=8, num_experts_per_tok=2)))
+
+
+def _deepseek() -> PreTrainedModel:
+    config = DeepseekV3Config(
+        **_common(
+            num_key_value_heads=4,
+            n_routed_experts=8,
+            num_experts_per_tok=2,
+            n_shared_experts=1,
+            moe_intermediate_size=16,
+            first_k_dense_replace=1,
+            n_group=2,
+            topk_group=1,
+            q_lora_rank=16,
+            kv_lora_rank=16,
+            qk_rope_head_dim=8,
+            qk_nope_head_dim=8,
+            v_head_dim=8,
+        )
+    )
+    return DeepseekV3ForCausalLM(config)
+
+
+FAMILIES: dict[str, Callable[[], PreTrainedModel]] = {
+    "qwen3": _qwen3,
+    "qwen3-dense-between": _qwen3_with_dense_layers,
+    "qwen2-shared-expert": _qwen2,
+    "mixtral-sliding-window": _mixtral_with_sliding_window,
+    "olmoe": _olmoe,
+    "deepseek-v3": _deepseek,
+}
+
+
+def build(family: str, folder: Path) -> PreTrainedModel:
+    """A random model of a family in float32, saved to ``folder``."""
+    torch.manual_seed(sum(family.encode()))
+    model = FAMILIES[family]().float().eval()
+    model.save_pretrained(folder)
+    return model
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, PreTrainedModel]:
+    """A random Qwen3-MoE: (folder, reference model)."""
+    folder = tmp_path_factory.mktemp("tiny")
+    return folder, build("qwen3", folder)
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache folder in force for the test."""
+    monkeypatch.setenv("SPECMOE_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def prompts(rows: int, seed: int = 0, shortest: int = 3, longest: int = 12) -> tuple[torch.Tensor, torch.Tensor]:
+    """Left-padded random prompts of different lengths: (input_ids, attention_mask), long [B, S]."""
+    generator = torch.Generator().manual_seed(seed)
+    lengths = torch.randint(shortest, longest + 1, (rows,), generator=generator)
+    width = int(lengths.max())
+    mask = (torch.arange(width) >= width - lengths[:, None]).long()
+    ids = torch.randint(2, VOCAB, (rows, width), generator=generator) * mask
+    return ids, mask
+
+
+def reference(model: PreTrainedModel, ids: torch.Tensor, mask: torch.Tensor, new_tokens: int) -> torch.Tensor:
+    """transformers' own greedy sequences, never stopping early."""
+    output: torch.Tensor = model.generate(
+        ids, attention_mask=mask, max_new_tokens=new_tokens, do_sample=False, eos_token_id=None, pad_token_id=0
+    )
+    return output
