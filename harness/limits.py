@@ -1,0 +1,211 @@
+"""A kernel-enforced memory limit for a worker process: page cache included, swap excluded.
+
+cgroup v1 (memory and blkio controllers) and v2 are supported.  A group is made per worker and removed
+afterwards; where neither works, the same object does nothing and its report says ``enforced=False`` and why.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Literal, Self
+
+from harness.record import Limit
+
+ROOT = Path("/sys/fs/cgroup")
+PREFIX = "specmoe-bench-"
+Mechanism = Literal["cgroup-v1", "cgroup-v2", "none"]
+
+_MEND = "run as root, or delegate a cgroup with the memory controller (systemd-run --user --scope -p Delegate=yes)"
+
+
+@dataclass(frozen=True)
+class LimitSupport:
+    """What this machine can enforce; ``parents`` are the folders new groups go into."""
+
+    mechanism: Mechanism
+    parents: tuple[Path, ...] = ()
+    why_not: str | None = None
+
+
+def detect(root: Path = ROOT) -> LimitSupport:
+    """Find a working mechanism by making a group, giving it a limit, and removing it."""
+    reasons = []
+    candidates: tuple[tuple[Mechanism, Callable[[Path], tuple[Path, ...]]], ...] = (
+        ("cgroup-v1", _parents_v1),
+        ("cgroup-v2", _parents_v2),
+    )
+    for mechanism, find in candidates:
+        try:
+            parents = find(root)
+            if not parents:
+                reasons.append(f"{mechanism}: no memory controller under {root}")
+                continue
+            with MemoryLimit(1 << 30, "probe", LimitSupport(mechanism, parents)):
+                return LimitSupport(mechanism, parents)
+        except OSError as error:
+            reasons.append(f"{mechanism}: {error.strerror or error}")
+    return LimitSupport("none", why_not=f"{'; '.join(reasons)}: {_MEND}")
+
+
+def _parents_v1(root: Path) -> tuple[Path, ...]:
+    memory = root / "memory"
+    if not (memory / "memory.limit_in_bytes").exists() and not (memory / "memory.usage_in_bytes").exists():
+        return ()
+    blkio = root / "blkio"
+    return (memory, blkio) if (blkio / "blkio.throttle.io_service_bytes").exists() else (memory,)
+
+
+def _parents_v2(root: Path) -> tuple[Path, ...]:
+    own = Path("/proc/self/cgroup").read_text().splitlines()
+    inside = next((line.removeprefix("0::").strip("/") for line in own if line.startswith("0::")), "")
+    for mount in (root, root / "unified"):
+        # processes may only live in leaves, so the new group goes beside our own
+        for parent in dict.fromkeys(((mount / inside).parent, mount / inside, mount)):
+            control = parent / "cgroup.subtree_control"
+            if control.exists() and "memory" in control.read_text().split():
+                return (parent,)
+    return ()
+
+
+class MemoryLimit:
+    """A group with a limit around one worker.
+
+    Args:
+        limit_bytes: limit of anonymous memory and page cache together; None for no limit.
+        name: part of the group's name.
+        support: what ``detect`` found; detected when not given.
+
+    Use as a context manager; ``add`` the worker before it allocates.
+    """
+
+    def __init__(self, limit_bytes: int | None, name: str, support: LimitSupport | None = None) -> None:
+        if limit_bytes is not None and limit_bytes < 1 << 20:
+            raise ValueError(f"memory limit of {limit_bytes} bytes is below one MiB: no process can start in it")
+        self._limit_bytes = limit_bytes
+        self._support = support or (
+            detect() if limit_bytes is not None else LimitSupport("none", why_not="no limit asked")
+        )
+        self._groups = [p / f"{PREFIX}{os.getpid()}-{name}" for p in self._support.parents]
+        self._peak: int | None = None
+
+    def __enter__(self) -> Self:
+        try:
+            for group in self._groups:
+                group.mkdir(exist_ok=True)
+            if self._groups and self._limit_bytes is not None:
+                self._set_limit(self._groups[0], self._limit_bytes)
+        except OSError:
+            self._remove()
+            raise
+        return self
+
+    def _set_limit(self, group: Path, limit_bytes: int) -> None:
+        if self._support.mechanism == "cgroup-v1":
+            (group / "memory.limit_in_bytes").write_text(str(limit_bytes))
+            with contextlib.suppress(OSError):  # kernels without swap accounting have no such file
+                (group / "memory.memsw.limit_in_bytes").write_text(str(limit_bytes))
+            with contextlib.suppress(OSError):
+                (group / "memory.swappiness").write_text("0")
+        else:
+            (group / "memory.max").write_text(str(limit_bytes))
+            with contextlib.suppress(OSError):
+                (group / "memory.swap.max").write_text("0")
+
+    def add(self, pid: int) -> None:
+        """Place a process into the group."""
+        for group in self._groups:
+            (group / "cgroup.procs").write_text(str(pid))
+
+    def peak_bytes(self) -> int | None:
+        """Most memory the group ever held, page cache included; None where the kernel does not say."""
+        if not self._groups:
+            return None
+        name = "memory.max_usage_in_bytes" if self._support.mechanism == "cgroup-v1" else "memory.peak"
+        return _read_int(self._groups[0] / name)
+
+    def oom_kills(self) -> int:
+        """Processes of the group that the kernel killed at the limit."""
+        if not self._groups:
+            return 0
+        name = "memory.oom_control" if self._support.mechanism == "cgroup-v1" else "memory.events"
+        with contextlib.suppress(OSError):
+            found = re.search(r"^oom_kill (\d+)$", (self._groups[0] / name).read_text(), re.MULTILINE)
+            return int(found[1]) if found else 0
+        return 0
+
+    def read_bytes(self) -> int | None:
+        """Bytes the group read from block devices, by the kernel's own accounting, or None."""
+        with contextlib.suppress(OSError):
+            if self._support.mechanism == "cgroup-v1" and len(self._groups) > 1:
+                text = (self._groups[1] / "blkio.throttle.io_service_bytes").read_text()
+                return sum(int(n) for n in re.findall(r"^\d+:\d+ Read (\d+)$", text, re.MULTILINE))
+            if self._support.mechanism == "cgroup-v2":
+                return sum(int(n) for n in re.findall(r"rbytes=(\d+)", (self._groups[0] / "io.stat").read_text()))
+        return None
+
+    def report(self) -> Limit:
+        """What was in force, for the record."""
+        enforced = self._support.mechanism != "none" and self._limit_bytes is not None
+        return Limit(
+            enforced=enforced,
+            mechanism=self._support.mechanism if enforced else "none",
+            limit_bytes=self._limit_bytes,
+            peak_bytes=self.peak_bytes(),
+            why_not=None if enforced else self._support.why_not,
+        )
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self._remove()
+
+    def _remove(self) -> None:
+        """Remove the groups; a killed member may take a moment to leave."""
+        for group in self._groups:
+            for _ in range(50):
+                try:
+                    group.rmdir()
+                    break
+                except FileNotFoundError:
+                    break
+                except OSError:
+                    time.sleep(0.02)
+
+
+def clean_stale_groups(support: LimitSupport) -> int:
+    """Remove groups of benches that were killed; returns how many."""
+    removed = 0
+    for parent in support.parents:
+        for group in parent.glob(f"{PREFIX}*"):
+            pid = group.name.removeprefix(PREFIX).split("-")[0]
+            if pid.isdigit() and not Path(f"/proc/{pid}").exists():
+                with contextlib.suppress(OSError):
+                    group.rmdir()
+                    removed += 1
+    return removed
+
+
+def drop_page_cache(paths: Iterable[Path]) -> None:
+    """Have the kernel forget cached pages of files and of all files below folders; needs no rights."""
+    for path in paths:
+        for file in [path] if path.is_file() else sorted(path.rglob("*")):
+            if not file.is_file():
+                continue
+            descriptor = os.open(file, os.O_RDONLY)
+            try:
+                os.fdatasync(descriptor)
+                os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+            finally:
+                os.close(descriptor)
+
+
+def _read_int(file: Path) -> int | None:
+    try:
+        return int(file.read_text())
+    except (OSError, ValueError):
+        return None

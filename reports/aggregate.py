@@ -1,0 +1,169 @@
+"""Rounds into one row per system and batch, and ratios taken within a round."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+
+from reports.load import METRICS
+
+REFERENCE = "on-demand"
+RESAMPLES = 10_000
+KINDS = ("measured", "emulated", "oracle", "projected")
+
+_GROUP = ["workload", "kind", "title", "batch_size"]
+_PAIR = ["run_id", "round"]  # one pass over all cells: what ran in it is compared
+_RATIOS = {
+    "speedup": "decode_tok_s",
+    "link_ratio": "link_bytes_per_token",
+    "kernel_ratio": "kernel_read_bytes_per_token",
+}
+
+Verdict = Literal["faster", "slower", "same", "single", "none"]
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """Median of per-round ratios with its 95 % interval; no interval from one round, no median from none."""
+
+    median: float | None
+    low: float | None
+    high: float | None
+    n: int
+
+    @property
+    def verdict(self) -> Verdict:
+        """What may be said of a speed ratio: ``same`` where the interval holds 1."""
+        if self.median is None:
+            return "none"
+        if self.low is None or self.high is None:
+            return "single"
+        if self.low > 1:
+            return "faster"
+        return "slower" if self.high < 1 else "same"
+
+    def __str__(self) -> str:
+        if self.median is None:
+            return "–"
+        if self.low is None:
+            return f"{self.median:.2f}× (n=1)"
+        return f"{self.median:.2f}× [{self.low:.2f}, {self.high:.2f}]"
+
+
+def bootstrap(ratios: Sequence[float], seed: int = 0) -> Ratio:
+    """Median and percentile-bootstrap 95 % interval of per-round ratios [n], 10,000 resamples."""
+    values = np.asarray(ratios, dtype=float)
+    values = values[np.isfinite(values)]
+    if not len(values):
+        return Ratio(None, None, None, 0)
+    if len(values) == 1:
+        return Ratio(float(values[0]), None, None, 1)
+    picks = np.random.default_rng(seed).integers(0, len(values), (RESAMPLES, len(values)))
+    low, high = np.percentile(np.median(values[picks], axis=1), [2.5, 97.5])
+    return Ratio(float(np.median(values)), float(low), float(high), len(values))
+
+
+def within_rounds(system: pd.DataFrame, reference: pd.DataFrame, column: str) -> Ratio:
+    """``column`` of ``system`` over that of ``reference``, paired by run and round; both finished rows only."""
+    pairs = system.merge(reference, on=_PAIR, suffixes=("", "_reference"))
+    below = pairs[f"{column}_reference"].to_numpy(dtype=float)
+    above = pairs[column].to_numpy(dtype=float)
+    usable = below > 0
+    return bootstrap((above[usable] / below[usable]).tolist())
+
+
+def summarize(frame: pd.DataFrame, reference: str = REFERENCE) -> pd.DataFrame:
+    """One row per workload, kind, title and batch.
+
+    Medians over the finished rounds under the names of ``METRICS``, with ``_low`` and ``_high`` for the
+    smallest and largest round; ``speedup``, ``link_ratio`` and ``kernel_ratio`` are ratios within a round to
+    the system named ``reference``, with ``_low``, ``_high`` (95 % interval) and ``_n``.  ``status`` is ``ok``
+    if any round finished, ``reason`` says what happened in the others.
+    """
+    rows = []
+    for (workload, kind, title, batch), part in frame.groupby(_GROUP, sort=False):
+        finished = part[part["status"] == "ok"]
+        row: dict[str, Any] = {"workload": workload, "kind": kind, "title": title, "batch_size": int(batch)}
+        row |= _identity(part) | _spread(finished) | _outcome(part)
+        other = _reference(frame, row, reference)
+        row["reference"] = None if other is None else str(other["title"].iloc[0])
+        row["reference_kind"] = None if other is None else str(other["kind"].iloc[0])
+        row["is_reference"] = (row["reference"], row["reference_kind"]) == (title, kind)
+        for name, column in _RATIOS.items():
+            ratio = Ratio(None, None, None, 0) if other is None else within_rounds(finished, other, column)
+            row |= {name: ratio.median, f"{name}_low": ratio.low, f"{name}_high": ratio.high, f"{name}_n": ratio.n}
+        rows.append(row)
+    return _ordered(pd.DataFrame(rows))
+
+
+def ratio_of(row: dict[str, Any], name: str = "speedup") -> Ratio:
+    """The ratio kept in a summary row."""
+    keys = (name, f"{name}_low", f"{name}_high")
+    median, low, high = (None if pd.isna(row[key]) else float(row[key]) for key in keys)
+    return Ratio(median, low, high, int(row[f"{name}_n"]))
+
+
+def _identity(part: pd.DataFrame) -> dict[str, Any]:
+    first = part.iloc[0]
+    names = ("system", "label", "cell_id", "grain", "lossless", "expert_budget_bytes", "process_limit_bytes")
+    enforced = all(value is True for value in part["limit_enforced"])
+    return {name: first[name] for name in names} | {"enforced": enforced}
+
+
+def _spread(finished: pd.DataFrame) -> dict[str, float]:
+    out: dict[str, float] = {}
+    memory = finished["peak_rss_bytes"].fillna(finished["limit_peak_bytes"].astype(float))
+    for name in METRICS:
+        values = memory if name == "peak_rss_bytes" else finished[name]
+        out |= {name: values.median(), f"{name}_low": values.min(), f"{name}_high": values.max()}
+    return out
+
+
+def _outcome(part: pd.DataFrame) -> dict[str, Any]:
+    lost = part[part["status"] != "ok"]
+    reasons = [
+        f"{status}: {' '.join(str(error or 'no reason given').split())}"
+        for status, error in lost[["status", "error"]].drop_duplicates().itertuples(index=False)
+    ]
+    finished = len(part) - len(lost)
+    return {
+        "rounds": len(part),
+        "rounds_ok": finished,
+        "status": "ok" if finished else str(lost["status"].iloc[-1]),
+        "reason": "; ".join(reasons),
+    }
+
+
+def _reference(frame: pd.DataFrame, row: dict[str, Any], system: str) -> pd.DataFrame | None:
+    """Finished rounds of the reference for a row: of its own kind, or measured if the row is an oracle's.
+
+    Of several, the one with the row's budget, else the first.
+    """
+    same = (frame["workload"] == row["workload"]) & (frame["batch_size"] == row["batch_size"])
+    found = frame[same & (frame["system"] == system) & (frame["status"] == "ok")]
+    kinds = [row["kind"], "measured"] if row["kind"] == "oracle" else [row["kind"]]
+    for kind in kinds:
+        ours = found[found["kind"] == kind]
+        if len(ours):
+            matched = ours[ours["expert_budget_bytes"] == row["expert_budget_bytes"]]
+            chosen = ours[ours["title"] == row["title"]]
+            chosen = chosen if len(chosen) else (matched if len(matched) else ours)
+            return chosen[chosen["title"] == chosen["title"].iloc[0]]
+    return None
+
+
+def _ordered(summary: pd.DataFrame) -> pd.DataFrame:
+    """Workloads and systems in order of first appearance, measured kinds first, batches ascending."""
+    order = {
+        "workload": {name: i for i, name in enumerate(summary["workload"].unique())},
+        "kind": {name: i for i, name in enumerate(KINDS)},
+        "title": {name: i for i, name in enumerate(summary["title"].unique())},
+    }
+    by = ["workload", "kind", "batch_size", "title"]
+    return summary.sort_values(
+        by, key=lambda column: column.map(order[column.name]) if column.name in order else column
+    ).reset_index(drop=True)

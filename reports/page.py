@@ -1,0 +1,212 @@
+"""One self-contained HTML page and its markdown twin, from the same context."""
+
+from __future__ import annotations
+
+import base64
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from jinja2 import Environment, FileSystemLoader
+
+from reports.aggregate import REFERENCE
+from reports.doubts import doubts
+from reports.figures import Figure
+from reports.headline import Headline, headline
+from reports.tables import NONE, Table, mark_budgets, markdown, number, tables
+
+TEMPLATES = Path(__file__).parent / "templates"
+DEFAULT_TITLE = "Mixture-of-Experts inference under a memory limit"
+PROTOCOL = (
+    "Systems run interleaved in rounds, each in a process of its own, with a cold page cache at the start of a cell.",
+    "Same prompts and same number of new tokens for all; ratios are taken within a round.",
+)
+GRAINS = {"experts": "single experts", "modules": "whole modules", "layers": "whole layers"}
+
+
+@dataclass(frozen=True)
+class Detail:
+    """All that is known of one cell, over its rounds, as JSON text."""
+
+    name: str
+    status: str
+    cell: str
+    config: str
+    rounds: str
+
+
+@dataclass(frozen=True)
+class Section:
+    """The report of one workload."""
+
+    anchor: str
+    name: str
+    headline: Headline
+    doubts: list[str]
+    setup: list[tuple[str, str]]
+    fairness: list[str]
+    tables: list[Table]
+    figures: list[Figure]
+    details: list[Detail]
+
+
+def section(place: int, summary: pd.DataFrame, frame: pd.DataFrame, figures: list[Figure], name: str) -> Section:
+    """Gather what a page says of one workload (the ``place``-th, from 1)."""
+    return Section(
+        anchor=f"workload-{place}",
+        name=name,
+        headline=headline(summary, frame),
+        doubts=doubts(summary, frame),
+        setup=_setup(summary, frame),
+        fairness=_fairness(summary),
+        tables=tables(summary),
+        figures=figures,
+        details=_details(frame),
+    )
+
+
+def render(sections: list[Section], frame: pd.DataFrame, title: str | None) -> tuple[str, str]:
+    """The HTML page and the markdown text."""
+    context = {
+        "title": title or DEFAULT_TITLE,
+        "sections": sections,
+        "environments": _environments(frame),
+        "commands": _commands(frame),
+        "started": _span(frame),
+        "reference": REFERENCE,
+    }
+    html = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    html.filters |= {"data_uri": _data_uri}
+    plain = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=False, trim_blocks=True, lstrip_blocks=True)
+    plain.filters |= {"table": markdown}
+    page = html.get_template("report.html.j2").render(context)
+    return page, plain.get_template("report.md.j2").render(context)
+
+
+def _setup(summary: pd.DataFrame, frame: pd.DataFrame) -> list[tuple[str, str]]:
+    first = frame.iloc[0]
+    repetitions = [r for record in frame["record"] for r in record.get("repetitions") or []]
+    per_row = sorted(
+        {
+            r["prompt_tokens"] / record["cell"]["batch_size"]
+            for record in frame["record"]
+            for r in record.get("repetitions") or []
+            if r.get("prompt_tokens")
+        }
+    )
+    prompts = _range([number(tokens) for tokens in (per_row[:1] + per_row[-1:])])
+    rounds = [str(n) for n in sorted(set(summary["rounds"]))]
+    budgets = sorted(set(summary["expert_budget_bytes"].dropna()))
+    facts = [
+        ("Model", str(first["model"])),
+        ("Data type", str(first["dtype"] or NONE)),
+        ("Expert byte budget", ", ".join(f"{number(b / 1e6)} MB" for b in budgets) or "none"),
+        ("Memory limit of the process", _limit(frame)),
+        ("Prompt tokens per row (mean)", prompts if repetitions else NONE),
+        ("New tokens per row", str(first["new_tokens"])),
+        ("Batch sizes", ", ".join(str(b) for b in sorted(set(summary["batch_size"])))),
+        ("Rounds", _range([rounds[0], rounds[-1]])),
+        ("Threads", str(first["threads"] or NONE)),
+    ]
+    return facts + ([("Machine", str(first["host"]))] if first["host"] else [])
+
+
+def _range(ends: list[str]) -> str:
+    return " to ".join(dict.fromkeys(ends))
+
+
+def _limit(frame: pd.DataFrame) -> str:
+    limits = sorted({int(b) for name in ("limit_bytes", "process_limit_bytes") for b in frame[name].dropna()})
+    size = ", ".join(f"{number(limit / 1e9)} GB" for limit in limits) or "none"
+    enforced = [value is True for value in frame["limit_enforced"]]
+    how = sorted(set(frame["limit_mechanism"].dropna()) - {"none"})
+    if all(enforced):
+        return f"{size}, enforced by the kernel ({', '.join(how)}), page cache included"
+    some = f"only for some cells ({', '.join(how)})" if any(enforced) else "not enforced by the kernel"
+    why = sorted({str(reason) for reason in frame["limit_why_not"].dropna()})
+    return f"{size}, {some}" + (f": {'; '.join(why)}" if why else "")
+
+
+def _fairness(summary: pd.DataFrame) -> list[str]:
+    rows = mark_budgets(summary.to_dict("records"))
+    odd = {row["title"]: row["expert_budget_bytes"] for row in rows if row["budget_differs"]}
+    budgets = [row["expert_budget_bytes"] for row in rows if not row["budget_differs"]]
+    usual = next((b for b in budgets if not pd.isna(b)), None)
+    lines = []
+    if usual is not None:
+        lines.append(f"Every system has the same budget of {number(usual / 1e6)} MB for experts on the device")
+        lines[-1] += ", but for those named next." if odd else "."
+    lines += [
+        f"{title} has {'a larger' if budget > (usual or 0) else 'a smaller'} budget of {number(budget / 1e6)} MB."
+        for title, budget in odd.items()
+    ]
+    limit = summary["process_limit_bytes"].iloc[0]
+    if not pd.isna(limit):
+        held = (
+            "and the kernel holds each to it" if summary["enforced"].all() else "but the kernel did not hold all to it"
+        )
+        lines.append(f"Every process has the same memory limit of {number(limit / 1e9)} GB, {held}.")
+    blind = list(
+        dict.fromkeys(row["title"] for row in rows if pd.isna(row["peak_device_expert_bytes"]) and row["rounds_ok"])
+    )
+    if blind:
+        lines.append(
+            f"No count of expert bytes from {', '.join(blind)}: only the process limit holds them to a budget."
+        )
+    grains = summary.dropna(subset=["grain"]).groupby("grain", sort=False)["title"].unique()
+    lines += [f"Moved between the tiers as {GRAINS.get(g, g)}: {', '.join(t)}." for g, t in grains.items()]
+    return [*lines, *PROTOCOL]
+
+
+def _details(frame: pd.DataFrame) -> list[Detail]:
+    out = []
+    for (kind, title, batch, cell_id), part in frame.groupby(["kind", "title", "batch_size", "cell_id"], sort=False):
+        records = list(part["record"])
+        hidden = ("cell", "config", "environment", "schema_version", "cell_id")
+        rounds = [{key: value for key, value in record.items() if key not in hidden} for record in records]
+        name = f"{title}, batch {batch}, cell {cell_id}" + (f" ({kind})" if kind != "measured" else "")
+        status = ", ".join(f"{n} {status}" for status, n in part["status"].value_counts().items())
+        config = records[-1].get("config") or {}
+        out.append(Detail(name, status, _json(records[-1]["cell"]), _json(config), _json(rounds)))
+    return out
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, indent=1, ensure_ascii=False)
+
+
+def _environments(frame: pd.DataFrame) -> list[tuple[str, list[tuple[str, str]]]]:
+    """Each distinct environment with the runs it held for, its entries as (name, text)."""
+    runs: dict[str, list[str]] = {}
+    for record in frame["record"]:
+        names = runs.setdefault(json.dumps(record.get("environment") or {}, sort_keys=True), [])
+        if record["run_id"] not in names:
+            names.append(record["run_id"])
+    found = [(text, names) for text, names in runs.items() if text != "{}"]
+    return [
+        ("run " + ", ".join(map(str, names)), [(key, _plain(key, value)) for key, value in json.loads(text).items()])
+        for text, names in found
+    ]
+
+
+def _plain(key: str, value: Any) -> str:
+    if key.endswith("_bytes") and isinstance(value, int | float):
+        return f"{number(value / 1e9)} GB"
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _commands(frame: pd.DataFrame) -> list[str]:
+    found = [(record.get("config") or {}).get("command") for record in frame["record"]]
+    texts = [" ".join(map(str, command)) if isinstance(command, list) else command for command in found]
+    return list(dict.fromkeys(str(text) for text in texts if text))
+
+
+def _span(frame: pd.DataFrame) -> str:
+    days = sorted({str(started)[:10] for started in frame["started_at"].dropna()})
+    return _range(days[:1] + days[-1:])
+
+
+def _data_uri(png: Path) -> str:
+    return "data:image/png;base64," + base64.b64encode(png.read_bytes()).decode("ascii")
