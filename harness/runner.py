@@ -25,7 +25,7 @@ from tqdm import tqdm
 from baselines import contract
 from harness import environment
 from harness.config import Experiment, PlannedCell, plan
-from harness.limits import MemoryLimit, drop_page_cache
+from harness.limits import MemoryLimit, clean_stale_groups, detect, drop_page_cache
 from harness.record import Limit, Metrics, Record, Repetition, ResultFile
 from harness.telemetry import Telemetry
 from harness.worker import Answer, Job
@@ -74,6 +74,7 @@ class Runner:
         Raises:
             RunError: a reference or build failed, so that no cell could be judged.
         """
+        clean_stale_groups(detect())
         finished = self._finished()
         todo = [(r, p) for r in range(self.experiment.rounds) for p in self._order(r)]
         todo = [(r, p) for r, p in todo if (p.cell.cell_id, r) not in finished]

@@ -6,13 +6,18 @@ is one JSON object in the job's result file.  Nothing heavy is imported before t
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import json
+import signal
 import sys
 import time
 import traceback
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+
+_PR_SET_PDEATHSIG = 1
 
 
 @dataclass
@@ -50,7 +55,14 @@ class Answer:
     notes: list[str] = field(default_factory=list)
 
 
+def _end_with_parent() -> None:
+    """Have the kernel kill this process when the runner dies, so that a killed run leaves nothing behind."""
+    with contextlib.suppress(OSError, AttributeError):  # Linux only
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
 def main() -> None:
+    _end_with_parent()
     job = Job(**json.loads(sys.stdin.readline()))
     try:
         answer = run(job)

@@ -72,7 +72,7 @@ class Checkpoint:
         self._converters = [t for t in transforms if isinstance(t, WeightConverter)]
         self._renamings = [t for t in transforms if not isinstance(t, WeightConverter)]
 
-    def keys(self) -> Iterator[tuple[Path, Any, str]]:
+    def entries(self) -> Iterator[tuple[Path, Any, str]]:
         """Every (file, opened file, key), file by file.
 
         Raises:
@@ -104,7 +104,7 @@ class Checkpoint:
             UnsupportedModelError: a key needs a conversion that is not a renaming, or a weight is missing.
         """
         meta = self._model.state_dict()
-        for _, opened, key in self.keys():
+        for _, opened, key in self.entries():
             if self.expert_key(key) is not None:
                 continue
             target, pattern = rename_source_key(

@@ -112,7 +112,7 @@ def _collect(reader: Checkpoint, model: PreTrainedModel) -> dict[str, _LayerSour
     """Assign every expert key to its module, expert and place."""
     modules = expert_modules(model)
     sources: dict[str, _LayerSource] = {name: _LayerSource() for name in modules}
-    for file, _, key in reader.keys():
+    for file, _, key in reader.entries():
         place = reader.expert_key(key)
         if place is None:
             continue

@@ -66,9 +66,7 @@ def test_verify_accepts_a_sound_store(store: ExpertStore) -> None:
 
 @settings(max_examples=30, deadline=None)
 @given(data=st.data())
-def test_any_flipped_byte_of_an_expert_is_found(
-    data: st.DataObject, tmp_path_factory: pytest.TempPathFactory, tiny: tuple[Path, PreTrainedModel]
-) -> None:
+def test_any_flipped_byte_of_an_expert_is_found(data: st.DataObject, tiny: tuple[Path, PreTrainedModel]) -> None:
     folder = tiny[0] / "store-to-damage"
     store = open_or_build(tiny[0], folder)
     position = data.draw(st.integers(0, len(store.layers) - 1))
@@ -98,7 +96,7 @@ def test_a_corrupt_expert_stops_generation_with_its_name(
     ids, mask = prompts(2)
     with (
         SpecMoE.from_pretrained(tiny[0], store=store.path, gamma=0, expert_budget="30%") as engine,
-        pytest.raises(StoreError, match="layer 1 .* corrupt .*convert the checkpoint again"),
+        pytest.raises(StoreError, match=r"layer 1 .* corrupt .*convert the checkpoint again"),
     ):
         engine.generate(ids, mask, max_new_tokens=4)
 

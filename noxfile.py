@@ -1,0 +1,43 @@
+"""Sessions: ``tests``, ``lint``, ``reproduce``.  Each makes its own environment from nothing."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import nox
+
+nox.options.sessions = ["tests"]
+nox.options.default_venv_backend = "venv"
+
+
+def _install(session: nox.Session, *extras: str) -> None:
+    """Install the project, with the tested torch where there is no GPU to choose a build for."""
+    target = f".[{','.join(extras)}]" if extras else "."
+    has_gpu = shutil.which("nvidia-smi") is not None or Path("/dev/nvidia0").exists()
+    constraints = () if has_gpu else ("--constraint", "constraints-cpu.txt")
+    session.install("--editable", target, *constraints)
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """All tests, the slow ones included; arguments go to pytest (``nox -s tests -- -m "not slow"``)."""
+    _install(session, "test")
+    session.run("pytest", *session.posargs)
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Formatting, lint rules and types."""
+    _install(session, "test", "lint")
+    session.run("ruff", "format", "--check", ".")
+    session.run("ruff", "check", ".")
+    session.run("mypy")
+
+
+@nox.session
+def reproduce(session: nox.Session) -> None:
+    """Run an experiment (default ``quick``) and write its report: ``nox -s reproduce -- NAME_OR_YAML``."""
+    _install(session)
+    experiment, *rest = session.posargs or ["quick"]
+    session.run("specmoe-bench", "run", experiment, "--report", *rest)
