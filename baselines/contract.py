@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
@@ -150,7 +151,10 @@ def systems() -> dict[str, Any]:
     for module in pkgutil.iter_modules(baselines.__path__):
         importlib.import_module(f"baselines.{module.name}")
     for entry in entry_points(group=_ENTRY_POINTS):
-        entry.load()
+        try:
+            entry.load()
+        except Exception as error:  # another package's fault must not hide every other system
+            warnings.warn(f"system {entry.name!r} of {entry.value} cannot be loaded: {error!r}", stacklevel=2)
     return dict(sorted(_SYSTEMS.items()))
 
 

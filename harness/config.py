@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from baselines import contract
 from harness.record import Cell
+from specmoe.sizes import parse_bytes
 
 Bytes = int | str
 
@@ -96,15 +97,15 @@ def plan(experiment: Experiment, slot_bytes: int, total_slots: int) -> list[Plan
         ConfigError: an unknown system or option, a malformed budget, or two equal cells.
     """
     everything = slot_bytes * total_slots
-    common = parse_bytes(experiment.expert_budget, everything, "expert_budget")
-    budgets = [parse_bytes(e.expert_budget, everything, "expert_budget") for e in experiment.systems if e.expert_budget]
+    common = _bytes(experiment.expert_budget, everything, "expert_budget")
+    budgets = [_bytes(e.expert_budget, everything, "expert_budget") for e in experiment.systems if e.expert_budget]
     limit = None
     if experiment.process_overhead is not None:
-        overhead = parse_bytes(experiment.process_overhead, everything, "process_overhead")
+        overhead = _bytes(experiment.process_overhead, everything, "process_overhead")
         limit = max([common, *budgets]) + overhead
     planned = []
     for batch, entry in itertools.product(experiment.batch_sizes, experiment.systems):
-        budget = parse_bytes(entry.expert_budget, everything, "expert_budget") if entry.expert_budget else common
+        budget = _bytes(entry.expert_budget, everything, "expert_budget") if entry.expert_budget else common
         for options in entry.variants():
             try:
                 contract.create(entry.system, options)
@@ -131,25 +132,11 @@ def plan(experiment: Experiment, slot_bytes: int, total_slots: int) -> list[Plan
     return planned
 
 
-_UNITS = {"kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30, "b": 1}
-
-
-def parse_bytes(value: Bytes, everything: int, field: str) -> int:
-    """Bytes from an int, ``"256MB"`` or a percentage of ``everything``.
-
-    Raises:
-        ConfigError: malformed or not positive.
-    """
-    text = str(value).strip().lower()
-    number, unit = text.rstrip("%abcdefghijklmnopqrstuvwxyz "), text.lstrip("0123456789. ")
+def _bytes(value: Bytes, everything: int, field: str) -> int:
     try:
-        scale = everything / 100 if unit == "%" else _UNITS[unit or "b"]
-        nbytes = int(float(number) * scale)
-    except (KeyError, ValueError) as error:
-        raise ConfigError(f"{field}: {value!r} is no size: write 256MB, 1.5GiB, 25% or a number of bytes") from error
-    if nbytes <= 0:
-        raise ConfigError(f"{field}: {value!r} is not positive")
-    return nbytes
+        return parse_bytes(value, everything, f"{field}:")
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
 
 
 def from_yaml(path: Path) -> Experiment:

@@ -1,6 +1,6 @@
 """A kernel-enforced memory limit for a worker process: page cache included, swap excluded.
 
-cgroup v1 (memory and blkio controllers) and v2 are supported.  A group is made per worker and removed
+cgroup v1 and v2 are supported.  A group is made per worker and removed
 afterwards; where neither works, the same object does nothing and its report says ``enforced=False`` and why.
 """
 
@@ -56,10 +56,7 @@ def detect(root: Path = ROOT) -> LimitSupport:
 
 def _parents_v1(root: Path) -> tuple[Path, ...]:
     memory = root / "memory"
-    if not (memory / "memory.limit_in_bytes").exists() and not (memory / "memory.usage_in_bytes").exists():
-        return ()
-    blkio = root / "blkio"
-    return (memory, blkio) if (blkio / "blkio.throttle.io_service_bytes").exists() else (memory,)
+    return (memory,) if (memory / "memory.usage_in_bytes").exists() else ()
 
 
 def _parents_v2(root: Path) -> tuple[Path, ...]:
@@ -139,16 +136,6 @@ class MemoryLimit:
             found = re.search(r"^oom_kill (\d+)$", (self._groups[0] / name).read_text(), re.MULTILINE)
             return int(found[1]) if found else 0
         return 0
-
-    def read_bytes(self) -> int | None:
-        """Bytes the group read from block devices, by the kernel's own accounting, or None."""
-        with contextlib.suppress(OSError):
-            if self._support.mechanism == "cgroup-v1" and len(self._groups) > 1:
-                text = (self._groups[1] / "blkio.throttle.io_service_bytes").read_text()
-                return sum(int(n) for n in re.findall(r"^\d+:\d+ Read (\d+)$", text, re.MULTILINE))
-            if self._support.mechanism == "cgroup-v2":
-                return sum(int(n) for n in re.findall(r"rbytes=(\d+)", (self._groups[0] / "io.stat").read_text()))
-        return None
 
     def report(self) -> Limit:
         """What was in force, for the record."""

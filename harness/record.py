@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-SCHEMA = "specmoe-bench.result/1"
+SCHEMA: Literal["specmoe-bench.result/1"] = "specmoe-bench.result/1"
 
 Kind = Literal["measured", "emulated", "oracle", "projected"]
 Status = Literal["ok", "failed", "timeout", "not_supported"]

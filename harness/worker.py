@@ -15,9 +15,10 @@ import time
 import traceback
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 _PR_SET_PDEATHSIG = 1
+Status = Literal["ok", "failed", "timeout", "not_supported"]
 
 
 @dataclass
@@ -47,7 +48,7 @@ class Job:
 class Answer:
     """What the worker says; ``repetitions`` are ``harness.record.Repetition`` fields."""
 
-    status: str = "ok"
+    status: Status = "ok"
     error: str | None = None
     repetitions: list[dict[str, Any]] = field(default_factory=list)
     phases_s: dict[str, float] = field(default_factory=dict)
@@ -67,7 +68,7 @@ def main() -> None:
     try:
         answer = run(job)
     except Exception as error:  # the process boundary: everything becomes an answer
-        status = "not_supported" if type(error).__name__ == "NotSupported" else "failed"
+        status: Status = "not_supported" if type(error).__name__ == "NotSupported" else "failed"
         answer = Answer(status, f"{type(error).__name__}: {error}", notes=[traceback.format_exc(limit=-4)])
     Path(job.result_path).write_text(json.dumps(asdict(answer)))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -26,11 +25,10 @@ from specmoe.link import DiskSource, HostSource, Link
 from specmoe.placement import PlacementName, make_placement
 from specmoe.ragged_cache import RaggedCache
 from specmoe.residency import Residency
+from specmoe.sizes import parse_bytes
 from specmoe.speculate import Rows, decode, prefill
 from specmoe.stats import GenerationStats, PhaseStats
 from specmoe.store import ExpertStore
-
-_UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
 
 
 class _FromConfig:
@@ -230,26 +228,13 @@ class _Phase:
 
 
 def parse_budget(budget: int | str | None, store: ExpertStore) -> int:
-    """Bytes from an int, ``"512MB"``, ``"1.5GiB"``, ``"25%"`` (of all slots) or None (everything).
+    """A budget in bytes; percentages are of all the store's slots, None is all of them.
 
     Raises:
-        ValueError: anything else, or not positive.
+        ValueError: malformed or not positive.
     """
     everything = store.slot_bytes * store.total_experts
-    if budget is None:
-        return everything
-    if isinstance(budget, int):
-        nbytes = budget
-    elif match := re.fullmatch(r"\s*([0-9.]+)\s*(%|[a-zA-Z]*)\s*", budget):
-        number, unit = float(match[1]), match[2].lower()
-        if unit != "%" and unit not in _UNITS:
-            raise ValueError(f"expert budget {budget!r}: unknown unit, use %, MB, GB, MiB or GiB")
-        nbytes = int(number / 100 * everything) if unit == "%" else int(number * _UNITS[unit])
-    else:
-        raise ValueError(f"expert budget {budget!r}: give bytes, '512MB', '1.5GiB' or '25%'")
-    if nbytes <= 0:
-        raise ValueError(f"expert budget {budget!r} is not positive")
-    return nbytes
+    return everything if budget is None else parse_bytes(budget, everything, "expert budget")
 
 
 def _check_options(gamma: int, draft_experts: int, hot_decay: float) -> None:

@@ -54,19 +54,16 @@ class DiskSource:
 
     def __init__(self, store: ExpertStore) -> None:
         self.store = store
-        self.direct = True
+        paths = [store.layer_file(position) for position in range(len(store.layers))]
         self._files: list[int] = []
-        for position in range(len(store.layers)):
-            self._files.append(self._open(str(store.layer_file(position))))
-
-    def _open(self, path: str) -> int:
-        if self.direct:
-            try:
-                return os.open(path, os.O_RDONLY | os.O_DIRECT)
-            except OSError:
-                self.direct = False
-                self._files = [os.open(f"/proc/self/fd/{fd}", os.O_RDONLY) for fd in self._files]
-        return os.open(path, os.O_RDONLY)
+        try:
+            for path in paths:
+                self._files.append(os.open(path, os.O_RDONLY | os.O_DIRECT))
+            self.direct = True
+        except OSError:
+            self.close()
+            self._files = [os.open(path, os.O_RDONLY) for path in paths]
+            self.direct = False
 
     def read(self, position: int, expert: int, out: memoryview) -> int:
         spec = self.store.layers[position]

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.config import PRESETS, ConfigError, Experiment, from_yaml, parse_bytes, plan, preset, validate
+from harness.config import PRESETS, ConfigError, Experiment, from_yaml, plan, preset, validate
 from harness.record import Cell, Limit, Record, RecordError, ResultFile
+from specmoe.sizes import parse_bytes
 
 MINIMAL = {"name": "x", "model": "embedded", "systems": [{"system": "on-demand"}], "batch_sizes": [1]}
 
@@ -67,7 +68,7 @@ def test_every_process_gets_the_same_limit_above_the_largest_budget() -> None:
         ({"systems": [{"system": "specmoe", "options": {"gama": 3}}]}, "option gama.*options: gamma"),
         ({"systems": [{"system": "specmoe", "options": {"gamma": 0}}]}, "option gamma"),
         ({"systems": [{"system": "on-demand"}, {"system": "on-demand", "label": "again"}]}, "same cell twice"),
-        ({"expert_budget": "25 percent"}, "no size"),
+        ({"expert_budget": "25 percent"}, "unknown unit"),
         ({"expert_budget": "-1MB"}, "no size|not positive"),
     ],
 )

@@ -66,11 +66,8 @@ def test_page_cache_counts_against_the_limit(tmp_path: Path) -> None:
         limit.add(process.pid)
         output, _ = process.communicate("go\n", timeout=60)
         peak = limit.peak_bytes()
-        read = limit.read_bytes()
     assert int(output) == 192 << 20
     assert peak is None or peak <= 96 << 20
-    if read is not None:
-        assert read == pytest.approx(192 << 20, rel=0.1)
 
 
 @needs_limit
@@ -103,10 +100,8 @@ def test_v2_files_are_written_and_read(tmp_path: Path) -> None:
         assert (group / "memory.swap.max").read_text() == "0"
         (group / "memory.peak").write_text("12345\n")
         (group / "memory.events").write_text("low 0\noom 1\noom_kill 2\n")
-        (group / "io.stat").write_text("8:0 rbytes=4096 wbytes=0\n8:16 rbytes=1000 wbytes=5\n")
         assert limit.peak_bytes() == 12345
         assert limit.oom_kills() == 2
-        assert limit.read_bytes() == 5096
         limit.add(17)
         assert (group / "cgroup.procs").read_text() == "17"
         for file in group.iterdir():

@@ -147,7 +147,7 @@ def test_a_budget_too_small_for_the_draft_is_refused(tiny: tuple[Path, PreTraine
         ({"gamma": -1}, "gamma is -1"),
         ({"draft_experts": 0}, "at least 1 expert"),
         ({"hot_decay": 2.0}, "hot_decay"),
-        ({"expert_budget": "much"}, "give bytes"),
+        ({"expert_budget": "much"}, "is no size"),
         ({"expert_budget": "5 furlongs"}, "unknown unit"),
         ({"expert_budget": 0}, "not positive"),
         ({"device": "tpu"}, "tpu"),
