@@ -23,7 +23,7 @@ def table_path(store: ExpertStore, position: int) -> Path:
 
 
 def build_tables(store: ExpertStore) -> int:
-    """Compute and save every layer's table; returns their bytes in all.
+    """Compute and save every layer's table of weight distances; returns their bytes in all.
 
     Works through column chunks of the layer file, so memory stays at E times one mebibyte however
     large an expert is.  Distances are divided by the layer's largest, so that float16 keeps three
@@ -38,12 +38,22 @@ def build_tables(store: ExpertStore) -> int:
             raw = np.array(experts[:, start : min(start + _CHUNK_BYTES, spec.expert_bytes)])
             chunk = torch.from_numpy(raw).view(store.dtype).float()  # [E, columns]
             gram += (chunk @ chunk.t()).double()
-        squared = gram.diag()[:, None] + gram.diag()[None, :] - 2 * gram
-        distance = squared.clamp_min(0).sqrt().fill_diagonal_(0)
-        table = (distance / distance.max().clamp_min(1e-30)).to(torch.float16).numpy()
+        table = distances(gram).numpy()
         np.save(table_path(store, position), table)
         total += table.nbytes
     return total
+
+
+def distances(gram: torch.Tensor) -> torch.Tensor:
+    """L2 distances [E, E] from inner products [E, E], over the largest of them, in float16."""
+    squared = gram.diag()[:, None] + gram.diag()[None, :] - 2 * gram
+    distance = squared.clamp_min(0).sqrt().fill_diagonal_(0)
+    return (distance / distance.max().clamp_min(1e-30)).to(torch.float16)
+
+
+def table_bytes(store: ExpertStore) -> int:
+    """Bytes of all layers' tables (16 bits per pair of experts)."""
+    return sum(2 * spec.experts**2 for spec in store.layers)
 
 
 def load_table(store: ExpertStore, position: int) -> torch.Tensor:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from transformers import PreTrainedModel
 from specmoe import affinity
 from specmoe.checkpoint import Checkpoint, ExpertKey, build_shell, checkpoint_files, expert_modules, open_shard
 from specmoe.errors import StoreError, UnsupportedModelError
-from specmoe.store import FORMAT, INDEX, VERSION, ExpertStore, LayerSpec, TensorSpec, checksum, round_to_pages
+from specmoe.store import ExpertStore, LayerSpec, TensorSpec, checksum, round_to_pages, write_expert, write_index
 
 Progress = Callable[[int, int], None]
 
@@ -90,7 +89,7 @@ def open_or_build(
     if not out.exists():
         return build_store(checkpoint, out, dtype, progress)
     store = ExpertStore.open(out)
-    if store.source != fingerprint(Path(checkpoint)):
+    if not fingerprint(Path(checkpoint)).items() <= store.source.items():
         raise StoreError(f"{out} was built from another checkpoint than {checkpoint}: delete it or name another folder")
     if dtype is not None and store.dtype != dtype:
         raise StoreError(f"{out} holds {store.dtype}, {dtype} was asked for: delete it or name another folder")
@@ -180,25 +179,15 @@ def _write(
                 dtype = dtype or next(iter(named.values())).dtype
                 spec_tensors, data = _pack(named)
                 size = len(data)
-                checksums.append(checksum(data))
-                out.write(data)
-                out.write(b"\0" * (round_to_pages(size) - size))
+                checksums.append(write_expert(out, data))
                 done += 1
                 if progress:
                     progress(done, total)
         stride = round_to_pages(size)
         specs.append(LayerSpec(layer, module, len(checksums), size, stride, file, spec_tensors, tuple(checksums)))
     assert dtype is not None
-    source_facts = fingerprint(reader.path)
-    index = {
-        "format": FORMAT,
-        "version": VERSION,
-        "model_type": model.config.model_type,
-        "dtype": str(dtype).removeprefix("torch."),
-        "source": source_facts,
-        "layers": [asdict(spec) for spec in specs],
-    }
-    (folder / INDEX).write_text(json.dumps(index) + "\n")
+    source_facts = {"model_type": model.config.model_type, **fingerprint(reader.path)}
+    write_index(folder, dtype, specs, source_facts)
     return ExpertStore(folder, dtype, specs, source_facts)
 
 

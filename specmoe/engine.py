@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -13,22 +12,24 @@ import torch
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import ModelOutput
 
-from specmoe import affinity
+from specmoe import calibrate
 from specmoe.arena import ExpertArena
-from specmoe.checkpoint import Checkpoint, build_shell, expert_modules
+from specmoe.assemble import Assembly, assemble
+from specmoe.checkpoint import Checkpoint, build_shell
+from specmoe.controller import Adaptive, Controller, Fixed
 from specmoe.convert import Progress, open_or_build
 from specmoe.device import open_device
-from specmoe.errors import BudgetError
-from specmoe.experts import ExpertsRuntime, attach
-from specmoe.hotness import DraftSelection, SelectionName
-from specmoe.link import DiskSource, HostSource, Link
-from specmoe.placement import PlacementName, make_placement
+from specmoe.drafters import make_drafter
+from specmoe.link import Link
+from specmoe.options import SpecOptions
 from specmoe.ragged_cache import RaggedCache
-from specmoe.residency import Residency
+from specmoe.run import OnTokens, Rows, Run
+from specmoe.sampling import Greedy, Sampling
 from specmoe.sizes import parse_bytes
-from specmoe.speculate import Rows, decode, prefill
+from specmoe.speculate import decode, prefill
 from specmoe.stats import GenerationStats, PhaseStats
 from specmoe.store import ExpertStore
+from specmoe.timeline import Timeline
 
 
 class _FromConfig:
@@ -49,21 +50,22 @@ class SpecMoE:
     Build with ``from_pretrained``; ``close`` (or a ``with`` block) stops the link.
     """
 
-    def __init__(
-        self,
-        model: PreTrainedModel,
-        runtime: ExpertsRuntime,
-        arena: ExpertArena,
-        link: Link,
-        store: ExpertStore,
-        gamma: int,
-    ) -> None:
+    def __init__(self, model: PreTrainedModel, store: ExpertStore, options: SpecOptions, parts: Assembly) -> None:
         self.model = model
         self.store = store
-        self.gamma = gamma
-        self.arena = arena
-        self.link = link
-        self._runtime = runtime
+        self.options = options
+        self._parts = parts
+        self._runtime = parts.runtime
+
+    @property
+    def arena(self) -> ExpertArena:
+        """All device memory for experts."""
+        return self._parts.arena
+
+    @property
+    def link(self) -> Link:
+        """The mover of expert bytes, with its counters."""
+        return self._parts.link
 
     @classmethod
     def from_pretrained(
@@ -71,17 +73,13 @@ class SpecMoE:
         path: str | Path,
         *,
         expert_budget: int | str | None = None,
-        gamma: int = 5,
-        draft_experts: int = 4,
-        placement: PlacementName = "lfu",
-        selection: SelectionName = "hot-temporal",
-        hot_decay: float = 0.5,
-        seed: int = 0,
+        options: SpecOptions | None = None,
         dtype: torch.dtype | None = None,
         device: str = "cpu",
         slow_tier: Literal["disk", "host"] = "disk",
         store: str | Path | None = None,
         progress: Progress | None = None,
+        **choices: Any,
     ) -> SpecMoE:
         """Load a Hugging Face MoE checkpoint folder with its experts left in the slow tier.
 
@@ -89,12 +87,8 @@ class SpecMoE:
             path: folder with ``config.json`` and safetensors.
             expert_budget: device memory for experts: bytes, or text such as ``"1.5GB"`` or ``"25%"`` of all
                 experts; default is all of them.
-            gamma: draft tokens per cycle; 0 turns speculation off.
-            draft_experts: N, pinned experts per MoE layer that make up the draft model.
-            placement: what happens to the rest of the budget: ``on-demand``, ``lru``, ``lfu``, ``top-fraction``.
-            selection: how draft experts are chosen: ``hot-temporal``, ``hot-global``, ``random``.
-            hot_decay: weight of older counts in HotTemporal: 0 the latest pass only, 1 all passes alike.
-            seed: of the random selection.
+            options: every choice of the algorithm; or name some of them: ``gamma=5, draft_experts=8, ...``
+                (the fields of ``SpecOptions``).
             dtype: compute and storage dtype; default the checkpoint's.
             device: ``cpu`` or ``cuda``.
             slow_tier: ``disk`` reads from the store past the page cache, ``host`` holds it in (pinned) RAM.
@@ -105,30 +99,21 @@ class SpecMoE:
             UnsupportedModelError: a family or checkpoint layout that cannot be offloaded.
             StoreError: a damaged store.
             BudgetError: a budget that cannot hold the draft experts and one more.
-            ValueError: an option out of range.
+            OptionError: an option unknown or out of range, or one that needs a calibration first.
+            ValueError: an unknown device, or a malformed budget.
         """
         path = Path(path)
-        _check_options(gamma, draft_experts, hot_decay)
+        if options is not None and choices:
+            options = SpecOptions.of(**{**options.model_dump(), **choices})
+        options = options or SpecOptions.of(**choices)
         tier = open_device(device)
         model = build_shell(path)
         dtype = dtype or model.config.dtype or torch.float32
         folder = Path(store) if store is not None else path / f"expert_store_{str(dtype).removeprefix('torch.')}"
         expert_store = open_or_build(path, folder, dtype, progress)
-        Checkpoint(path, model).load_non_experts(dtype, tier.torch_device)
-
-        sizes = [spec.experts for spec in expert_store.layers]
         budget = parse_budget(expert_budget, expert_store)
-        arena = ExpertArena(tier, expert_store.slot_bytes, budget, sum(sizes))
-        pinned = sum(min(draft_experts, n) for n in sizes) if gamma else 0
-        _check_budget(arena, pinned, sum(sizes), gamma)
-        policy = make_placement(placement, sizes, arena.slots - pinned)
-        draft = DraftSelection(sizes, draft_experts, selection, hot_decay, seed) if gamma else None
-        source = DiskSource(expert_store) if slow_tier == "disk" else HostSource(expert_store, tier)
-        link = Link(source, expert_store, tier)
-        tables = [affinity.load_table(expert_store, i) for i in range(len(sizes))]
-        runtime = ExpertsRuntime(Residency(expert_store, arena, link, policy), policy, draft, tables)
-        attach(model, expert_modules(model), runtime)
-        return cls(model, runtime, arena, link, expert_store, gamma)
+        Checkpoint(path, model).load_non_experts(dtype, tier.torch_device)
+        return cls(model, expert_store, options, assemble(model, expert_store, options, budget, tier, slow_tier))
 
     @torch.inference_mode()
     def generate(
@@ -136,49 +121,106 @@ class SpecMoE:
         input_ids: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
         *,
-        max_new_tokens: int = 20,
+        max_new_tokens: int | None = None,
+        max_length: int | None = None,
         eos_token_id: int | list[int] | type[_FromConfig] | None = _FromConfig,
         pad_token_id: int | None = None,
-        on_first_token: Callable[[], None] | None = None,
+        do_sample: bool = False,
+        temperature: float = 1.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        seed: int | None = None,
+        on_tokens: OnTokens | None = None,
+        timeline: Timeline | None = None,
     ) -> GenerateOutput:
-        """Greedy generation, token for token what ``transformers`` gives with ``do_sample=False``.
+        """Generate as ``transformers`` does: greedily the same tokens, sampled the same distribution.
 
         Args:
             input_ids: long [B, S], padded on the left.
             attention_mask: [B, S], 0 on padding; default all ones.
-            max_new_tokens: tokens per row, at most.
+            max_new_tokens: tokens per row, at most; default 20, or what ``max_length`` leaves.
+            max_length: longest row, its padded prompt included, as in transformers.
             eos_token_id: stop tokens; default from the generation config, None for none.
             pad_token_id: fills rows that stopped early; default from the generation config, else a stop token.
-            on_first_token: called once when the prefill has given every row its first token.
+            do_sample: draw from the processed distribution instead of taking the most likely token.
+            temperature, top_k, top_p: process the logits before a draw; 1, 0 and 1 leave them alone.
+            seed: of the draws; default that of the options.
+            on_tokens: called with (row, new tokens) as soon as they are certain, first tokens included.
+            timeline: collects what happened when.
 
         Raises:
-            ValueError: shapes that do not fit, an empty row, padding on the right, ``max_new_tokens`` below 1.
+            ValueError: shapes that do not fit, an empty row, padding on the right, no room for a token,
+                or a sampling value out of range.
         """
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-        _check_inputs(input_ids, mask, max_new_tokens)
+        room = _room(input_ids, mask, max_new_tokens, max_length)
         stop = self._stop_tokens(eos_token_id)
         device = self.model.device
         prompts = [row[keep.bool()].to(device) for row, keep in zip(input_ids, mask, strict=True)]
-        longest = max(len(p) for p in prompts) + max_new_tokens + self.gamma + 1
-        cache = RaggedCache(self.model.config.get_text_config(), len(prompts), longest, device)
-        stats = GenerationStats(prompt_tokens=sum(len(p) for p in prompts))
+        seed = self.options.seed if seed is None else seed
+        sampler = Sampling(temperature, top_k, top_p, seed, device) if do_sample else Greedy()
+        run = self._run(prompts, room, sampler, timeline or Timeline(enabled=False))
+        rows = self._prefill(run, prompts, room, stop, on_tokens)
+        with _Phase(self, run.stats.decode):
+            decode(run, rows, make_drafter(self.options), self._controller(len(prompts)))
 
-        with _Phase(self, stats.prefill):
-            first = prefill(self.model, self._runtime, cache, prompts)
-        if on_first_token is not None:
-            on_first_token()
-        output = [[token] for token in first.tolist()]
-        room = torch.tensor([0 if t[0] in stop else max_new_tokens - 1 for t in output], device=device)
-        rows = Rows(first, room, torch.arange(len(prompts), device=device), output, stop)
-        with _Phase(self, stats.decode):
-            decode(self.model, self._runtime, cache, rows, self.gamma, stats)
-
-        stats.new_tokens = sum(len(tokens) for tokens in output)
-        stats.peak_expert_bytes = self.arena.peak_bytes
+        new = [tokens[len(prompt) :] for tokens, prompt in zip(rows.tokens, prompts, strict=True)]
+        run.stats.new_tokens = sum(len(tokens) for tokens in new)
+        run.stats.peak_expert_bytes = self.arena.peak_bytes
         pad = self._pad_token(pad_token_id, stop)
-        width = max(len(tokens) for tokens in output)
-        new = torch.tensor([tokens + [pad] * (width - len(tokens)) for tokens in output])
-        return GenerateOutput(torch.cat([input_ids, new.to(input_ids)], dim=1), stats)
+        width = max(len(tokens) for tokens in new)
+        padded = torch.tensor([tokens + [pad] * (width - len(tokens)) for tokens in new])
+        return GenerateOutput(torch.cat([input_ids, padded.to(input_ids)], dim=1), run.stats)
+
+    def _run(self, prompts: list[torch.Tensor], room: int, sampler: Greedy | Sampling, timeline: Timeline) -> Run:
+        longest = max(len(p) for p in prompts) + room + self.options.gamma + 1
+        cache = RaggedCache(self.model.config.get_text_config(), len(prompts), longest, self.model.device)
+        stats = GenerationStats(prompt_tokens=sum(len(p) for p in prompts))
+        stats.drafted_by_position = [0] * self.options.gamma
+        stats.accepted_by_position = [0] * self.options.gamma
+        self.link.timeline = timeline
+        return Run(self.model, self._runtime, self.link, cache, sampler, stats, timeline)
+
+    def _prefill(
+        self, run: Run, prompts: list[torch.Tensor], room: int, stop: frozenset[int], on_tokens: OnTokens | None
+    ) -> Rows:
+        """Run the prompts; the rows that result hold their first token."""
+        with _Phase(self, run.stats.prefill):
+            first = prefill(run, prompts)
+        left = torch.tensor([1 if token in stop else room for token in first.tolist()], device=first.device)
+        index = torch.arange(len(prompts), device=first.device)
+        rows = Rows(first, left - 1, index, [p.tolist() for p in prompts], stop, on_tokens)
+        for row, token in enumerate(first.tolist()):
+            rows.append(row, [token])
+        return rows
+
+    def _controller(self, rows: int) -> Controller:
+        if self.options.controller == "fixed" or not self.options.speculates:
+            return Fixed(self.options)
+        return Adaptive(self.options, rows, self.store.slot_bytes, self._parts.most_draft_experts)
+
+    def calibrate(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> calibrate.Calibration:
+        """Run sample prompts once and keep what they say of the experts beside the store.
+
+        ``selection="hot-global"``, ``substitution="affinity-activation"`` and ``"merged"`` need it; engines
+        loaded afterwards find it.  Every expert crosses the link at least once.
+
+        Args:
+            input_ids: long [B, S], padded on the left.
+            attention_mask: [B, S], 0 on padding; default all ones.
+
+        Raises:
+            ValueError: as ``generate`` does.
+        """
+        observer = calibrate.Observer(self.store)
+        self._runtime.observer = observer
+        try:
+            self.generate(input_ids, attention_mask, max_new_tokens=1)
+        finally:
+            self._runtime.observer = None
+        result = observer.result()
+        result.save(self.store)
+        return result
 
     def _stop_tokens(self, given: int | list[int] | type[_FromConfig] | None) -> frozenset[int]:
         value: Any = self.model.generation_config.eos_token_id if given is _FromConfig else given
@@ -190,9 +232,7 @@ class SpecMoE:
 
     def reset(self) -> None:
         """Forget residents, draft experts and their counts, as after loading."""
-        self._runtime.residency.reset()
-        if self._runtime.selection is not None:
-            self._runtime.selection.reset()
+        self._runtime.reset()
 
     def close(self) -> None:
         """Stop the link; the model cannot generate afterwards."""
@@ -204,27 +244,21 @@ class SpecMoE:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         self.close()
 
-    def phase_counters(self) -> tuple[Any, Any]:
-        """Counters of link and residency now, for differences."""
-        return self.link.snapshot(), self._runtime.residency.snapshot()
-
 
 class _Phase:
     """Fills a ``PhaseStats`` with the difference of all counters over a block."""
 
     def __init__(self, engine: SpecMoE, into: PhaseStats) -> None:
-        self._engine, self._into = engine, into
+        self._link, self._residency, self._into = engine.link, engine._runtime.residency, into
 
     def __enter__(self) -> None:
-        self._link, self._experts = self._engine.phase_counters()
+        self._before = self._link.snapshot(), self._residency.snapshot()
         self._started = time.perf_counter()
 
     def __exit__(self, *_: object) -> None:
         self._into.seconds = time.perf_counter() - self._started
-        self._into.link = self._engine.link.since(self._link)
-        _, experts = self._engine.phase_counters()
-        self._into.experts.requests = experts.requests - self._experts.requests
-        self._into.experts.hits = experts.hits - self._experts.hits
+        self._into.link = self._link.since(self._before[0])
+        self._into.experts = self._residency.since(self._before[1])
 
 
 def parse_budget(budget: int | str | None, store: ExpertStore) -> int:
@@ -237,33 +271,21 @@ def parse_budget(budget: int | str | None, store: ExpertStore) -> int:
     return everything if budget is None else parse_bytes(budget, everything, "expert budget")
 
 
-def _check_options(gamma: int, draft_experts: int, hot_decay: float) -> None:
-    if gamma < 0:
-        raise ValueError(f"gamma is {gamma}: use 0 (no speculation) or more")
-    if gamma and draft_experts < 1:
-        raise ValueError(f"draft_experts is {draft_experts}: a draft needs at least 1 expert per layer")
-    if not 0 <= hot_decay <= 1:
-        raise ValueError(f"hot_decay is {hot_decay}: use a value from 0 to 1")
-
-
-def _check_budget(arena: ExpertArena, pinned: int, experts: int, gamma: int) -> None:
-    needed = min(pinned + 1, experts)
-    if arena.slots < needed:
-        raise BudgetError(
-            f"expert budget of {arena.budget_bytes} bytes holds {arena.slots} experts, but {pinned} draft experts "
-            f"and one in transit need {needed * arena.slot_bytes} bytes: raise expert_budget, or lower draft_experts"
-            + (" (or gamma=0)" if gamma else "")
-        )
-
-
-def _check_inputs(input_ids: torch.Tensor, mask: torch.Tensor, max_new_tokens: int) -> None:
+def _room(input_ids: torch.Tensor, mask: torch.Tensor, max_new_tokens: int | None, max_length: int | None) -> int:
+    """Check the inputs; returns how many tokens each row may gain."""
     if input_ids.ndim != 2 or input_ids.shape != mask.shape:
         raise ValueError(
             f"input_ids {tuple(input_ids.shape)} and attention_mask {tuple(mask.shape)} must both be [B, S]"
         )
-    if max_new_tokens < 1:
-        raise ValueError(f"max_new_tokens is {max_new_tokens}: ask for at least 1")
     if not bool(mask.any(dim=1).all()):
         raise ValueError("a row of attention_mask is all zeros: every row needs a token")
     if bool((mask[:, 1:] < mask[:, :-1]).any()):
         raise ValueError("attention_mask has padding on the right: pad prompts on the left")
+    left = None if max_length is None else max_length - input_ids.shape[1]
+    room = max_new_tokens if max_new_tokens is not None else 20 if left is None else left
+    if left is not None:
+        room = min(room, left)
+    if room < 1:
+        limit = f"max_length is {max_length}" if left is not None and left < 1 else f"max_new_tokens is {max_new_tokens}"
+        raise ValueError(f"{limit}, which leaves no room: ask for at least 1 new token")
+    return room

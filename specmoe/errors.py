@@ -15,3 +15,7 @@ class BudgetError(SpecMoEError):
 
 class UnsupportedModelError(SpecMoEError):
     """A model family or checkpoint layout this package cannot offload."""
+
+
+class OptionError(SpecMoEError, ValueError):
+    """An option out of range, or two that do not go together."""

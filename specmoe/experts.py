@@ -2,71 +2,26 @@
 
 transformers calls ``fn(module, hidden [T, H], top_k_index [T, K], top_k_weights [T, K]) -> [T, H]``.  The
 engine hangs an ``ExpertsLayer`` on each experts module; in target mode it streams every expert the gate
-picked (coalesced: each once, for all tokens of the pass), in draft mode it replaces picks by pinned ones.
+picked (coalesced: each once, for all tokens of the pass), in draft mode others stand in for those that
+cannot draft.  What both modes decide lives in ``specmoe.runtime``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from transformers import PreTrainedModel
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
-from specmoe import affinity
 from specmoe.errors import UnsupportedModelError
-from specmoe.hotness import DraftSelection
-from specmoe.placement import Placement
-from specmoe.residency import Residency, Weights
+from specmoe.residency import Weights
+from specmoe.runtime import ExpertsRuntime
+from specmoe.substitution import Picks
 
 NAME = "specmoe"
-Mode = Literal["target", "draft"]
-
-
-class ExpertsRuntime:
-    """What all experts layers of one model share.
-
-    ``mode`` and ``valid`` are set before each forward pass; ``valid`` (bool [T]) leaves padding and
-    finished rows out, so that they ask for no expert.
-    """
-
-    def __init__(
-        self,
-        residency: Residency,
-        placement: Placement,
-        selection: DraftSelection | None,
-        tables: list[torch.Tensor],
-    ) -> None:
-        self.mode: Mode = "target"
-        self.valid: torch.Tensor | None = None
-        self.residency = residency
-        self.placement = placement
-        self.selection = selection
-        self.tables = tables
-        self.substitutions: list[torch.Tensor | None] = [None] * len(tables)
-
-    def target(self, position: int, picks: torch.Tensor) -> list[int]:
-        """Account for a target pass's picks (long [P]); returns the distinct experts in ascending order."""
-        counts = torch.bincount(picks.cpu(), minlength=len(self.tables[position]))
-        self.placement.observe(position, counts)
-        wanted = set(counts.nonzero().flatten().tolist())
-        if self.selection is not None and wanted:
-            pinned = self.selection.refresh(position, counts, self.residency.resident(position))
-            if pinned != self.residency.pinned(position):
-                self.residency.pin(position, pinned)
-                self.substitutions[position] = None
-            wanted |= set(pinned) - self.residency.resident(position)
-        return sorted(wanted)
-
-    def substitute(self, position: int, picks: torch.Tensor) -> torch.Tensor:
-        """Replace each picked expert by the nearest pinned one (same shape)."""
-        table = self.substitutions[position]
-        if table is None:
-            table = affinity.substitution(self.tables[position], self.residency.pinned(position)).to(picks.device)
-            self.substitutions[position] = table
-        return table[picks]
 
 
 class ExpertsLayer:
@@ -75,32 +30,57 @@ class ExpertsLayer:
     def __init__(self, runtime: ExpertsRuntime, position: int, module: Any) -> None:
         if module.has_post_expert_norm:
             raise UnsupportedModelError(f"{type(module).__name__} normalises after each expert: not supported yet")
-        self._runtime, self._position, self._module = runtime, position, module
+        self.position = position
+        self.router_logits: torch.Tensor | None = None
+        self._runtime, self._module = runtime, module
 
     def __call__(self, hidden: torch.Tensor, index: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-        runtime, top_k = self._runtime, index.shape[1]
-        picks = index.reshape(-1)  # [T*K]
-        tokens = torch.arange(len(index), device=index.device).repeat_interleave(top_k)  # [T*K]
-        if runtime.valid is not None:
-            used = runtime.valid.repeat_interleave(top_k).nonzero().flatten()
-        else:
-            used = torch.arange(len(picks), device=picks.device)
+        runtime, valid = self._runtime, self._runtime.valid
+        if valid is None:
+            valid = torch.ones(len(index), dtype=torch.bool, device=index.device)
         supply: Iterable[tuple[int, Weights]]
         if runtime.mode == "draft":
-            picks = runtime.substitute(self._position, picks)
-            present = picks[used].unique().tolist()
-            supply = ((e, runtime.residency.weights(self._position, e)) for e in present)
+            index, weights = runtime.stand_ins(self.position, Picks(index, weights, self.router_logits), valid)
+            used = ((weights != 0) & valid[:, None]).flatten().nonzero().flatten()
+            present = index.flatten()[used].unique().tolist()
+            supply = ((e, runtime.residency.weights(self.position, e)) for e in present)
         else:
-            supply = runtime.residency.stream(self._position, runtime.target(self._position, picks[used]))
+            if runtime.observer is not None:
+                runtime.observer(self, hidden[valid], index[valid])
+            used = valid.repeat_interleave(index.shape[1]).nonzero().flatten()
+            supply = runtime.residency.stream(self.position, runtime.target(self.position, index, valid))
+        return self._combine(hidden, index, weights, used, supply)
+
+    def _combine(
+        self,
+        hidden: torch.Tensor,
+        index: torch.Tensor,
+        weights: torch.Tensor,
+        used: torch.Tensor,
+        supply: Iterable[tuple[int, Weights]],
+    ) -> torch.Tensor:
+        """Run each supplied expert on its tokens and sum by gate weight: [T, H].
+
+        ``used`` (long) are the picks that count, as places in the flattened [T, K].
+        """
+        top_k, picks = index.shape[1], index.reshape(-1)
         out = hidden.new_zeros(len(picks), hidden.shape[1])  # [T*K, H], row by pick: order of arrival is irrelevant
         order = used[torch.sort(picks[used], stable=True).indices]
         bounds = _group_bounds(picks[order])
         for expert, tensors in supply:
             if expert in bounds:  # a newly pinned expert may have no token
                 rows = order[slice(*bounds[expert])]
-                out[rows] = self._mlp(hidden[tokens[rows]], tensors)
+                out[rows] = self._mlp(hidden[rows // top_k], tensors)
         out = out.view(*index.shape, -1) * weights.to(out.dtype).unsqueeze(-1)  # [T, K, H]
         return out.sum(dim=1)
+
+    def outputs_of_all(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Every expert of the layer on the same tokens: [S, H] -> [E, S, H]; streams the whole layer."""
+        experts = self._module.num_experts
+        outputs = hidden.new_empty(experts, *hidden.shape)
+        for expert, tensors in self._runtime.residency.stream(self.position, list(range(experts))):
+            outputs[expert] = self._mlp(hidden, tensors)
+        return outputs
 
     def _mlp(self, x: torch.Tensor, tensors: Weights) -> torch.Tensor:
         """One expert on its tokens: [n, H] -> [n, H]."""
@@ -119,7 +99,7 @@ def _group_bounds(sorted_picks: torch.Tensor) -> dict[int, tuple[int, int]]:
     """Start and end of each expert's run in sorted picks."""
     experts, counts = sorted_picks.unique_consecutive(return_counts=True)
     ends = counts.cumsum(0).tolist()
-    starts = [0, *ends[:-1]]
+    starts = [0, *ends][:-1]
     return dict(zip(experts.tolist(), zip(starts, ends, strict=True), strict=True))
 
 
@@ -134,6 +114,21 @@ def specmoe_experts_forward(
 def attach(model: PreTrainedModel, modules: dict[str, Any], runtime: ExpertsRuntime) -> None:
     """Route every experts module of ``model`` through ``runtime``; ``modules`` in store order."""
     ALL_EXPERTS_FUNCTIONS.register(NAME, specmoe_experts_forward)
-    for position, module in enumerate(modules.values()):
+    for position, (name, module) in enumerate(modules.items()):
         module.specmoe_layer = ExpertsLayer(runtime, position, module)
+        if runtime.options.substitution == "best-gate":
+            _watch_router(model.get_submodule(name.rpartition(".")[0]), module)
     model.set_experts_implementation(NAME)
+
+
+def _watch_router(block: Any, experts: Any) -> None:
+    """Have the router of an MoE block hand its logits to the experts layer beside it."""
+
+    def keep(router: Any, inputs: Any, output: Any) -> None:
+        logits = output[0] if isinstance(output, tuple) else output
+        if isinstance(logits, torch.Tensor) and logits.shape[-1] == experts.num_experts:
+            experts.specmoe_layer.router_logits = logits.reshape(-1, logits.shape[-1])
+
+    for name, child in block.named_children():
+        if name in ("gate", "router"):
+            child.register_forward_hook(keep)

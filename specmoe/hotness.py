@@ -1,16 +1,15 @@
 """Which experts draft: counts of expert use per layer, and the rule that picks the top N.
 
-HotTemporal follows use over time (the paper's rule); HotGlobal freezes the set after the first pass, the
-prefill; Random draws a set once, as the control.
+HotTemporal follows use over time (the paper's rule); HotGlobal takes the most used experts of a calibration
+run; HotPrefill freezes the set after the prompt; Random draws a set once, as the control.
 """
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 
-SelectionName = Literal["hot-temporal", "hot-global", "random"]
+from specmoe.errors import OptionError
+from specmoe.options import SpecOptions
 
 
 class DraftSelection:
@@ -18,27 +17,35 @@ class DraftSelection:
 
     Args:
         experts: number of experts of each MoE layer.
-        draft_experts: N, clamped to the layer's size.
-        rule: how the set is chosen.
-        decay: multiplies older counts at each target pass: 0 looks at the latest pass only, 1 accumulates.
-        seed: of the random rule.
+        options: N, rule, count window, decay, interval, most replacements, ties.
+        global_counts: use of each expert on calibration prompts, one [E] per layer; for ``hot-global``.
+
+    Raises:
+        OptionError: ``hot-global`` without counts.
     """
 
     def __init__(
-        self,
-        experts: list[int],
-        draft_experts: int,
-        rule: SelectionName = "hot-temporal",
-        decay: float = 0.5,
-        seed: int = 0,
+        self, experts: list[int], options: SpecOptions, global_counts: list[torch.Tensor] | None = None
     ) -> None:
-        if rule not in ("hot-temporal", "hot-global", "random"):
-            raise ValueError(f"unknown draft selection {rule!r}: use hot-temporal, hot-global or random")
-        self.rule, self._decay = rule, decay
-        self._size = [min(draft_experts, n) for n in experts]
-        self._counts = [torch.zeros(n) for n in experts]
-        self._chosen: list[list[int] | None] = [None] * len(experts)
-        self._generator = torch.Generator().manual_seed(seed)
+        if options.selection == "hot-global" and global_counts is None:
+            raise OptionError("selection='hot-global' needs a calibration of this model: run SpecMoE.calibrate first")
+        self.interval = options.refresh_interval
+        self._options, self._experts = options, experts
+        self._global = global_counts
+        self._decay = {"last": 0.0, "accumulated": 1.0, "decayed": options.hot_decay}[options.count_window]
+        self._generator = torch.Generator().manual_seed(options.seed)
+        self.resize(options.draft_experts)
+        self.reset()
+
+    def resize(self, draft_experts: int) -> None:
+        """Change N from the next refresh on, clamped to each layer's size."""
+        self._size = [min(draft_experts, n) for n in self._experts]
+
+    def reset(self) -> None:
+        """Forget all counts and choices."""
+        self._counts = [torch.zeros(n) for n in self._experts]
+        self._chosen: list[list[int] | None] = [None] * len(self._experts)
+        self._passes = [0] * len(self._experts)
 
     def refresh(self, position: int, counts: torch.Tensor, resident: set[int]) -> list[int]:
         """Take in one target pass over the layer and return its draft experts, most used first.
@@ -49,28 +56,54 @@ class DraftSelection:
             resident: experts that already have a slot.
 
         A hot set only ever takes experts that this pass touches or that are resident, so refreshing
-        moves no byte (paper, HotTemporal).  Ties go to the lower expert id.
+        moves no byte (paper, HotTemporal).  With ``counted="accepted"`` the pass's own counts come later,
+        by ``count``; until then its picks only say who is at hand.
         """
-        self._counts[position].mul_(self._decay).add_(counts)
+        first = self._passes[position] == 0
+        if first or self._options.counted == "all":
+            self.count(position, counts)
+        due = self._options.selection == "hot-temporal" and self._passes[position] % self.interval == 0
+        self._passes[position] += 1
         chosen = self._chosen[position]
-        if chosen is None or self.rule == "hot-temporal":
+        if chosen is None or due:
             chosen = self._choose(position, counts, resident)
             self._chosen[position] = chosen
         return chosen
 
+    def count(self, position: int, counts: torch.Tensor) -> None:
+        """Add one pass's counts (long [E]); older ones are decayed by the window's rule."""
+        self._counts[position].mul_(self._decay).add_(counts)
+
     def _choose(self, position: int, counts: torch.Tensor, resident: set[int]) -> list[int]:
         size, experts = self._size[position], len(counts)
-        if self.rule == "random":
+        if self._options.selection == "random":
             return torch.randperm(experts, generator=self._generator)[:size].tolist()
-        free = counts > 0
+        if self._global is not None and self._options.selection == "hot-global":
+            return self._ranked(position, self._global[position])[:size]
+        at_hand = counts > 0
         if resident:
-            free[list(resident)] = True
-        score = torch.where(free, self._counts[position], -1.0)
-        order = torch.sort(score, descending=True, stable=True).indices[:size]
-        return [e for e in order.tolist() if free[e]]
+            at_hand[list(resident)] = True
+        ranked = [e for e in self._ranked(position, self._counts[position]) if at_hand[e]]
+        return self._limit(position, ranked, size)
 
-    def reset(self) -> None:
-        """Forget all counts and choices (a new request batch)."""
-        for counts in self._counts:
-            counts.zero_()
-        self._chosen = [None] * len(self._counts)
+    def _ranked(self, position: int, score: torch.Tensor) -> list[int]:
+        """Experts by score, highest first, ties by the rule."""
+        order = torch.arange(len(score))
+        if self._options.ties == "random":
+            order = torch.randperm(len(score), generator=self._generator)
+        elif self._options.ties == "incumbent":
+            held = self._chosen[position] or []
+            order = torch.tensor(held + [e for e in order.tolist() if e not in set(held)])
+        ranked: list[int] = order[torch.sort(score[order], descending=True, stable=True).indices].tolist()
+        return ranked
+
+    def _limit(self, position: int, ranked: list[int], size: int) -> list[int]:
+        """The first ``size`` of ``ranked``, with at most ``max_replacements`` that were not chosen before."""
+        most, held = self._options.max_replacements, self._chosen[position]
+        if most is None or held is None:
+            return ranked[:size]
+        kept_held = [e for e in ranked if e in set(held)]
+        fresh = [e for e in ranked[:size] if e not in set(held)]
+        new = set(fresh[: max(most, size - len(kept_held))])
+        keep = set(kept_held[: size - len(new)]) | new
+        return [e for e in ranked if e in keep]

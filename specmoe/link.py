@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import os
 import threading
 import time
+from collections import deque
 from dataclasses import dataclass, replace
-from queue import SimpleQueue
-from typing import Protocol
 
 import torch
 
 from specmoe.device import Device, host_bytes
-from specmoe.errors import StoreError
+from specmoe.sources import Source
 from specmoe.store import ExpertStore
+from specmoe.timeline import Timeline
 
 
 @dataclass
@@ -30,107 +29,19 @@ class LinkStats:
     wait_s: float = 0.0
 
 
-class Source(Protocol):
-    """Where a link takes an expert's bytes from."""
-
-    def read(self, position: int, expert: int, out: memoryview) -> int:
-        """Fill ``out`` (stride_bytes) with the expert; returns bytes read from the slow tier."""
-        ...
-
-    def view(self, position: int, expert: int) -> torch.Tensor | None:
-        """The expert as host memory (uint8 [stride_bytes]) to upload from, or None when it must be read."""
-        ...
-
-    def close(self) -> None: ...
-
-
-class DiskSource:
-    """Reads a store's files past the page cache.
-
-    O_DIRECT goes straight into the (page-aligned) target.  Where the file system refuses it, reads are
-    buffered and the pages dropped afterwards, so that the page cache does not become a hidden tier;
-    ``direct`` says which of the two is in force.
-    """
-
-    def __init__(self, store: ExpertStore) -> None:
-        self.store = store
-        paths = [store.layer_file(position) for position in range(len(store.layers))]
-        self._files: list[int] = []
-        try:
-            for path in paths:
-                self._files.append(os.open(path, os.O_RDONLY | os.O_DIRECT))
-            self.direct = True
-        except OSError:
-            self.close()
-            self._files = [os.open(path, os.O_RDONLY) for path in paths]
-            self.direct = False
-
-    def read(self, position: int, expert: int, out: memoryview) -> int:
-        spec = self.store.layers[position]
-        file, offset = self._files[position], expert * spec.stride_bytes
-        done = 0
-        while done < spec.stride_bytes:
-            count = os.preadv(file, [out[done : spec.stride_bytes]], offset + done)
-            if count == 0:
-                raise StoreError(
-                    f"{self.store.layer_file(position)} ended inside expert {expert}: "
-                    "it was truncated while open; delete the store folder and convert again"
-                )
-            done += count
-        if not self.direct:
-            os.posix_fadvise(file, offset, spec.stride_bytes, os.POSIX_FADV_DONTNEED)
-        return done
-
-    def view(self, position: int, expert: int) -> torch.Tensor | None:
-        return None
-
-    def close(self) -> None:
-        for file in self._files:
-            os.close(file)
-        self._files = []
-
-
-class HostSource:
-    """Holds a whole store in host memory (pinned when the device is CUDA): the paper's main setting.
-
-    Raises:
-        MemoryError or RuntimeError: the host cannot hold ``store.total_bytes``.
-    """
-
-    def __init__(self, store: ExpertStore, device: Device) -> None:
-        self.store = store
-        disk = DiskSource(store)
-        self._layers: list[torch.Tensor] = []
-        for position, spec in enumerate(store.layers):
-            memory = device.staging(spec.experts * spec.stride_bytes)
-            for expert in range(spec.experts):
-                disk.read(position, expert, host_bytes(self._expert(memory, position, expert)))
-            self._layers.append(memory)
-        disk.close()
-
-    def _expert(self, memory: torch.Tensor, position: int, expert: int) -> torch.Tensor:
-        stride = self.store.layers[position].stride_bytes
-        return memory[expert * stride : (expert + 1) * stride]
-
-    def view(self, position: int, expert: int) -> torch.Tensor:
-        return self._expert(self._layers[position], position, expert)
-
-    def read(self, position: int, expert: int, out: memoryview) -> int:
-        source = host_bytes(self.view(position, expert))
-        out[: len(source)] = source
-        return len(source)
-
-    def close(self) -> None:
-        self._layers = []
-
-
 class Transfer:
     """One expert on its way; ``wait`` returns once compute may read the slot."""
 
-    def __init__(self) -> None:
+    def __init__(self, position: int, expert: int, slot: torch.Tensor) -> None:
+        self.position, self.expert, self.slot = position, expert, slot
         self._done = threading.Event()
         self._event: torch.cuda.Event | None = None
         self._error: BaseException | None = None
+
+    @property
+    def done(self) -> bool:
+        """Whether the transfer ended, well or not."""
+        return self._done.is_set()
 
     def finish(self, event: torch.cuda.Event | None, error: BaseException | None) -> None:
         self._event, self._error = event, error
@@ -151,8 +62,54 @@ class Transfer:
         return time.perf_counter() - started
 
 
+class _Queue:
+    """Transfers not yet begun: demanded ones first, then prefetches, each in the order submitted."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._demanded: deque[Transfer] = deque()
+        self._ahead: deque[Transfer] = deque()
+        self._closed = False
+
+    def put(self, transfer: Transfer, ahead: bool) -> None:
+        with self._changed:
+            (self._ahead if ahead else self._demanded).append(transfer)
+            self._changed.notify()
+
+    def promote(self, transfer: Transfer) -> None:
+        """Move a prefetch to the demanded ones, unless it has begun."""
+        with self._changed:
+            if transfer in self._ahead:
+                self._ahead.remove(transfer)
+                self._demanded.append(transfer)
+
+    def withdraw(self, transfer: Transfer) -> bool:
+        """Take a prefetch back; False when it has begun."""
+        with self._changed:
+            if transfer not in self._ahead:
+                return False
+            self._ahead.remove(transfer)
+            return True
+
+    def get(self) -> Transfer | None:
+        """The next transfer; None once closed and empty."""
+        with self._changed:
+            while not (self._demanded or self._ahead or self._closed):
+                self._changed.wait()
+            queue = self._demanded or self._ahead
+            return queue.popleft() if queue else None
+
+    def close(self) -> None:
+        with self._changed:
+            self._closed = True
+            self._changed.notify()
+
+    def __len__(self) -> int:
+        return len(self._demanded) + len(self._ahead)
+
+
 class Link:
-    """Moves experts into slots in the order submitted, on one background thread.
+    """Moves experts into slots on one background thread, those demanded before those prefetched.
 
     One thread saturates the disks this was measured on; its reads release the interpreter, so transfers
     run beside compute.  Every expert's checksum is compared the first time it arrives.
@@ -160,22 +117,43 @@ class Link:
 
     def __init__(self, source: Source, store: ExpertStore, device: Device) -> None:
         self.stats = LinkStats()
+        self.timeline = Timeline(enabled=False)
         self._source, self._store, self._device = source, store, device
-        self._unchecked = [set(range(spec.experts)) for spec in store.layers]
+        self._checked: set[tuple[int, int]] = set()
         self._staging: torch.Tensor | None = None
-        self._queue: SimpleQueue[tuple[int, int, torch.Tensor, Transfer] | None] = SimpleQueue()
+        self._queue = _Queue()
         self._thread = threading.Thread(target=self._run, name="specmoe-link", daemon=True)
         self._thread.start()
 
-    def submit(self, position: int, expert: int, slot: torch.Tensor) -> Transfer:
-        """Queue the transfer of one expert into ``slot`` (uint8, at least stride_bytes)."""
-        transfer = Transfer()
-        self._queue.put((position, expert, slot, transfer))
+    def submit(self, position: int, expert: int, slot: torch.Tensor, ahead: bool = False) -> Transfer:
+        """Queue the transfer of one expert into ``slot`` (uint8, at least stride_bytes).
+
+        ``ahead`` marks a prefetch, which lets every demanded transfer pass.
+        """
+        transfer = Transfer(position, expert, slot)
+        self._queue.put(transfer, ahead)
         return transfer
+
+    def promote(self, transfer: Transfer) -> None:
+        """A prefetch is demanded now."""
+        self._queue.promote(transfer)
+
+    def withdraw(self, transfer: Transfer) -> bool:
+        """Take back a prefetch that has not begun; False when it has, or is done."""
+        return self._queue.withdraw(transfer)
+
+    @property
+    def queued(self) -> int:
+        """Transfers submitted and not yet begun."""
+        return len(self._queue)
 
     def wait(self, transfer: Transfer) -> None:
         """Wait for a transfer and count the time compute stood still."""
-        self.stats.wait_s += transfer.wait()
+        waited = transfer.wait()
+        self.stats.wait_s += waited
+        if self.timeline.enabled:
+            now = time.perf_counter()
+            self.timeline.add("wait", "wait", now - waited, now)
 
     def snapshot(self) -> LinkStats:
         """A copy of the counters; subtract two with ``since``."""
@@ -194,21 +172,22 @@ class Link:
     def close(self) -> None:
         """Finish queued transfers, stop the thread, close the source; safe to call twice."""
         if self._thread.is_alive():
-            self._queue.put(None)
+            self._queue.close()
             self._thread.join()
             self._source.close()
 
     def _run(self) -> None:
-        while (item := self._queue.get()) is not None:
-            position, expert, slot, transfer = item
+        while (transfer := self._queue.get()) is not None:
             started = time.perf_counter()
             try:
-                event = self._move(position, expert, slot)
+                event = self._move(transfer.position, transfer.expert, transfer.slot)
             except BaseException as error:  # handed to the waiting side, which raises it
                 transfer.finish(None, error)
                 continue
-            self.stats.busy_s += time.perf_counter() - started
+            ended = time.perf_counter()
+            self.stats.busy_s += ended - started
             self.stats.transfers += 1
+            self.timeline.add("link", f"layer {transfer.position} expert {transfer.expert}", started, ended)
             transfer.finish(event, None)
 
     def _move(self, position: int, expert: int, slot: torch.Tensor) -> torch.cuda.Event | None:
@@ -232,6 +211,6 @@ class Link:
         return event
 
     def _check(self, position: int, expert: int, data: memoryview) -> None:
-        if expert in self._unchecked[position]:
-            self._store.check(position, expert, data)
-            self._unchecked[position].discard(expert)
+        if (position, expert) not in self._checked:
+            self._source.check(position, expert, data)
+            self._checked.add((position, expert))

@@ -26,6 +26,10 @@ class Placement(Protocol):
 
     def priority(self, key: Key) -> float: ...
 
+    def expected(self, key: Key) -> float:
+        """Tokens per pass that will probably use the expert, by what the policy has seen."""
+        ...
+
 
 class OnDemand:
     """Nothing stays: every pass brings every expert it needs (MoE-OnDemand)."""
@@ -37,6 +41,9 @@ class OnDemand:
         return False
 
     def priority(self, key: Key) -> float:
+        return 0.0
+
+    def expected(self, key: Key) -> float:
         return 0.0
 
 
@@ -58,6 +65,11 @@ class LeastRecentlyUsed:
     def priority(self, key: Key) -> float:
         return float(self._used.get(key, 0))
 
+    def expected(self, key: Key) -> float:
+        layers = len({layer for layer, _ in self._used}) or 1
+        passes_ago = (self._clock - self._used.get(key, 0)) / layers
+        return 0.5**passes_ago
+
 
 class LeastFrequentlyUsed:
     """Everything stays until its slot is needed; the one with the lowest decayed use goes first.
@@ -67,16 +79,21 @@ class LeastFrequentlyUsed:
 
     def __init__(self, experts: list[int], decay: float = 0.9) -> None:
         self._counts = [torch.zeros(n) for n in experts]
+        self._weight = torch.zeros(len(experts))  # passes seen, decayed alike
         self._decay = decay
 
     def observe(self, position: int, counts: torch.Tensor) -> None:
         self._counts[position].mul_(self._decay).add_(counts)
+        self._weight[position].mul_(self._decay).add_(1)
 
     def retain(self, key: Key) -> bool:
         return True
 
     def priority(self, key: Key) -> float:
         return float(self._counts[key[0]][key[1]])
+
+    def expected(self, key: Key) -> float:
+        return float(self._counts[key[0]][key[1]] / self._weight[key[0]].clamp_min(1e-9))
 
 
 class TopFraction:
@@ -89,9 +106,11 @@ class TopFraction:
         self._counts = [torch.zeros(n) for n in experts]
         self._per_layer = per_layer
         self._kept: list[set[int]] = [set() for _ in experts]
+        self._passes = [0] * len(experts)
 
     def observe(self, position: int, counts: torch.Tensor) -> None:
         self._counts[position] += counts
+        self._passes[position] += 1
         size = min(self._per_layer, len(counts))
         self._kept[position] = set(self._counts[position].topk(size).indices.tolist())
 
@@ -101,6 +120,9 @@ class TopFraction:
     def priority(self, key: Key) -> float:
         count = float(self._counts[key[0]][key[1]])
         return count if self.retain(key) else -1.0
+
+    def expected(self, key: Key) -> float:
+        return float(self._counts[key[0]][key[1]]) / max(1, self._passes[key[0]])
 
 
 def make_placement(name: PlacementName, experts: list[int], slots: int) -> Placement:

@@ -2,163 +2,146 @@
 
 One cycle (paper, figure of the two phases):
 
-1. ``draft``: gamma tokens per row from the target itself, with pinned experts only. No bytes move.
-2. ``verify``: one target pass over gamma + 1 positions of every row. Each distinct expert moves once.
-3. ``accept``: the longest prefix on which the target agrees, plus one token of the target's own.
+1. *draft*: up to gamma tokens per row, from the target itself with draft experts only. No expert is asked for
+   that is not on the device.
+2. *verify*: one target pass over gamma + 1 positions of every row. Each distinct expert moves once.
+3. *accept*: the longest prefix the target agrees with, plus one token of the target's own.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Collection
-from dataclasses import dataclass
 
 import torch
-from transformers import PreTrainedModel
 
-from specmoe.experts import ExpertsRuntime
-from specmoe.ragged_cache import RaggedCache
-from specmoe.stats import GenerationStats
-
-
-@dataclass
-class Rows:
-    """The rows still generating.
-
-    ``last`` (long [B]) is each row's newest token, not yet in the cache; ``room`` (long [B]) how many
-    more it may gain; ``index`` (long [B]) its place in the request; ``output`` collects tokens per request row.
-    """
-
-    last: torch.Tensor
-    room: torch.Tensor
-    index: torch.Tensor
-    output: list[list[int]]
-    stop: Collection[int]
+from specmoe.controller import Controller, Setting
+from specmoe.drafters import Drafter
+from specmoe.link import LinkStats
+from specmoe.run import Rows, Run, forward
+from specmoe.runtime import INITIAL_TAIL
+from specmoe.sampling import Proposal
+from specmoe.stats import CycleStats
 
 
-def prefill(
-    model: PreTrainedModel, runtime: ExpertsRuntime, cache: RaggedCache, prompts: list[torch.Tensor]
-) -> torch.Tensor:
+def prefill(run: Run, prompts: list[torch.Tensor]) -> torch.Tensor:
     """Run the prompts (one long [n_i] per row) through the target; returns each row's first token, long [B]."""
-    lengths = torch.tensor([len(p) for p in prompts], device=model.device)
+    lengths = torch.tensor([len(p) for p in prompts], device=run.model.device)
     ids = torch.nn.utils.rnn.pad_sequence(prompts, batch_first=True)  # [B, S], padded on the right
-    valid = torch.arange(ids.shape[1], device=ids.device) < lengths[:, None]  # [B, S]
+    places = torch.arange(ids.shape[1], device=ids.device)
+    valid = places < lengths[:, None]  # [B, S]
+    if run.runtime.options.initial == "prefill-tail":
+        run.runtime.counted = (places >= lengths[:, None] - INITIAL_TAIL).flatten()
     ends, place = (lengths - 1).unique(return_inverse=True)
-    logits = _forward(model, runtime, cache, ids, valid, keep=ends)  # [B, len(ends), V]
-    cache.commit(lengths)
-    return logits[torch.arange(len(prompts), device=ids.device), place].argmax(-1)
+    with run.timeline.span("compute", "prefill", tokens=int(valid.sum())):
+        logits = forward(run, ids, valid, keep=ends)  # [B, len(ends), V]
+    run.runtime.counted = None
+    run.cache.commit(lengths)
+    return run.sampler.draw(logits[torch.arange(len(prompts), device=ids.device), place])[0]
 
 
-def decode(
-    model: PreTrainedModel, runtime: ExpertsRuntime, cache: RaggedCache, rows: Rows, gamma: int, stats: GenerationStats
-) -> None:
-    """Generate until every row is full or stopped; tokens go to ``rows.output``."""
-    stats.drafted_by_position, stats.accepted_by_position = [0] * gamma, [0] * gamma
-    _drop_finished(rows, cache)
-    while len(rows.index):
-        length = min(gamma, int(rows.room.max()) - 1)
-        drafted = draft(model, runtime, cache, rows, length, stats)  # [B, g]
-        targets = verify(model, runtime, cache, rows, drafted, stats)  # [B, g + 1]
-        accepted = accept(drafted, targets)  # [B]
-        _commit(rows, cache, drafted, targets, accepted, stats)
-        _drop_finished(rows, cache)
+def decode(run: Run, rows: Rows, drafter: Drafter, controller: Controller) -> None:
+    """Generate until every row is full or stopped; tokens go to ``rows.tokens``."""
+    _drop_finished(run, rows)
+    while len(rows):
+        started, link_before = time.perf_counter(), run.link.snapshot()
+        setting = controller.choose(rows.index, (rows.room - 1).clamp_min(0))
+        cycle = _begin(run, rows, setting)
+        proposal = draft(run, rows, drafter, setting.lengths, cycle)
+        logits = verify(run, rows, proposal, cycle)
+        accepted, following = run.sampler.accept(proposal, logits)
+        _commit(run, rows, proposal, accepted, following, cycle)
+        _count_link(run, cycle, link_before)
+        controller.learn(cycle, rows.index, proposal.lengths, accepted)
+        _drop_finished(run, rows)
+        _end(run, cycle, started)
 
 
-def draft(
-    model: PreTrainedModel, runtime: ExpertsRuntime, cache: RaggedCache, rows: Rows, length: int, stats: GenerationStats
-) -> torch.Tensor:
-    """Greedy tokens from the pinned experts, long [B, length]; leaves the cache's lengths as they were."""
-    started = time.perf_counter()
-    drafted = [rows.last]
-    runtime.mode = "draft"
-    for _ in range(length):
-        valid = (rows.room > len(drafted))[:, None]  # rows too near their end draft no further
-        drafted.append(_forward(model, runtime, cache, drafted[-1][:, None], valid)[:, -1].argmax(-1))
-        cache.commit(torch.ones_like(rows.last))
-    runtime.mode = "target"
-    cache.commit(torch.full_like(rows.last, -length))
-    stats.draft_s += time.perf_counter() - started
-    return torch.stack(drafted[1:], dim=1) if length else rows.last.new_empty(len(rows.last), 0)
+def draft(run: Run, rows: Rows, drafter: Drafter, lengths: torch.Tensor, cycle: CycleStats) -> Proposal:
+    """Up to ``lengths`` (long [B]) proposed tokens per row; while it runs, a prefetcher may move what it asks for."""
+    started, prefetcher = time.perf_counter(), run.runtime.prefetcher
+    if prefetcher is not None:
+        before = run.stats.cycles[-1] if run.stats.cycles else None
+        prefetcher.begin(cycle.gamma, before.draft_s / before.gamma if before and before.gamma else 0.0)
+    proposal = drafter.propose(run, rows, lengths)
+    cycle.draft_s = time.perf_counter() - started
+    return proposal
 
 
-def verify(
-    model: PreTrainedModel,
-    runtime: ExpertsRuntime,
-    cache: RaggedCache,
-    rows: Rows,
-    drafted: torch.Tensor,
-    stats: GenerationStats,
-) -> torch.Tensor:
-    """The target's own next tokens after ``last`` and after each drafted token: long [B, g + 1]."""
-    started = time.perf_counter()
-    ids = torch.cat([rows.last[:, None], drafted], dim=1)  # [B, g + 1]
-    valid = torch.arange(ids.shape[1], device=ids.device) < rows.room[:, None]
-    targets = _forward(model, runtime, cache, ids, valid).argmax(-1)
-    stats.target_passes += 1
-    stats.row_steps += len(ids)
-    stats.verify_s += time.perf_counter() - started
-    return targets
-
-
-def accept(drafted: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Length of the longest prefix of ``drafted`` [B, g] that equals ``targets`` [B, g + 1]: long [B]."""
-    return (drafted == targets[:, :-1]).long().cumprod(dim=1).sum(dim=1)
-
-
-def _forward(
-    model: PreTrainedModel,
-    runtime: ExpertsRuntime,
-    cache: RaggedCache,
-    ids: torch.Tensor,
-    valid: torch.Tensor,
-    keep: torch.Tensor | int = 0,
-) -> torch.Tensor:
-    """Logits [B, Q or len(keep), V] of ids [B, Q] placed after each row's committed tokens."""
-    runtime.valid = valid.flatten()
-    output = model(
-        input_ids=ids,
-        attention_mask=cache.attention_mask(ids.shape[1], model.dtype, boolean=model._supports_sdpa),
-        position_ids=cache.lengths.positions(ids.shape[1]),
-        past_key_values=cache,
-        use_cache=True,
-        logits_to_keep=keep,
-    )
-    logits: torch.Tensor = output.logits
+def verify(run: Run, rows: Rows, proposal: Proposal, cycle: CycleStats) -> torch.Tensor:
+    """The target's logits [B, g + 1, V] after the row's last token and after each proposed one."""
+    started, prefetcher = time.perf_counter(), run.runtime.prefetcher
+    link, experts, refresh_s = run.link.snapshot(), run.runtime.residency.snapshot(), run.runtime.refresh_s
+    ids = torch.cat([rows.last[:, None], proposal.tokens], dim=1)  # [B, g + 1]
+    valid = torch.arange(ids.shape[1], device=ids.device) <= proposal.lengths[:, None]
+    with run.timeline.span("compute", "verify", rows=len(ids), positions=int(valid.sum())):
+        logits = forward(run, ids, valid)
+    cycle.verify_s = time.perf_counter() - started
+    if prefetcher is not None:
+        prefetcher.end(cycle.verify_s)
+    asked = run.runtime.residency.since(experts)
+    cycle.positions, cycle.requests, cycle.hits = int(valid.sum()), asked.requests, asked.hits
+    cycle.wait_s = run.link.since(link).wait_s
+    cycle.refresh_s = run.runtime.refresh_s - refresh_s
+    run.stats.target_passes += 1
+    run.stats.row_steps += len(ids)
     return logits
 
 
+def _begin(run: Run, rows: Rows, setting: Setting) -> CycleStats:
+    """Put the cycle's setting in force."""
+    selection = run.runtime.selection
+    if selection is not None:
+        selection.resize(setting.draft_experts)
+        selection.interval = setting.refresh_interval
+    gamma = int(setting.lengths.max())
+    return CycleStats(gamma, setting.draft_experts, setting.refresh_interval, len(rows), why=setting.why)
+
+
 def _commit(
-    rows: Rows,
-    cache: RaggedCache,
-    drafted: torch.Tensor,
-    targets: torch.Tensor,
-    accepted: torch.Tensor,
-    stats: GenerationStats,
+    run: Run, rows: Rows, proposal: Proposal, accepted: torch.Tensor, following: torch.Tensor, cycle: CycleStats
 ) -> None:
-    """Append each row's accepted tokens and one more, cut at its room and at a stop token."""
-    gained = []
-    for row, (new, count, room) in enumerate(zip(targets.tolist(), accepted.tolist(), rows.room.tolist(), strict=True)):
-        tokens = new[: min(count + 1, room)]
+    """Append each row's accepted tokens and the target's next one, cut at a stop token."""
+    places = torch.arange(proposal.tokens.shape[1] + 1, device=accepted.device)
+    run.runtime.accepted((places <= accepted[:, None]).flatten())
+    gained, stats = [], run.stats
+    drafted, wanted = proposal.tokens.tolist(), proposal.lengths.tolist()
+    for row, (count, last) in enumerate(zip(accepted.tolist(), following.tolist(), strict=True)):
+        tokens = [*drafted[row][:count], last]
         stopped = next((i for i, token in enumerate(tokens) if token in rows.stop), None)
         if stopped is not None:
             tokens = tokens[: stopped + 1]
             rows.room[row] = len(tokens)
-        rows.output[int(rows.index[row])].extend(tokens)
+        rows.append(row, tokens)
         gained.append(len(tokens))
-        stats.decode_tokens += len(tokens)
-        for place in range(min(drafted.shape[1], room)):
+        for place in range(wanted[row]):
             stats.drafted_by_position[place] += 1
             stats.accepted_by_position[place] += place < count
     step = torch.tensor(gained, device=rows.last.device)
-    rows.last = targets.gather(1, step[:, None] - 1).squeeze(1)
+    rows.last = following
     rows.room = rows.room - step
-    cache.commit(step)
+    run.cache.commit(step)
+    cycle.tokens, cycle.drafted, cycle.accepted = sum(gained), sum(wanted), int(accepted.sum())
+    stats.decode_tokens += cycle.tokens
 
 
-def _drop_finished(rows: Rows, cache: RaggedCache) -> None:
+def _drop_finished(run: Run, rows: Rows) -> None:
     """Rows without room leave the batch, the cache included."""
     going = rows.room > 0
     if not bool(going.all()):
         kept = going.nonzero().flatten()
-        cache.select(kept)
-        rows.last, rows.room, rows.index = rows.last[kept], rows.room[kept], rows.index[kept]
+        run.cache.select(kept)
+        rows.select(kept)
+
+
+def _count_link(run: Run, cycle: CycleStats, before: LinkStats) -> None:
+    """Book what the link did during the cycle, drafting included."""
+    moved = run.link.since(before)
+    cycle.moved_bytes, cycle.busy_s = moved.moved_bytes, moved.busy_s
+
+
+def _end(run: Run, cycle: CycleStats, started: float) -> None:
+    """Close the cycle: what was neither draft nor verification is bookkeeping."""
+    ended = time.perf_counter()
+    cycle.other_s = ended - started - cycle.draft_s - cycle.verify_s
+    run.stats.cycles.append(cycle)
+    run.timeline.add("cycle", f"gamma {cycle.gamma}, {cycle.rows} rows", started, ended, tokens=cycle.tokens)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 from specmoe.link import LinkStats
 from specmoe.residency import ResidencyStats
@@ -15,6 +16,40 @@ class PhaseStats:
     seconds: float = 0.0
     link: LinkStats = field(default_factory=LinkStats)
     experts: ResidencyStats = field(default_factory=ResidencyStats)
+
+
+@dataclass
+class CycleStats:
+    """One draft, verify, accept cycle: what was chosen, what it cost, what it gave.
+
+    ``gamma`` is the longest draft of the cycle, ``positions`` the tokens verified over all rows.  Times are
+    seconds: ``draft_s`` and ``verify_s`` whole phases, ``wait_s`` the part of ``verify_s`` in which compute stood
+    still for the link, ``refresh_s`` the part of ``verify_s`` spent on the draft set, ``other_s`` what is left of
+    the cycle (acceptance, bookkeeping, controller).  ``busy_s`` is link time and runs beside the others.
+    """
+
+    gamma: int
+    draft_experts: int
+    refresh_interval: int
+    rows: int
+    positions: int = 0
+    drafted: int = 0
+    accepted: int = 0
+    tokens: int = 0
+    moved_bytes: int = 0
+    requests: int = 0
+    hits: int = 0
+    draft_s: float = 0.0
+    verify_s: float = 0.0
+    wait_s: float = 0.0
+    busy_s: float = 0.0
+    refresh_s: float = 0.0
+    other_s: float = 0.0
+    why: str = ""
+
+    @property
+    def total_s(self) -> float:
+        return self.draft_s + self.verify_s + self.other_s
 
 
 @dataclass
@@ -35,11 +70,18 @@ class GenerationStats:
     row_steps: int = 0
     drafted_by_position: list[int] = field(default_factory=list)
     accepted_by_position: list[int] = field(default_factory=list)
-    draft_s: float = 0.0
-    verify_s: float = 0.0
     prefill: PhaseStats = field(default_factory=PhaseStats)
     decode: PhaseStats = field(default_factory=PhaseStats)
+    cycles: list[CycleStats] = field(default_factory=list)
     peak_expert_bytes: int = 0
+
+    @property
+    def draft_s(self) -> float:
+        return sum(c.draft_s for c in self.cycles)
+
+    @property
+    def verify_s(self) -> float:
+        return sum(c.verify_s for c in self.cycles)
 
     @property
     def tokens_per_step(self) -> float:
@@ -57,3 +99,25 @@ class GenerationStats:
         """Resident over requested distinct experts of decode passes, None when none were requested."""
         experts = self.decode.experts
         return experts.hits / experts.requests if experts.requests else None
+
+    def breakdown_s(self) -> dict[str, float]:
+        """Decode time by what it was spent on; the parts but ``link_busy`` sum to the cycles' time.
+
+        ``draft`` and ``verify`` are compute: a draft never waits, and a verification's waits and refresh
+        are taken out.
+        """
+        wait, refresh = sum(c.wait_s for c in self.cycles), sum(c.refresh_s for c in self.cycles)
+        return {
+            "draft": self.draft_s,
+            "verify": self.verify_s - wait - refresh,
+            "link_wait": wait,
+            "refresh": refresh,
+            "python": sum(c.other_s for c in self.cycles),
+            "link_busy": sum(c.busy_s for c in self.cycles),
+        }
+
+    def cycle_rows(self) -> list[dict[str, Any]]:
+        """The cycles as plain data, times rounded to microseconds."""
+        return [
+            {k: round(v, 6) if isinstance(v, float) else v for k, v in asdict(cycle).items()} for cycle in self.cycles
+        ]

@@ -12,9 +12,9 @@ One expert is one contiguous read that O_DIRECT accepts, whatever tensors it hol
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 import xxhash
@@ -58,6 +58,25 @@ def round_to_pages(nbytes: int) -> int:
 def checksum(data: Any) -> str:
     """xxh3-64 of a bytes-like object, as 16 hex digits."""
     return xxhash.xxh3_64_hexdigest(data)
+
+
+def write_expert(out: BinaryIO, data: Any) -> str:
+    """Append one expert's bytes and padding to a layer file; returns their checksum."""
+    out.write(data)
+    out.write(b"\0" * (round_to_pages(len(data)) - len(data)))
+    return checksum(data)
+
+
+def write_index(path: Path, dtype: torch.dtype, layers: list[LayerSpec], source: dict[str, Any]) -> None:
+    """Write the index that makes a folder of layer files a store."""
+    index = {
+        "format": FORMAT,
+        "version": VERSION,
+        "dtype": str(dtype).removeprefix("torch."),
+        "source": source,
+        "layers": [asdict(spec) for spec in layers],
+    }
+    (path / INDEX).write_text(json.dumps(index) + "\n")
 
 
 class ExpertStore:

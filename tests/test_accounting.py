@@ -12,7 +12,8 @@ from harness.telemetry import kernel_read_bytes
 from specmoe import ExpertStore, SpecMoE
 from specmoe.convert import open_or_build
 from specmoe.device import CpuDevice, allocate_pages
-from specmoe.link import DiskSource, HostSource, Link
+from specmoe.link import Link
+from specmoe.sources import DiskSource, HostSource
 from tests.conftest import prompts
 
 

@@ -1,0 +1,104 @@
+"""Who proposes tokens.  Any drafter is lossless, since the target verifies whatever it proposes."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+
+from specmoe.options import SpecOptions
+from specmoe.run import Rows, Run, forward
+from specmoe.sampling import Proposal
+
+
+class Drafter(Protocol):
+    """Proposes up to ``lengths[b]`` (long [B]) tokens for each active row; leaves the cache's lengths alone."""
+
+    def propose(self, run: Run, rows: Rows, lengths: torch.Tensor) -> Proposal: ...
+
+
+class PinnedDraft:
+    """The target itself with draft experts only (the paper's draft): no expert moves, no second cache."""
+
+    def propose(self, run: Run, rows: Rows, lengths: torch.Tensor) -> Proposal:
+        steps = int(lengths.max()) if len(lengths) else 0
+        tokens, probs = [rows.last], []
+        run.runtime.mode = "draft"
+        try:
+            for step in range(steps):
+                with run.timeline.span("compute", "draft step"):
+                    drafting = (lengths > step)[:, None]  # rows that want fewer tokens ask for no expert
+                    logits = forward(run, tokens[-1][:, None], drafting)[:, -1]
+                    token, drawn_from = run.sampler.draw(logits)
+                    tokens.append(token)
+                    probs.append(drawn_from)
+                    run.cache.commit(torch.ones_like(rows.last))
+        finally:
+            run.runtime.mode = "target"
+            run.cache.commit(torch.full_like(rows.last, 1 - len(tokens)))
+        drawn = [p for p in probs if p is not None]
+        return Proposal(
+            torch.stack(tokens[1:], dim=1) if steps else rows.last.new_empty(len(rows), 0),
+            lengths,
+            torch.stack(drawn, dim=1) if drawn else None,
+        )
+
+
+class NgramDraft:
+    """Prompt lookup: what followed the latest earlier occurrence of the row's last few tokens.
+
+    The longest suffix of ``most`` down to ``fewest`` tokens that occurs before is taken; a row without one
+    proposes nothing.
+    """
+
+    def __init__(self, fewest: int = 2, most: int = 4) -> None:
+        self._fewest, self._most = fewest, most
+
+    def propose(self, run: Run, rows: Rows, lengths: torch.Tensor) -> Proposal:
+        wanted = lengths.tolist()
+        found = [self.look_up(rows.tokens[i], n) for i, n in zip(rows.index.tolist(), wanted, strict=True)]
+        width = max(map(len, found), default=0)
+        tokens = torch.tensor([f + [0] * (width - len(f)) for f in found], dtype=torch.long, device=lengths.device)
+        return Proposal(tokens.view(len(rows), width), torch.tensor([len(f) for f in found], device=lengths.device))
+
+    def look_up(self, tokens: list[int], length: int) -> list[int]:
+        """Up to ``length`` tokens that followed the longest suffix of ``tokens`` where it last occurred."""
+        for size in range(min(self._most, len(tokens) - 1), self._fewest - 1, -1):
+            suffix = tokens[-size:]
+            for start in range(len(tokens) - size - 1, -1, -1):
+                if tokens[start : start + size] == suffix:
+                    return tokens[start + size : start + size + length]
+        return []
+
+
+class Combined:
+    """N-gram lookup where a row's text repeats itself, the pinned draft for the rows where it does not.
+
+    With sampling, looked-up tokens are proposed with certainty, so each gets a one-hot distribution.
+    """
+
+    def __init__(self, lookup: NgramDraft, drafted: PinnedDraft) -> None:
+        self._lookup, self._drafted = lookup, drafted
+
+    def propose(self, run: Run, rows: Rows, lengths: torch.Tensor) -> Proposal:
+        looked_up = self._lookup.propose(run, rows, lengths)
+        missing = looked_up.lengths == 0
+        drafted = self._drafted.propose(run, rows, lengths * missing)
+        width = max(looked_up.tokens.shape[1], drafted.tokens.shape[1])
+        tokens = rows.last.new_zeros(len(rows), width)
+        tokens[:, : looked_up.tokens.shape[1]] = looked_up.tokens
+        tokens[missing, : drafted.tokens.shape[1]] = drafted.tokens[missing]
+        probs = None
+        if drafted.probs is not None:
+            probs = drafted.probs.new_zeros(len(rows), width, drafted.probs.shape[-1])
+            probs.scatter_(2, tokens[:, :, None], 1.0)
+            probs[missing, : drafted.probs.shape[1]] = drafted.probs[missing]
+        return Proposal(tokens, torch.where(missing, drafted.lengths, looked_up.lengths), probs)
+
+
+def make_drafter(options: SpecOptions) -> Drafter:
+    """The drafter that the options name."""
+    lookup = NgramDraft(options.ngram_min, options.ngram_max)
+    if options.drafter == "ngram":
+        return lookup
+    return PinnedDraft() if options.drafter == "pinned" else Combined(lookup, PinnedDraft())

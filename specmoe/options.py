@@ -1,0 +1,94 @@
+"""Every choice of the algorithm as one typed object: the paper's, those it leaves open, and ours beyond it."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from specmoe.errors import OptionError
+from specmoe.placement import PlacementName
+
+Drafter = Literal["pinned", "ngram", "ngram+pinned"]
+Selection = Literal["hot-temporal", "hot-global", "hot-prefill", "random"]
+CountWindow = Literal["decayed", "last", "accumulated"]
+Substitution = Literal["affinity", "affinity-activation", "random", "best-gate", "drop", "merged"]
+
+
+class SpecOptions(BaseModel):
+    """Options of ``SpecMoE``; ``docs/options.md`` lists them with the ablation that tries each.
+
+    Raises:
+        OptionError: through ``of``, when a value is out of range or two do not go together.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    gamma: int = Field(default=5, ge=0, le=64, description="draft tokens per cycle; 0 turns speculation off")
+    draft_experts: int = Field(default=4, ge=1, description="N, pinned experts per MoE layer that form the draft")
+    placement: PlacementName = Field(default="lfu", description="who keeps the rest of the budget")
+    drafter: Drafter = Field(default="pinned", description="who proposes tokens")
+    draft_pool: Literal["pinned", "resident"] = Field(
+        default="pinned", description="experts that may draft: the N pinned ones (paper), or all on the device"
+    )
+    selection: Selection = Field(default="hot-temporal", description="how the N draft experts are chosen")
+    count_window: CountWindow = Field(default="decayed", description="which passes the use counts look back on")
+    hot_decay: float = Field(default=0.5, ge=0, le=1, description="weight of older counts when window is decayed")
+    counted: Literal["all", "accepted"] = Field(
+        default="all", description="positions of a verify pass that count: all, or only those the target kept"
+    )
+    refresh_interval: int = Field(default=1, ge=1, le=64, description="cycles between refreshes of the draft set")
+    max_replacements: int | None = Field(default=None, ge=1, description="most experts replaced per layer and refresh")
+    ties: Literal["lower-id", "incumbent", "random"] = Field(default="lower-id", description="who wins equal counts")
+    initial: Literal["prefill", "prefill-tail"] = Field(
+        default="prefill", description="first draft set: counts of the whole prompt, or of its last 16 tokens"
+    )
+    substitution: Substitution = Field(default="affinity", description="who stands in for an expert that cannot draft")
+    collision: Literal["add", "once"] = Field(
+        default="add", description="two picks on one expert: weights add, or the larger counts once, rescaled"
+    )
+    merged_experts: int = Field(default=0, ge=0, description="K averaged experts per layer for substitution=merged")
+    prefetch: Literal["off", "draft"] = Field(default="off", description="move what the draft's gate wants ahead")
+    prefetch_share: float = Field(
+        default=0.5, gt=0, le=1, description="most bytes prefetched per cycle, as a share of the expert budget"
+    )
+    ngram_max: int = Field(default=4, ge=1, le=16, description="longest suffix looked up by the n-gram drafter")
+    ngram_min: int = Field(default=2, ge=1, le=16, description="shortest suffix looked up by the n-gram drafter")
+    controller: Literal["fixed", "auto"] = Field(
+        default="fixed", description="auto: gamma (0 included), N and refresh interval chosen from measured costs"
+    )
+    seed: int = Field(default=0, ge=0, description="of random selection, substitution, ties and of sampling")
+
+    @model_validator(mode="after")
+    def _fit_together(self) -> Self:
+        if (self.substitution == "merged") != (self.merged_experts > 0):
+            raise ValueError("substitution='merged' and merged_experts go together: give both or neither")
+        if self.ngram_min > self.ngram_max:
+            raise ValueError(f"ngram_min {self.ngram_min} is above ngram_max {self.ngram_max}")
+        if self.controller == "auto" and self.gamma == 0:
+            raise ValueError("controller='auto' needs gamma >= 1, the most it may choose; gamma=0 is always off")
+        return self
+
+    @classmethod
+    def of(cls, **values: Any) -> Self:
+        """Validated options.
+
+        Raises:
+            OptionError: naming the first option that is wrong, what was given, and what is allowed.
+        """
+        try:
+            return cls(**values)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"])
+            given = f" (given {first['input']!r})" if where else ""
+            raise OptionError(f"option {where}: {first['msg']}{given}" if where else first["msg"]) from error
+
+    @property
+    def speculates(self) -> bool:
+        return self.gamma > 0
+
+    @property
+    def drafts_with_experts(self) -> bool:
+        """Whether drafting runs the model with pinned experts, so that a draft set is needed."""
+        return self.speculates and self.drafter != "ngram"
