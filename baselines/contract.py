@@ -54,7 +54,8 @@ class Setting:
     """What a system gets to work with.
 
     ``model_path`` is a Hugging Face folder; ``store_path`` where its expert store is or will be;
-    ``scratch`` a folder of the system's own that outlives the process.
+    ``scratch`` a folder of the system's own that outlives the process.  ``calibration_texts`` are prompts a
+    system may profile the model with in ``build``; they are never among the measured ones.
     """
 
     model_path: Path
@@ -63,6 +64,7 @@ class Setting:
     dtype: torch.dtype
     expert_budget_bytes: int | None
     threads: int
+    calibration_texts: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,11 @@ class Request:
 
 @dataclass
 class Counters:
-    """What a system can say of itself beyond its output; None where it cannot."""
+    """What a system can say of itself beyond its output; None where it cannot.
+
+    ``phases_s`` splits the decode time; ``cycles`` has one plain object per decode step (see
+    ``specmoe.stats.CycleStats``), for systems that have steps worth telling apart.
+    """
 
     decode_steps: int | None = None
     tokens_per_step: float | None = None
@@ -93,6 +99,11 @@ class Counters:
     drafted_by_position: list[int] | None = None
     accepted_by_position: list[int] | None = None
     peak_expert_bytes: int | None = None
+    prefetched_bytes: int | None = None
+    prefetch_useful_bytes: int | None = None
+    prefetch_late_bytes: int | None = None
+    prefetch_wasted_bytes: int | None = None
+    cycles: list[dict[str, Any]] = field(default_factory=list)
     phases_s: dict[str, float] = field(default_factory=dict)
 
 

@@ -9,11 +9,12 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 from pydantic import Field
+from transformers import AutoTokenizer
 
 from baselines.contract import CapabilityCard, Counters, Generation, Request, Setting, SystemOptions, register
-from specmoe import SpecMoE
+from specmoe import SpecMoE, SpecOptions
+from specmoe.calibrate import FILE as CALIBRATION
 from specmoe.convert import open_or_build
-from specmoe.hotness import SelectionName
 from specmoe.placement import PlacementName
 from specmoe.stats import GenerationStats
 
@@ -79,13 +80,24 @@ def _counters(stats: GenerationStats) -> Counters:
         drafted_by_position=stats.drafted_by_position or None,
         accepted_by_position=stats.accepted_by_position or None,
         peak_expert_bytes=stats.peak_expert_bytes,
-        phases_s={"draft": stats.draft_s, "verify": stats.verify_s, "link_wait": stats.decode.link.wait_s},
+        prefetched_bytes=stats.decode.experts.prefetched_bytes,
+        prefetch_useful_bytes=stats.decode.experts.useful_bytes,
+        prefetch_late_bytes=stats.decode.experts.late_bytes,
+        prefetch_wasted_bytes=stats.decode.experts.wasted_bytes,
+        cycles=stats.cycle_rows(),
+        phases_s=stats.breakdown_s(),
     )
+
+
+class SpecMoEOptions(SpecOptions, SystemOptions):
+    """Every option of the engine; N is 8 unless said, for models with 64 experts a layer."""
+
+    draft_experts: int = Field(default=8, ge=1)
 
 
 @register
 class SpecMoESystem(_EngineSystem):
-    """The paper's system; gamma and N fixed per cell."""
+    """The paper's system, with every option of the engine."""
 
     card = CapabilityCard(
         name="specmoe",
@@ -94,16 +106,21 @@ class SpecMoESystem(_EngineSystem):
         grain="experts",
         knows_budget=True,
     )
-
-    class Options(SystemOptions):
-        gamma: int = Field(default=5, ge=1, le=64)
-        draft_experts: int = Field(default=8, ge=1)
-        placement: PlacementName = "lfu"
-        selection: SelectionName = "hot-temporal"
-        hot_decay: float = Field(default=0.5, ge=0, le=1)
+    Options = SpecMoEOptions
 
     def arguments(self) -> dict[str, Any]:
-        return dict(self.options.model_dump())
+        return {"options": SpecOptions.of(**self.options.model_dump())}
+
+    def build(self, setting: Setting) -> None:
+        """The store, and its calibration on the setting's texts when there is none yet."""
+        super().build(setting)
+        if setting.calibration_texts and not (setting.store_path / CALIBRATION).exists():
+            tokenizer = AutoTokenizer.from_pretrained(setting.model_path, padding_side="left")
+            encoded = tokenizer(list(setting.calibration_texts), return_tensors="pt", padding=True)
+            with SpecMoE.from_pretrained(
+                setting.model_path, gamma=0, expert_budget="50%", dtype=setting.dtype, store=setting.store_path
+            ) as engine:
+                engine.calibrate(encoded["input_ids"], encoded["attention_mask"])
 
 
 @register

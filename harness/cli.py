@@ -7,6 +7,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from harness import generate as generation
+
 DEFAULT_OUT = Path("results")
 
 
@@ -61,12 +63,7 @@ def _parser() -> argparse.ArgumentParser:
     report.set_defaults(handler=_report)
 
     generate = commands.add_parser("generate", help="continue a text with SpecMoE")
-    generate.add_argument("prompt")
-    generate.add_argument("--model", default="embedded")
-    generate.add_argument("--gamma", type=int, default=5)
-    generate.add_argument("--draft-experts", type=int, default=8)
-    generate.add_argument("--expert-budget", default="25%")
-    generate.add_argument("--max-new-tokens", type=int, default=64)
+    generation.add_arguments(generate)
     generate.set_defaults(handler=_generate)
     return parser
 
@@ -133,34 +130,7 @@ def _write_report(results: list[Path], out: Path) -> None:
 
 
 def _generate(args: argparse.Namespace) -> int:
-    import torch
-    from transformers import AutoTokenizer
-
-    from specmoe import SpecMoE
-    from workloads import models
-
-    folder = models.path(args.model)
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    encoded = tokenizer([args.prompt], return_tensors="pt")
-    with SpecMoE.from_pretrained(
-        folder,
-        expert_budget=args.expert_budget,
-        gamma=args.gamma,
-        draft_experts=args.draft_experts,
-        dtype=torch.float32,
-        store=models.store_path(args.model, "float32"),
-    ) as model:
-        output = model.generate(encoded["input_ids"], encoded["attention_mask"], max_new_tokens=args.max_new_tokens)
-    assert output.sequences is not None
-    assert output.stats is not None
-    print(tokenizer.decode(output.sequences[0], skip_special_tokens=True))
-    stats = output.stats
-    rate = stats.decode_tokens / stats.decode.seconds if stats.decode.seconds else float("nan")
-    print(
-        f"\n{rate:.1f} tok/s, {stats.tokens_per_step:.2f} tokens per step, "
-        f"{stats.decode.link.moved_bytes / 1e6:.1f} MB moved while decoding",
-        file=sys.stderr,
-    )
+    generation.run(args)
     return 0
 
 

@@ -84,6 +84,12 @@ class Repetition(_Strict):
     drafted_by_position: list[int] | None = None
     expert_requests: int | None = None
     expert_hits: int | None = None
+    prefetched_bytes: int | None = None
+    prefetch_useful_bytes: int | None = None
+    prefetch_late_bytes: int | None = None
+    prefetch_wasted_bytes: int | None = None
+    phases_s: dict[str, float] = Field(default_factory=dict)
+    cycles: list[dict[str, Any]] = Field(default_factory=list)
     fidelity: float | None = None
 
 

@@ -91,6 +91,7 @@ def run(job: Job) -> Answer:
         dtype=getattr(torch, job.dtype),
         expert_budget_bytes=job.expert_budget_bytes,
         threads=job.threads,
+        calibration_texts=_calibration_texts(job) if job.action == "build" else (),
     )
     if job.action == "build":
         setting.scratch.mkdir(parents=True, exist_ok=True)
@@ -102,6 +103,13 @@ def run(job: Job) -> Answer:
         return _measure(job, system, time.perf_counter() - started)
     finally:
         system.close()
+
+
+def _calibration_texts(job: Job, count: int = 32) -> tuple[str, ...]:
+    """The last prompts of the cell's set, which measured batches reach last."""
+    from workloads import prompts
+
+    return tuple(p.text for p in prompts.load(Path(job.prompts) if job.prompts else prompts.EMBEDDED)[-count:])
 
 
 def batch(job: Job) -> tuple[Any, Any]:
@@ -192,6 +200,12 @@ def _repetition(job: Job, marks: list[_Mark], generation: Any, prompt_tokens: in
         "accepted_tokens": sum(accepted) if accepted is not None else None,
         "expert_requests": counters.expert_requests,
         "expert_hits": counters.expert_hits,
+        "prefetched_bytes": counters.prefetched_bytes,
+        "prefetch_useful_bytes": counters.prefetch_useful_bytes,
+        "prefetch_late_bytes": counters.prefetch_late_bytes,
+        "prefetch_wasted_bytes": counters.prefetch_wasted_bytes,
+        "phases_s": counters.phases_s,
+        "cycles": counters.cycles,
         "fidelity": fidelity(generation.new_ids.tolist(), reference),
     }
 

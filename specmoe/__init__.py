@@ -4,15 +4,20 @@ The decode loop is ``speculate.decode``; ``SpecMoE.from_pretrained(...).generate
 """
 
 from specmoe.engine import GenerateOutput, SpecMoE
-from specmoe.errors import BudgetError, SpecMoEError, StoreError, UnsupportedModelError
+from specmoe.errors import BudgetError, OptionError, SpecMoEError, StoreError, UnsupportedModelError
+from specmoe.options import SpecOptions
 from specmoe.store import ExpertStore
+from specmoe.timeline import Timeline
 
 __all__ = [
     "BudgetError",
     "ExpertStore",
     "GenerateOutput",
+    "OptionError",
     "SpecMoE",
     "SpecMoEError",
+    "SpecOptions",
     "StoreError",
+    "Timeline",
     "UnsupportedModelError",
 ]

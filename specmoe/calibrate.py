@@ -37,7 +37,7 @@ class Calibration:
             arrays[f"counts_{position}"] = counts.numpy()
             arrays[f"distances_{position}"] = distances.numpy()
         partial = path.with_name("calibration.partial.npz")
-        np.savez(partial, **arrays)
+        np.savez(partial, allow_pickle=False, **arrays)
         partial.rename(path)
         return path
 

@@ -86,12 +86,9 @@ class Costs:
         return draft_s + self._verify_s.at(positions) + exposed * moved_s
 
     def explain(self, gamma: int, positions: float) -> str:
-        moved = self._moved.at(positions)
-        step = self._draft_step_s.value
-        return (
-            f"draft {0 if step is None else step * 1e3:.1f} ms/token, verify {self._verify_s.at(positions) * 1e3:.1f} ms, "
-            f"{moved / 1e6:.1f} MB"
-        )
+        step_ms = 1e3 * (self._draft_step_s.value or 0.0)
+        verify_ms, moved_mb = 1e3 * self._verify_s.at(positions), self._moved.at(positions) / 1e6
+        return f"draft {step_ms:.1f} ms/token, verify {verify_ms:.1f} ms, {moved_mb:.1f} MB"
 
 
 class Adaptive:
@@ -161,9 +158,7 @@ class Adaptive:
         drafted = [0.0, *[float(most.clamp_max(g).sum()) for g in range(1, self._longest + 1)]]
         longest = min(self._longest, int(most.max()))
         rows = len(index)
-        return [
-            (rows + gained[g]) / max(1e-9, self._costs.time_s(g, rows + drafted[g])) for g in range(longest + 1)
-        ]
+        return [(rows + gained[g]) / max(1e-9, self._costs.time_s(g, rows + drafted[g])) for g in range(longest + 1)]
 
     def _lengths(self, index: torch.Tensor, most: torch.Tensor, gamma: int) -> torch.Tensor:
         """Each row drafts as far as one more position earns its share of the time it adds."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -130,6 +131,7 @@ class SpecMoE:
         top_k: int = 0,
         top_p: float = 1.0,
         seed: int | None = None,
+        on_first_token: Callable[[], None] | None = None,
         on_tokens: OnTokens | None = None,
         timeline: Timeline | None = None,
     ) -> GenerateOutput:
@@ -145,6 +147,7 @@ class SpecMoE:
             do_sample: draw from the processed distribution instead of taking the most likely token.
             temperature, top_k, top_p: process the logits before a draw; 1, 0 and 1 leave them alone.
             seed: of the draws; default that of the options.
+            on_first_token: called once when the prefill has given every row its first token.
             on_tokens: called with (row, new tokens) as soon as they are certain, first tokens included.
             timeline: collects what happened when.
 
@@ -161,6 +164,8 @@ class SpecMoE:
         sampler = Sampling(temperature, top_k, top_p, seed, device) if do_sample else Greedy()
         run = self._run(prompts, room, sampler, timeline or Timeline(enabled=False))
         rows = self._prefill(run, prompts, room, stop, on_tokens)
+        if on_first_token is not None:
+            on_first_token()
         with _Phase(self, run.stats.decode):
             decode(run, rows, make_drafter(self.options), self._controller(len(prompts)))
 
@@ -286,6 +291,7 @@ def _room(input_ids: torch.Tensor, mask: torch.Tensor, max_new_tokens: int | Non
     if left is not None:
         room = min(room, left)
     if room < 1:
-        limit = f"max_length is {max_length}" if left is not None and left < 1 else f"max_new_tokens is {max_new_tokens}"
+        by_length = left is not None and left < 1
+        limit = f"max_length is {max_length}" if by_length else f"max_new_tokens is {max_new_tokens}"
         raise ValueError(f"{limit}, which leaves no room: ask for at least 1 new token")
     return room

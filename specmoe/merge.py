@@ -66,7 +66,7 @@ def _build(store: ExpertStore, calibration: Calibration, slices: int, path: Path
             _merge_layer(store, source, position, assigned[position], calibration.counts[position], partial)
             for position in range(len(store.layers))
         ]
-        np.savez(partial / _SLICES, **{f"layer_{i}": a.numpy() for i, a in enumerate(assigned)})
+        np.savez(partial / _SLICES, allow_pickle=False, **{f"layer_{i}": a.numpy() for i, a in enumerate(assigned)})
         write_index(partial, store.dtype, layers, store.source)
         partial.rename(path)
     except OSError as error:

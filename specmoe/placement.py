@@ -68,7 +68,7 @@ class LeastRecentlyUsed:
     def expected(self, key: Key) -> float:
         layers = len({layer for layer, _ in self._used}) or 1
         passes_ago = (self._clock - self._used.get(key, 0)) / layers
-        return 0.5**passes_ago
+        return float(0.5**passes_ago)
 
 
 class LeastFrequentlyUsed:
