@@ -62,6 +62,15 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("--out", type=Path, help="report folder (default: beside the first file)")
     report.set_defaults(handler=_report)
 
+    ablation = commands.add_parser("ablation", help="the ablation page from result files, as markdown")
+    ablation.add_argument("results", type=Path, nargs="+", help="results of the ablation presets")
+    ablation.add_argument("--out", type=Path, default=Path("docs/ablation.md"), help="default: docs/ablation.md")
+    ablation.set_defaults(handler=_ablation)
+
+    options = commands.add_parser("options", help="the page of algorithm options, as markdown")
+    options.add_argument("--out", type=Path, default=Path("docs/options.md"), help="default: docs/options.md")
+    options.set_defaults(handler=_options)
+
     generate = commands.add_parser("generate", help="continue a text with SpecMoE")
     generation.add_arguments(generate)
     generate.set_defaults(handler=_generate)
@@ -70,7 +79,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _list(args: argparse.Namespace) -> int:
     from baselines import contract
-    from harness.config import PRESETS
+    from harness.config import presets
 
     print("systems")
     for name, system in contract.systems().items():
@@ -81,8 +90,8 @@ def _list(args: argparse.Namespace) -> int:
     print("  embedded-xF        the same function with experts F times wider (F a power of two)")
     print("  FOLDER             any Hugging Face MoE checkpoint in safetensors")
     print("presets")
-    for name, content in PRESETS.items():
-        print(f"  {name:18} {content['model']}, batch {content['batch_sizes']}, {content.get('rounds', 3)} rounds")
+    for name, experiment in presets().items():
+        print(f"  {name:22} {experiment.title}: {experiment.model}, batch {experiment.batch_sizes}")
     return 0
 
 
@@ -127,6 +136,21 @@ def _write_report(results: list[Path], out: Path) -> None:
     paths = write_report(results, out)
     print(paths.markdown.read_text())
     print(f"page: {paths.page}")
+
+
+def _ablation(args: argparse.Namespace) -> int:
+    from reports.ablation import write_ablation
+
+    print(write_ablation(args.results, args.out))
+    return 0
+
+
+def _options(args: argparse.Namespace) -> int:
+    from harness import options_page
+
+    args.out.write_text(options_page.markdown())
+    print(args.out)
+    return 0
 
 
 def _generate(args: argparse.Namespace) -> int:

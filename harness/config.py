@@ -57,6 +57,7 @@ class Experiment(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str = Field(min_length=1)
+    title: str | None = None
     model: str
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     systems: list[SystemEntry] = Field(min_length=1)
@@ -168,37 +169,12 @@ def validate(payload: Any, where: str) -> Experiment:
         raise ConfigError(f"{where}: {field}: {first['msg']}") from error
 
 
-PRESETS: dict[str, dict[str, Any]] = {
-    "quick": {
-        "name": "quick",
-        "model": "embedded-x32",
-        "systems": [
-            {"system": "on-demand"},
-            {"system": "caching", "label": "caching"},
-            {"system": "caching", "label": "caching 10%", "expert_budget": "10%"},
-            {"system": "accelerate-disk"},
-            {"system": "specmoe", "options": {"gamma": 5, "draft_experts": 8}},
-        ],
-        "batch_sizes": [1, 8, 32],
-        "expert_budget": "25%",
-        "rounds": 3,
-    },
-    "smoke": {
-        "name": "smoke",
-        "model": "embedded",
-        "systems": [
-            {"system": "on-demand"},
-            {"system": "caching"},
-            {"system": "accelerate-disk"},
-            {"system": "specmoe", "options": {"gamma": 4, "draft_experts": 8}},
-        ],
-        "batch_sizes": [1, 3],
-        "new_tokens": 8,
-        "rounds": 2,
-        "warmup_tokens": 2,
-        "timeout_s": 120,
-    },
-}
+_PRESETS = Path(__file__).parent / "presets"
+
+
+def presets() -> dict[str, Experiment]:
+    """The experiments that come with this package, by name."""
+    return {path.stem: from_yaml(path) for path in sorted(_PRESETS.glob("*.yaml"))}
 
 
 def preset(name: str) -> Experiment:
@@ -207,6 +183,7 @@ def preset(name: str) -> Experiment:
     Raises:
         ConfigError: unknown name.
     """
-    if name not in PRESETS:
-        raise ConfigError(f"unknown preset {name!r}: use one of {', '.join(PRESETS)}")
-    return validate(PRESETS[name], f"preset {name}")
+    path = _PRESETS / f"{name}.yaml"
+    if not path.is_file():
+        raise ConfigError(f"unknown preset {name!r}: use one of {', '.join(presets())}")
+    return from_yaml(path)

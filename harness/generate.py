@@ -104,5 +104,5 @@ def _options(pairs: list[str]) -> dict[str, Any]:
         name, separator, value = pair.partition("=")
         if not separator:
             raise ValueError(f"--option {pair!r}: write NAME=VALUE, such as substitution=drop")
-        options[name] = value if value in ("off", "on") else yaml.safe_load(value)  # YAML reads those two as booleans
+        options[name] = yaml.safe_load(value)
     return options

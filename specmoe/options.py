@@ -48,7 +48,7 @@ class SpecOptions(BaseModel):
         default="add", description="two picks on one expert: weights add, or the larger counts once, rescaled"
     )
     merged_experts: int = Field(default=0, ge=0, description="K averaged experts per layer for substitution=merged")
-    prefetch: Literal["off", "draft"] = Field(default="off", description="move what the draft's gate wants ahead")
+    prefetch: Literal["none", "draft"] = Field(default="none", description="move what the draft's gate wants ahead")
     prefetch_share: float = Field(
         default=0.5, gt=0, le=1, description="most bytes prefetched per cycle, as a share of the expert budget"
     )

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.config import PRESETS, ConfigError, Experiment, from_yaml, plan, preset, validate
+from harness import options_page
+from harness.config import ConfigError, Experiment, from_yaml, plan, preset, presets, validate
 from harness.record import Cell, Limit, Record, RecordError, ResultFile
 from specmoe.sizes import parse_bytes
 
@@ -36,9 +37,16 @@ def record(number: int = 0, **changes: object) -> Record:
     return Record(**(fields | changes))
 
 
-@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("name", presets())
 def test_presets_are_valid(name: str) -> None:
     assert len(plan(preset(name), 1000, 100)) >= 2
+
+
+def test_the_page_of_options_is_current_and_names_a_trial_for_each_open_choice() -> None:
+    page = options_page.markdown()
+    assert (Path(__file__).parents[1] / "docs" / "options.md").read_text() == page, "run `specmoe-bench options`"
+    untried = [line.split("`")[1] for line in page.splitlines() if line.startswith("| `") and line.endswith("| – |")]
+    assert set(untried) <= {"hot_decay", "prefetch_share", "ngram_min", "ngram_max", "seed"}
 
 
 def test_listed_options_and_batches_are_swept() -> None:
