@@ -66,7 +66,7 @@ def load_table(store: ExpertStore, position: int) -> torch.Tensor:
     experts = store.layers[position].experts
     try:
         table = torch.from_numpy(np.load(path)).float()
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, EOFError) as error:
         raise StoreError(
             f"affinity table {path} cannot be read ({error}): delete the store and convert again"
         ) from error

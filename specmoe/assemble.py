@@ -62,11 +62,13 @@ def assemble(
     arena = ExpertArena(device, store.slot_bytes, budget_bytes, sum(sizes) + permanent)
     pinned = sum(min(options.draft_experts, n) for n in sizes) if options.drafts_with_experts else 0
     most = max(1, (arena.slots - permanent) // (2 * len(sizes)))
-    if options.controller == "auto":
-        pinned = min(pinned, most * len(sizes))
+    if options.controller == "auto" and options.drafts_with_experts:  # N is the controller's, from what fits
+        pinned = sum(min(options.draft_experts, most, n) for n in sizes)
     _check_budget(arena, pinned + permanent, sum(sizes) + permanent, options)
     policy = make_placement(options.placement, sizes, arena.slots - pinned - permanent)
     draft = _selection(sizes, options, calibration) if options.drafts_with_experts else None
+    if draft is not None and options.controller == "auto":
+        draft.resize(min(options.draft_experts, most))
     link = Link(source, store, device)
     residency = Residency(store, arena, link, policy)
     prefetcher = None

@@ -6,8 +6,10 @@ experts' *outputs* are on the same tokens (activation affinity, the alternative 
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -30,8 +32,10 @@ class Calibration:
     distances: list[torch.Tensor]
 
     def save(self, store: ExpertStore) -> Path:
-        """Write beside the store; returns the file."""
+        """Write beside the store; returns the file.  Merged slices built from an earlier one are removed."""
         path = store.path / FILE
+        for outdated in store.path.glob("merged_*"):
+            shutil.rmtree(outdated, ignore_errors=True)
         arrays = {"tokens": np.array(self.tokens)}
         for position, (counts, distances) in enumerate(zip(self.counts, self.distances, strict=True)):
             arrays[f"counts_{position}"] = counts.numpy()
@@ -56,7 +60,7 @@ def load(store: ExpertStore) -> Calibration | None:
             counts = [torch.from_numpy(arrays[f"counts_{i}"]) for i in range(len(store.layers))]
             distances = [torch.from_numpy(arrays[f"distances_{i}"]) for i in range(len(store.layers))]
             tokens = int(arrays["tokens"])
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
         raise StoreError(f"calibration {path} cannot be read ({error!r}): delete it and calibrate again") from error
     for spec, count, table in zip(store.layers, counts, distances, strict=True):
         if count.shape != (spec.experts,) or table.shape != (spec.experts, spec.experts):

@@ -57,9 +57,15 @@ class Fixed:
 
 
 class Costs:
-    """Estimated seconds of a cycle with a draft of g tokens and P positions verified."""
+    """Estimated seconds of a cycle with a draft of g tokens and P positions verified.
 
-    def __init__(self, expert_bytes: int) -> None:
+    Args:
+        expert_bytes: of one expert, the grain of transfers.
+        all_bytes: of all experts, more than which no pass moves.
+    """
+
+    def __init__(self, expert_bytes: int, all_bytes: float) -> None:
+        self._all_bytes = all_bytes
         self._draft_step_s = Average()
         self._verify_s = Line(slope_share=0.5)
         self._moved = PowerLaw(floor=float(expert_bytes))
@@ -78,7 +84,7 @@ class Costs:
 
     def time_s(self, gamma: int, positions: float) -> float:
         """Predicted duration of a cycle."""
-        moved_s = self._moved.at(positions) / self._rate.value if self._rate.value else 0.0
+        moved_s = min(self._all_bytes, self._moved.at(positions)) / self._rate.value if self._rate.value else 0.0
         exposed = 1.0 if self._exposed.value is None else self._exposed.value
         # a draft step was never seen: take it for a verification of one position per row, without its waits
         step_s = self._verify_s.at(positions / (gamma + 1)) if self._draft_step_s.value is None else None
@@ -98,15 +104,16 @@ class Adaptive:
         options: gamma is the most tokens drafted, N and the interval where it starts.
         rows: rows of the request.
         expert_bytes: of one expert, the grain of transfers.
+        all_bytes: of all experts.
         most_experts: largest N that the budget can pin.
     """
 
     MARGIN = 1.03
     """A change must promise this much more tokens per second."""
 
-    def __init__(self, options: SpecOptions, rows: int, expert_bytes: int, most_experts: int) -> None:
+    def __init__(self, options: SpecOptions, rows: int, expert_bytes: int, all_bytes: float, most_experts: int) -> None:
         self._longest = options.gamma
-        self._costs = Costs(expert_bytes)
+        self._costs = Costs(expert_bytes, all_bytes)
         self._acceptance = Acceptance(rows, options.gamma)
         self._knobs = Knobs(min(options.draft_experts, most_experts), most_experts, options.refresh_interval)
         self._cycle = 0
@@ -177,6 +184,9 @@ class Adaptive:
     def learn(self, cycle: CycleStats, index: torch.Tensor, lengths: torch.Tensor, accepted: torch.Tensor) -> None:
         self._costs.add(cycle)
         self._acceptance.add(index, lengths, accepted)
+        if self._gamma == 0 and cycle.drafted and cycle.accepted == cycle.drafted:
+            self._patience = 8  # a probe that was kept whole: look again soon
+            self._probe_in = min(self._probe_in, self._patience)
         if cycle.gamma:
             self._knobs.learn(cycle.tokens / max(1e-9, cycle.draft_s + cycle.verify_s) / cycle.rows)
 

@@ -141,7 +141,7 @@ class SpecMoE:
             input_ids: long [B, S], padded on the left.
             attention_mask: [B, S], 0 on padding; default all ones.
             max_new_tokens: tokens per row, at most; default 20, or what ``max_length`` leaves.
-            max_length: longest row, its padded prompt included, as in transformers.
+            max_length: longest row, its padded prompt included; as in transformers, ``max_new_tokens`` wins.
             eos_token_id: stop tokens; default from the generation config, None for none.
             pad_token_id: fills rows that stopped early; default from the generation config, else a stop token.
             do_sample: draw from the processed distribution instead of taking the most likely token.
@@ -202,7 +202,8 @@ class SpecMoE:
     def _controller(self, rows: int) -> Controller:
         if self.options.controller == "fixed" or not self.options.speculates:
             return Fixed(self.options)
-        return Adaptive(self.options, rows, self.store.slot_bytes, self._parts.most_draft_experts)
+        slot_bytes, experts = self.store.slot_bytes, self.store.total_experts
+        return Adaptive(self.options, rows, slot_bytes, slot_bytes * experts, self._parts.most_draft_experts)
 
     def calibrate(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> calibrate.Calibration:
         """Run sample prompts once and keep what they say of the experts beside the store.
@@ -286,12 +287,10 @@ def _room(input_ids: torch.Tensor, mask: torch.Tensor, max_new_tokens: int | Non
         raise ValueError("a row of attention_mask is all zeros: every row needs a token")
     if bool((mask[:, 1:] < mask[:, :-1]).any()):
         raise ValueError("attention_mask has padding on the right: pad prompts on the left")
-    left = None if max_length is None else max_length - input_ids.shape[1]
-    room = max_new_tokens if max_new_tokens is not None else 20 if left is None else left
-    if left is not None:
-        room = min(room, left)
+    if max_new_tokens is None and max_length is not None:
+        room, limit = max_length - input_ids.shape[1], f"max_length is {max_length}"
+    else:
+        room, limit = 20 if max_new_tokens is None else max_new_tokens, f"max_new_tokens is {max_new_tokens}"
     if room < 1:
-        by_length = left is not None and left < 1
-        limit = f"max_length is {max_length}" if by_length else f"max_new_tokens is {max_new_tokens}"
         raise ValueError(f"{limit}, which leaves no room: ask for at least 1 new token")
     return room

@@ -92,7 +92,12 @@ class ExpertsLayer:
 
     def _linear(self, x: torch.Tensor, tensors: Weights, name: str) -> torch.Tensor:
         weight = tensors[name].t() if self._module.is_transposed else tensors[name]
-        return F.linear(x, weight, tensors.get(f"{name}_bias"))
+        bias = tensors.get(f"{name}_bias")
+        if bias is None and 2 <= len(x) <= 4 and x.device.type == "cpu" and x.dtype == torch.float32:
+            # Same product the other way round: the GEMM library then reads the weights 1.5 times as fast,
+            # and with so few tokens per expert, reading them is all the work there is.
+            return (weight @ x.t()).t()
+        return F.linear(x, weight, bias)
 
 
 def _group_bounds(sorted_picks: torch.Tensor) -> dict[int, tuple[int, int]]:

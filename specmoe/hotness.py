@@ -33,7 +33,6 @@ class DraftSelection:
         self._options, self._experts = options, experts
         self._global = global_counts
         self._decay = {"last": 0.0, "accumulated": 1.0, "decayed": options.hot_decay}[options.count_window]
-        self._generator = torch.Generator().manual_seed(options.seed)
         self.resize(options.draft_experts)
         self.reset()
 
@@ -42,25 +41,29 @@ class DraftSelection:
         self._size = [min(draft_experts, n) for n in self._experts]
 
     def reset(self) -> None:
-        """Forget all counts and choices."""
+        """Forget all counts and choices, and draw as from the start."""
+        self._generator = torch.Generator().manual_seed(self._options.seed)
         self._counts = [torch.zeros(n) for n in self._experts]
         self._chosen: list[list[int] | None] = [None] * len(self._experts)
         self._passes = [0] * len(self._experts)
 
-    def refresh(self, position: int, counts: torch.Tensor, resident: set[int]) -> list[int]:
+    def refresh(
+        self, position: int, counts: torch.Tensor, resident: set[int], certain: bool | None = None
+    ) -> list[int]:
         """Take in one target pass over the layer and return its draft experts, most used first.
 
         Args:
             position: index of the MoE layer.
             counts: long [E], how often the pass picked each expert (padding not counted).
             resident: experts that already have a slot.
+            certain: whether every counted position is known to stay (a prompt's are; default: the first pass's).
 
         A hot set only ever takes experts that this pass touches or that are resident, so refreshing
         moves no byte (paper, HotTemporal).  With ``counted="accepted"`` the pass's own counts come later,
         by ``count``; until then its picks only say who is at hand.
         """
-        first = self._passes[position] == 0
-        if first or self._options.counted == "all":
+        certain = self._passes[position] == 0 if certain is None else certain
+        if certain or self._options.counted == "all":
             self.count(position, counts)
         due = self._options.selection == "hot-temporal" and self._passes[position] % self.interval == 0
         self._passes[position] += 1

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from specmoe.device import Device, host_bytes
+from specmoe.errors import SpecMoEError
 from specmoe.sources import Source
 from specmoe.store import ExpertStore
 from specmoe.timeline import Timeline
@@ -73,6 +74,8 @@ class _Queue:
 
     def put(self, transfer: Transfer, ahead: bool) -> None:
         with self._changed:
+            if self._closed:
+                raise SpecMoEError("the link is closed, and with it the engine: load the model again")
             (self._ahead if ahead else self._demanded).append(transfer)
             self._changed.notify()
 
@@ -122,6 +125,7 @@ class Link:
         self._checked: set[tuple[int, int]] = set()
         self._staging: torch.Tensor | None = None
         self._queue = _Queue()
+        self._moving = False
         self._thread = threading.Thread(target=self._run, name="specmoe-link", daemon=True)
         self._thread.start()
 
@@ -129,6 +133,9 @@ class Link:
         """Queue the transfer of one expert into ``slot`` (uint8, at least stride_bytes).
 
         ``ahead`` marks a prefetch, which lets every demanded transfer pass.
+
+        Raises:
+            SpecMoEError: the link is closed.
         """
         transfer = Transfer(position, expert, slot)
         self._queue.put(transfer, ahead)
@@ -146,6 +153,11 @@ class Link:
     def queued(self) -> int:
         """Transfers submitted and not yet begun."""
         return len(self._queue)
+
+    @property
+    def moving(self) -> bool:
+        """Whether a transfer is under way."""
+        return self._moving
 
     def wait(self, transfer: Transfer) -> None:
         """Wait for a transfer and count the time compute stood still."""
@@ -178,16 +190,18 @@ class Link:
 
     def _run(self) -> None:
         while (transfer := self._queue.get()) is not None:
-            started = time.perf_counter()
+            started, self._moving = time.perf_counter(), True
             try:
                 event = self._move(transfer.position, transfer.expert, transfer.slot)
             except BaseException as error:  # handed to the waiting side, which raises it
+                self._moving = False
                 transfer.finish(None, error)
                 continue
             ended = time.perf_counter()
             self.stats.busy_s += ended - started
             self.stats.transfers += 1
             self.timeline.add("link", f"layer {transfer.position} expert {transfer.expert}", started, ended)
+            self._moving = False
             transfer.finish(event, None)
 
     def _move(self, position: int, expert: int, slot: torch.Tensor) -> torch.cuda.Event | None:

@@ -11,6 +11,7 @@ import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -50,7 +51,7 @@ def open_or_build(store: ExpertStore, calibration: Calibration, slices: int) -> 
     try:
         with np.load(path / _SLICES) as arrays:
             assigned = [torch.from_numpy(arrays[f"layer_{i}"]) for i in range(len(store.layers))]
-    except (OSError, KeyError, ValueError) as error:
+    except (OSError, KeyError, ValueError, EOFError, BadZipFile) as error:
         raise StoreError(f"{path / _SLICES} cannot be read ({error!r}): delete {path}, it is built again") from error
     return merged, assigned
 

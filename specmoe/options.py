@@ -64,7 +64,7 @@ class SpecOptions(BaseModel):
         if (self.substitution == "merged") != (self.merged_experts > 0):
             raise ValueError("substitution='merged' and merged_experts go together: give both or neither")
         if self.ngram_min > self.ngram_max:
-            raise ValueError(f"ngram_min {self.ngram_min} is above ngram_max {self.ngram_max}")
+            raise ValueError(f"ngram_min {self.ngram_min} is above ngram_max {self.ngram_max}: swap or equal them")
         if self.controller == "auto" and self.gamma == 0:
             raise ValueError("controller='auto' needs gamma >= 1, the most it may choose; gamma=0 is always off")
         return self
@@ -80,9 +80,8 @@ class SpecOptions(BaseModel):
             return cls(**values)
         except ValidationError as error:
             first = error.errors()[0]
-            where = ".".join(str(part) for part in first["loc"])
-            given = f" (given {first['input']!r})" if where else ""
-            raise OptionError(f"option {where}: {first['msg']}{given}" if where else first["msg"]) from error
+            where, message = ".".join(str(part) for part in first["loc"]), first["msg"].removeprefix("Value error, ")
+            raise OptionError(f"option {where}: {message} (given {first['input']!r})" if where else message) from error
 
     @property
     def speculates(self) -> bool:

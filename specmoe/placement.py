@@ -30,6 +30,10 @@ class Placement(Protocol):
         """Tokens per pass that will probably use the expert, by what the policy has seen."""
         ...
 
+    def reset(self) -> None:
+        """Forget what was seen."""
+        ...
+
 
 class OnDemand:
     """Nothing stays: every pass brings every expert it needs (MoE-OnDemand)."""
@@ -46,11 +50,17 @@ class OnDemand:
     def expected(self, key: Key) -> float:
         return 0.0
 
+    def reset(self) -> None:
+        pass
+
 
 class LeastRecentlyUsed:
     """Everything stays until its slot is needed; the longest unused goes first."""
 
     def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
         self._clock = 0
         self._used: dict[Key, int] = {}
 
@@ -78,9 +88,12 @@ class LeastFrequentlyUsed:
     """
 
     def __init__(self, experts: list[int], decay: float = 0.9) -> None:
-        self._counts = [torch.zeros(n) for n in experts]
-        self._weight = torch.zeros(len(experts))  # passes seen, decayed alike
-        self._decay = decay
+        self._experts, self._decay = experts, decay
+        self.reset()
+
+    def reset(self) -> None:
+        self._counts = [torch.zeros(n) for n in self._experts]
+        self._weight = torch.zeros(len(self._experts))  # passes seen, decayed alike
 
     def observe(self, position: int, counts: torch.Tensor) -> None:
         self._counts[position].mul_(self._decay).add_(counts)
@@ -103,10 +116,13 @@ class TopFraction:
     """
 
     def __init__(self, experts: list[int], per_layer: int) -> None:
-        self._counts = [torch.zeros(n) for n in experts]
-        self._per_layer = per_layer
-        self._kept: list[set[int]] = [set() for _ in experts]
-        self._passes = [0] * len(experts)
+        self._experts, self._per_layer = experts, per_layer
+        self.reset()
+
+    def reset(self) -> None:
+        self._counts = [torch.zeros(n) for n in self._experts]
+        self._kept: list[set[int]] = [set() for _ in self._experts]
+        self._passes = [0] * len(self._experts)
 
     def observe(self, position: int, counts: torch.Tensor) -> None:
         self._counts[position] += counts

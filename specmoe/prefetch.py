@@ -71,7 +71,8 @@ class Prefetcher:
         """Whether a transfer queued now would be there when verification reaches the layer."""
         stats = self._link.stats
         rate = stats.moved_bytes / stats.busy_s if stats.busy_s > 0 else self._first_rate
-        arrival_s = time.perf_counter() + (self._link.queued + 1) * stride / rate
+        before = self._link.queued + (0.5 if self._link.moving else 0.0)  # one under way is half done
+        arrival_s = time.perf_counter() + (before + 1) * stride / rate
         reached_s = self._until + self._verify_s * position / len(self._store.layers)
         # Half a transfer late is still ahead of asking for it only then.
         return arrival_s - 0.5 * stride / rate <= reached_s

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from specmoe.arena import ExpertArena, Key
-from specmoe.errors import StoreError
+from specmoe.errors import BudgetError, StoreError
 from specmoe.link import Link, Transfer
 from specmoe.placement import Placement
 from specmoe.store import ExpertStore
@@ -115,6 +115,11 @@ class Residency:
                 self._submit(misses, pending, waiting)
         finally:
             self._abandon(pending)
+        if misses:
+            raise BudgetError(
+                f"layer {position}: {len(misses)} experts found no slot, all {self._arena.slots} are pinned: "
+                "raise expert_budget or lower draft_experts"
+            )
         for expert in self.resident(position):
             if (position, expert) not in self._ahead:
                 self._drop_unless_kept((position, expert))  # a former draft expert that this pass did not touch
@@ -126,14 +131,15 @@ class Residency:
         misses: deque[Key] = deque()
         for key in ((position, e) for e in experts):
             ahead = self._ahead.pop(key, None)
-            if ahead is not None and not ahead.done:
+            if ahead is not None and ahead.done:
+                self.stats.useful_bytes += self._bytes(key)
+                self.stats.hits += 1
+                coming.insert(0, (key, ahead))
+            elif ahead is not None:
                 self._link.promote(ahead)
                 self.stats.late_bytes += self._bytes(key)
                 coming.append((key, ahead))
             elif key in self._arena:
-                if ahead is not None:
-                    self._link.wait(ahead)  # done: raises what went wrong, orders the device's streams
-                    self.stats.useful_bytes += self._bytes(key)
                 hits.append(key)
             else:
                 misses.append(key)
@@ -170,15 +176,29 @@ class Residency:
 
     def end_prefetch(self) -> None:
         """After a verification: take back what has not begun, write off what nobody asked for."""
-        for key, transfer in list(self._ahead.items()):
-            if self._link.withdraw(transfer):
-                self.stats.prefetched_bytes -= self._bytes(key)  # never moved
-                self._release(key)
-            else:
-                self.stats.wasted_bytes += self._bytes(key)
-                self._link.wait(transfer)
-                del self._ahead[key]
+        begun = [(key, transfer) for key, transfer in list(self._ahead.items()) if not self._take_back(key, transfer)]
+        for key, transfer in begun:
+            if self._write_off(key, transfer):
                 self._drop_unless_kept(key)
+
+    def _take_back(self, key: Key, transfer: Transfer) -> bool:
+        """Undo a prefetch that has not begun; False when it has."""
+        if not self._link.withdraw(transfer):
+            return False
+        self.stats.prefetched_bytes -= self._bytes(key)  # never moved
+        self._release(key)
+        return True
+
+    def _write_off(self, key: Key, transfer: Transfer) -> bool:
+        """Count a prefetch as wasted once it has ended; the expert stays resident unless its read failed."""
+        self.stats.wasted_bytes += self._bytes(key)
+        try:
+            self._link.wait(transfer)
+        except (StoreError, OSError):
+            self._release(key)  # nobody asked for it: whoever does will read it again, and hear of it
+            return False
+        del self._ahead[key]
+        return True
 
     def _acquire(self, key: Key) -> torch.Tensor:
         slot = self._arena.acquire(key)
@@ -231,12 +251,8 @@ class Residency:
         if not self._ahead:
             return False
         key, transfer = max(self._ahead.items(), key=lambda item: item[0][0])
-        if self._link.withdraw(transfer):
-            self.stats.prefetched_bytes -= self._bytes(key)
-        else:
-            self._link.wait(transfer)
-            self.stats.wasted_bytes += self._bytes(key)
-        self._release(key)
+        if not self._take_back(key, transfer) and self._write_off(key, transfer):
+            self._release(key)
         return True
 
     def snapshot(self) -> ResidencyStats:

@@ -35,7 +35,8 @@ class ExpertsRuntime:
 
     ``mode`` and ``valid`` are set before each forward pass; ``valid`` (bool [T]) leaves padding and
     finished rows out, so that they ask for no expert.  ``counted`` (bool [T]) narrows further whose picks
-    count as use; None counts all valid ones.  ``observer`` sees every target pass (calibration, traces).
+    count as use; None counts all valid ones.  ``certain``: no position of the pass can be refused (a
+    prompt's).  ``observer`` sees every target pass (calibration, traces).
     ``refresh_s`` sums the time spent on choosing draft sets.
 
     Args:
@@ -56,6 +57,7 @@ class ExpertsRuntime:
         self.mode: Mode = "target"
         self.valid: torch.Tensor | None = None
         self.counted: torch.Tensor | None = None
+        self.certain = False
         self.observer: Callable[[Any, torch.Tensor, torch.Tensor], None] | None = None
         self.refresh_s = 0.0
         self.options = options
@@ -79,12 +81,12 @@ class ExpertsRuntime:
             started = time.perf_counter()
             resident = self.residency.resident(position)
             narrowed = counts if self.counted is None else self._bincount(position, index[valid & self.counted])
-            pinned = self.selection.refresh(position, narrowed, resident | wanted)
+            pinned = self.selection.refresh(position, narrowed, resident | wanted, self.certain)
             if pinned != self.residency.pinned(position):
                 self.residency.pin(position, pinned)
                 self._rules[position] = None
             wanted |= set(pinned) - resident
-            if self.options.counted == "accepted":
+            if self.options.counted == "accepted" and not self.certain:
                 self._picks[position] = (index, valid)
             self.refresh_s += time.perf_counter() - started
         here = self.residency.permanent(position)
@@ -136,6 +138,8 @@ class ExpertsRuntime:
     def reset(self) -> None:
         """Forget residents, draft sets and counts, as after loading."""
         self.residency.reset()
+        self.placement.reset()
+        self._generator.manual_seed(self.options.seed)
         self._rules = [None] * len(self._rules)
         self._picks = [None] * len(self._picks)
         if self.selection is not None:

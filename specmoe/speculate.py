@@ -32,9 +32,12 @@ def prefill(run: Run, prompts: list[torch.Tensor]) -> torch.Tensor:
     if run.runtime.options.initial == "prefill-tail":
         run.runtime.counted = (places >= lengths[:, None] - INITIAL_TAIL).flatten()
     ends, place = (lengths - 1).unique(return_inverse=True)
-    with run.timeline.span("compute", "prefill", tokens=int(valid.sum())):
-        logits = forward(run, ids, valid, keep=ends)  # [B, len(ends), V]
-    run.runtime.counted = None
+    run.runtime.certain = True
+    try:
+        with run.timeline.span("compute", "prefill", tokens=int(valid.sum())):
+            logits = forward(run, ids, valid, keep=ends)  # [B, len(ends), V]
+    finally:
+        run.runtime.counted, run.runtime.certain = None, False
     run.cache.commit(lengths)
     return run.sampler.draw(logits[torch.arange(len(prompts), device=ids.device), place])[0]
 
@@ -75,12 +78,11 @@ def verify(run: Run, rows: Rows, proposal: Proposal, cycle: CycleStats) -> torch
     valid = torch.arange(ids.shape[1], device=ids.device) <= proposal.lengths[:, None]
     with run.timeline.span("compute", "verify", rows=len(ids), positions=int(valid.sum())):
         logits = forward(run, ids, valid)
-    cycle.verify_s = time.perf_counter() - started
+    cycle.verify_s, cycle.wait_s = time.perf_counter() - started, run.link.since(link).wait_s
     if prefetcher is not None:
         prefetcher.end(cycle.verify_s)
     asked = run.runtime.residency.since(experts)
     cycle.positions, cycle.requests, cycle.hits = int(valid.sum()), asked.requests, asked.hits
-    cycle.wait_s = run.link.since(link).wait_s
     cycle.refresh_s = run.runtime.refresh_s - refresh_s
     run.stats.target_passes += 1
     run.stats.row_steps += len(ids)
@@ -113,14 +115,17 @@ def _commit(
             rows.room[row] = len(tokens)
         rows.append(row, tokens)
         gained.append(len(tokens))
-        for place in range(wanted[row]):
+        mattered = wanted[row] if stopped is None else min(wanted[row], len(tokens))
+        kept = min(count, len(tokens))
+        cycle.drafted, cycle.accepted = cycle.drafted + mattered, cycle.accepted + kept
+        for place in range(mattered):
             stats.drafted_by_position[place] += 1
-            stats.accepted_by_position[place] += place < count
+            stats.accepted_by_position[place] += place < kept
     step = torch.tensor(gained, device=rows.last.device)
     rows.last = following
     rows.room = rows.room - step
     run.cache.commit(step)
-    cycle.tokens, cycle.drafted, cycle.accepted = sum(gained), sum(wanted), int(accepted.sum())
+    cycle.tokens = sum(gained)
     stats.decode_tokens += cycle.tokens
 
 

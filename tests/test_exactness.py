@@ -60,7 +60,7 @@ def test_any_gamma_budget_and_policy_matches_the_reference(
         draft_experts=draft_experts,
         expert_budget=slots * store.slot_bytes,
         placement=data.draw(st.sampled_from(["on-demand", "lru", "lfu", "top-fraction"]), label="placement"),
-        selection=data.draw(st.sampled_from(["hot-temporal", "hot-global", "random"]), label="selection"),
+        selection=data.draw(st.sampled_from(["hot-temporal", "hot-prefill", "random"]), label="selection"),
         hot_decay=data.draw(st.sampled_from([0.0, 0.5, 1.0]), label="decay"),
     ) as engine:
         for _ in range(2):  # the second call starts with a warm arena

@@ -13,8 +13,9 @@ from transformers import PreTrainedModel
 from specmoe import BudgetError, ExpertStore, SpecMoE, affinity
 from specmoe.convert import open_or_build
 from specmoe.hotness import DraftSelection
+from specmoe.options import SpecOptions
 from specmoe.placement import LeastFrequentlyUsed, LeastRecentlyUsed, OnDemand, TopFraction, make_placement
-from specmoe.speculate import accept
+from specmoe.sampling import longest_prefix
 from tests.conftest import prompts
 
 
@@ -22,17 +23,21 @@ def _counts(*values: int) -> torch.Tensor:
     return torch.tensor(values)
 
 
+def _selection(experts: int, size: int, **options: object) -> DraftSelection:
+    return DraftSelection([experts], SpecOptions.of(draft_experts=size, **options))
+
+
 @given(st.lists(st.lists(st.integers(0, 3), min_size=4, max_size=4), min_size=1, max_size=5), st.data())
 def test_acceptance_is_the_longest_agreeing_prefix(drafts: list[list[int]], data: st.DataObject) -> None:
     targets = [data.draw(st.lists(st.integers(0, 3), min_size=5, max_size=5)) for _ in drafts]
-    accepted = accept(torch.tensor(drafts), torch.tensor(targets)).tolist()
+    accepted = longest_prefix(torch.tensor(drafts) == torch.tensor(targets)[:, :-1]).tolist()
     for draft, target, count in zip(drafts, targets, accepted, strict=True):
         assert draft[:count] == target[:count]
         assert count == 4 or draft[count] != target[count]
 
 
 def test_accepting_an_empty_draft_is_zero() -> None:
-    assert accept(torch.empty(2, 0, dtype=torch.long), torch.tensor([[1], [2]])).tolist() == [0, 0]
+    assert longest_prefix(torch.empty(2, 0, dtype=torch.bool)).tolist() == [0, 0]
 
 
 def test_on_demand_keeps_nothing() -> None:
@@ -74,20 +79,20 @@ def test_an_unknown_policy_is_refused_with_the_known_ones() -> None:
 
 
 def test_hot_temporal_follows_the_latest_pass() -> None:
-    selection = DraftSelection([4], 2, decay=0.0)
+    selection = _selection(4, 2, count_window="last")
     assert selection.refresh(0, _counts(5, 4, 0, 0), set()) == [0, 1]
     assert selection.refresh(0, _counts(0, 0, 4, 5), {0, 1}) == [3, 2]
 
 
-def test_hot_global_stays_with_the_first_pass() -> None:
-    selection = DraftSelection([4], 2, rule="hot-global")
+def test_hot_prefill_stays_with_the_first_pass() -> None:
+    selection = _selection(4, 2, selection="hot-prefill")
     assert selection.refresh(0, _counts(5, 4, 0, 0), set()) == [0, 1]
     assert selection.refresh(0, _counts(0, 0, 4, 5), {0, 1}) == [0, 1]
 
 
 def test_random_selection_repeats_with_its_seed() -> None:
-    first = DraftSelection([64], 8, rule="random", seed=3).refresh(0, torch.ones(64), set())
-    second = DraftSelection([64], 8, rule="random", seed=3).refresh(0, torch.ones(64), set())
+    first = _selection(64, 8, selection="random", seed=3).refresh(0, torch.ones(64), set())
+    second = _selection(64, 8, selection="random", seed=3).refresh(0, torch.ones(64), set())
     assert first == second
     assert len(set(first)) == 8
 
@@ -101,7 +106,7 @@ def test_random_selection_repeats_with_its_seed() -> None:
 def test_a_hot_set_needs_no_byte_of_its_own(
     passes: list[list[int]], resident: set[int], size: int, decay: float
 ) -> None:
-    selection = DraftSelection([6], size, decay=decay)
+    selection = _selection(6, size, hot_decay=decay)
     for counts in passes:
         touched = {e for e, n in enumerate(counts) if n}
         chosen = selection.refresh(0, torch.tensor(counts), resident)
@@ -144,9 +149,9 @@ def test_a_budget_too_small_for_the_draft_is_refused(tiny: tuple[Path, PreTraine
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"gamma": -1}, "gamma is -1"),
-        ({"draft_experts": 0}, "at least 1 expert"),
-        ({"hot_decay": 2.0}, "hot_decay"),
+        ({"gamma": -1}, r"option gamma: .*\(given -1\)"),
+        ({"draft_experts": 0}, r"option draft_experts: .*\(given 0\)"),
+        ({"hot_decay": 2.0}, r"option hot_decay: .*\(given 2.0\)"),
         ({"expert_budget": "much"}, "is no size"),
         ({"expert_budget": "5 furlongs"}, "unknown unit"),
         ({"expert_budget": 0}, "not positive"),
@@ -175,5 +180,5 @@ def test_inputs_that_do_not_fit_are_refused(tiny: tuple[Path, PreTrainedModel], 
             engine.generate(ids, torch.zeros_like(mask))
         with pytest.raises(ValueError, match="must both be"):
             engine.generate(ids, mask[:, 1:])
-        with pytest.raises(ValueError, match="at least 1"):
+        with pytest.raises(ValueError, match="leaves no room: ask for at least 1 new token"):
             engine.generate(ids, mask, max_new_tokens=0)

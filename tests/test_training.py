@@ -24,7 +24,7 @@ SMALL = replace(
     expert_intermediate_size=16,
     sequence_length=64,
     sequences_per_step=8,
-    steps=60,
+    steps=120,
     warmup_steps=10,
 )
 
@@ -73,7 +73,7 @@ def test_a_short_run_learns_and_publishes_a_loadable_model(tmp_path: Path) -> No
     assert written == prompts.COUNT
     assert result["held_out_loss_nats"] < np.log(SMALL.vocab_size) - 1.0
     log = (tmp_path / "training_log.jsonl").read_text().splitlines()
-    assert len(log) == 2
+    assert len(log) == 3  # steps 50, 100 and the last
     assert "held-out loss" in (tmp_path / "README.md").read_text()
     skew = routing.measure_skew(model, held_out, sequences=8, length=64)
     assert [s.layer for s in skew] == [0, 1]

@@ -1,0 +1,416 @@
+"""The controller against a simulated machine: it turns drafts off, on, long and short as costs and luck demand."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from itertools import pairwise
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from specmoe.controller import Adaptive, Controller, Costs, Fixed, Knobs, Setting
+from specmoe.estimates import Acceptance, Average, Line, PowerLaw
+from specmoe.options import SpecOptions
+from specmoe.stats import CycleStats
+
+EXPERT_BYTES = 1_000_000
+LONGEST = 10
+
+
+@dataclass
+class Machine:
+    """Costs of a cycle in seconds, and how often each row's draft tokens are kept.
+
+    P positions pick 2 of ``union`` experts each; every distinct one is 1 MB and crosses the link.
+    """
+
+    acceptance: list[float]
+    draft_step_s: float = 0.002
+    verify_s: float = 0.01
+    position_s: float = 0.0002
+    link_bytes_s: float = 1e9
+    union: int = 64
+    room: int = 10**6
+    seed: int = 0
+    cycles: list[CycleStats] = field(default_factory=list)
+    settings: list[Setting] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._generator = torch.Generator().manual_seed(self.seed)
+        self._rates = torch.tensor(self.acceptance)
+
+    @property
+    def rows(self) -> int:
+        return len(self.acceptance)
+
+    def moved_bytes(self, positions: int) -> int:
+        return round(self.union * (1 - (1 - 2 / self.union) ** positions) * EXPERT_BYTES)
+
+    def time_s(self, gamma: int, positions: int) -> float:
+        wait_s = self.moved_bytes(positions) / self.link_bytes_s
+        return gamma * self.draft_step_s + self.verify_s + positions * self.position_s + wait_s
+
+    def expected(self, lengths: torch.Tensor) -> float:
+        """Tokens that a cycle gives on average."""
+        powers = self._rates[:, None] ** torch.arange(1, LONGEST + 1)
+        return self.rows + float((powers * (torch.arange(LONGEST) < lengths[:, None])).sum())
+
+    def best_fixed(self) -> float:
+        """Tokens per second of the best single gamma."""
+        return max(self.rate_of(g) for g in range(LONGEST + 1))
+
+    def rate_of(self, gamma: int) -> float:
+        lengths = torch.full((self.rows,), gamma)
+        return self.expected(lengths) / self.time_s(gamma, self.rows * (gamma + 1))
+
+    def run(self, controller: Controller, cycles: int) -> float:
+        """Tokens per second over some cycles; luck is drawn for the controller, tokens counted as expected."""
+        index = torch.arange(self.rows)
+        most = torch.full((self.rows,), self.room)
+        seconds = tokens = 0.0
+        for _ in range(cycles):
+            setting = controller.choose(index, most)
+            lengths = setting.lengths
+            kept = torch.rand(self.rows, LONGEST, generator=self._generator) < self._rates[:, None]
+            kept &= torch.arange(LONGEST) < lengths[:, None]
+            accepted = kept.long().cumprod(dim=1).sum(dim=1)
+            cycle = self._cycle(setting, accepted)
+            controller.learn(cycle, index, lengths, accepted)
+            self.settings.append(setting)
+            self.cycles.append(cycle)
+            seconds += cycle.total_s
+            tokens += self.expected(lengths)
+        return tokens / seconds
+
+    def _cycle(self, setting: Setting, accepted: torch.Tensor) -> CycleStats:
+        gamma, positions = int(setting.lengths.max()), self.rows + int(setting.lengths.sum())
+        moved = self.moved_bytes(positions)
+        wait_s = moved / self.link_bytes_s
+        return CycleStats(
+            gamma,
+            setting.draft_experts,
+            setting.refresh_interval,
+            self.rows,
+            positions=positions,
+            drafted=int(setting.lengths.sum()),
+            accepted=int(accepted.sum()),
+            tokens=self.rows + int(accepted.sum()),
+            moved_bytes=moved,
+            draft_s=gamma * self.draft_step_s,
+            verify_s=self.time_s(0, positions),
+            wait_s=wait_s,
+            busy_s=wait_s,
+        )
+
+    def gammas(self, last: int) -> list[int]:
+        return [c.gamma for c in self.cycles[-last:]]
+
+
+def _adaptive(rows: int, **options: object) -> Adaptive:
+    chosen = SpecOptions.of(**{"gamma": LONGEST, "controller": "auto", **options})
+    return Adaptive(chosen, rows, EXPERT_BYTES, 64 * EXPERT_BYTES, most_experts=8)
+
+
+# Estimates
+
+
+def test_an_average_follows_what_it_sees() -> None:
+    average = Average()
+    assert average.value is None
+    average.add(4.0)
+    assert average.value == 4.0
+    for _ in range(40):
+        average.add(10.0)
+    assert average.value == pytest.approx(10.0, rel=1e-4)
+
+
+@given(st.floats(0, 10), st.floats(0.01, 5))
+def test_a_line_is_found_from_its_points(intercept: float, slope: float) -> None:
+    line = Line(slope_share=0.5)
+    for i in range(60):
+        line.add(1 + i % 8, intercept + slope * (1 + i % 8))
+    for x in (1, 4, 8, 16):
+        assert line.at(x) == pytest.approx(intercept + slope * x, rel=0.1)
+
+
+def test_a_line_from_one_place_grows_by_its_share() -> None:
+    line = Line(slope_share=0.5)
+    assert line.at(3) == 0
+    for _ in range(5):
+        line.add(4, 8.0)
+    assert line.at(4) == pytest.approx(8.0)
+    assert line.at(8) == pytest.approx(12.0)  # half of it in proportion
+
+
+def test_a_line_never_falls() -> None:
+    line = Line(slope_share=0.0)
+    for i in range(50):
+        line.add(1 + i % 5, 10.0 - (1 + i % 5))
+    assert line.at(10) >= line.at(1) >= 0
+
+
+@given(st.floats(0.1, 1.0), st.floats(10, 1000))
+def test_a_power_law_is_found_from_its_points(exponent: float, factor: float) -> None:
+    law = PowerLaw(floor=1.0)
+    for i in range(60):
+        x = 2 ** (i % 6)
+        law.add(x, factor * x**exponent)
+    for x in (1, 8, 32, 64):
+        assert law.at(x) == pytest.approx(factor * x**exponent, rel=0.15)
+
+
+def test_a_power_law_that_saw_nothing_move_says_zero() -> None:
+    law = PowerLaw(floor=100.0)
+    assert law.at(4) == 0
+    for _ in range(5):
+        law.add(4, 0.0)
+    assert law.at(4) == law.at(64) == 0
+
+
+def test_a_power_laws_exponent_stays_between_none_and_proportion() -> None:
+    falling, steep = PowerLaw(), PowerLaw()
+    for i in range(60):
+        x = 2 ** (i % 6)
+        falling.add(x, 1000 / x)
+        steep.add(x, x**3)
+    assert falling.at(64) == pytest.approx(falling.at(1))
+    assert steep.at(64) / steep.at(32) == pytest.approx(2.0)
+
+
+@pytest.mark.parametrize("rate", [0.2, 0.6, 0.9])
+def test_acceptance_finds_the_rate(rate: float) -> None:
+    acceptance, generator = Acceptance(32, 6), torch.Generator().manual_seed(0)
+    index, lengths = torch.arange(32), torch.full((32,), 6)
+    for _ in range(60):
+        kept = torch.rand(32, 6, generator=generator) < rate
+        acceptance.add(index, lengths, kept.long().cumprod(dim=1).sum(dim=1))
+    assert acceptance.mean == pytest.approx(rate, abs=0.06)
+    expected = rate ** torch.arange(1.0, 7.0)
+    torch.testing.assert_close(acceptance.reach(index).mean(dim=0), expected, atol=0.08, rtol=0)
+
+
+def test_acceptance_tells_rows_apart() -> None:
+    acceptance, rates = Acceptance(2, 4), torch.tensor([0.1, 0.95])
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(40):
+        kept = torch.rand(2, 4, generator=generator) < rates[:, None]
+        acceptance.add(torch.arange(2), torch.tensor([4, 4]), kept.long().cumprod(dim=1).sum(dim=1))
+    poor, good = acceptance.reach(torch.arange(2))[:, 0].tolist()
+    assert poor < 0.3 < 0.7 < good
+
+
+def test_acceptance_follows_rows_by_their_place_in_the_request() -> None:
+    acceptance = Acceptance(4, 4)
+    for _ in range(20):  # rows 0 and 2 have left the batch
+        acceptance.add(torch.tensor([3, 1]), torch.tensor([4, 4]), torch.tensor([4, 0]))
+    reach = acceptance.reach(torch.tensor([1, 3]))[:, 0]
+    assert reach[0] < reach[1]
+    young = acceptance.reach(torch.tensor([0]))[0, 0]
+    assert reach[0] < young < reach[1]
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), min_size=3, max_size=3),
+    st.integers(1, 30),
+)
+def test_chances_of_reaching_a_place_fall_with_distance(rows: list[tuple[int, int]], cycles: int) -> None:
+    acceptance = Acceptance(3, 5)
+    lengths = torch.tensor([length for length, _ in rows])
+    accepted = torch.tensor([min(pair) for pair in rows])
+    for _ in range(cycles):
+        acceptance.add(torch.arange(3), lengths, accepted)
+    reach = acceptance.reach(torch.arange(3))
+    assert bool(((reach >= 0) & (reach < 1)).all())
+    assert bool((reach[:, 1:] <= reach[:, :-1]).all())
+
+
+def test_costs_predict_the_machine_they_saw() -> None:
+    machine, costs = Machine([0.7] * 4), Costs(EXPERT_BYTES, 1e12)
+    for i in range(60):
+        lengths = torch.full((4,), i % 6)
+        costs.add(machine._cycle(Setting(lengths, 4, 1, ""), torch.zeros(4, dtype=torch.long)))
+    for gamma in (0, 2, 5):
+        positions = 4 * (gamma + 1)
+        assert costs.time_s(gamma, positions) == pytest.approx(machine.time_s(gamma, positions), rel=0.15)
+
+
+# Decisions
+
+
+def test_a_fixed_controller_does_what_the_options_say() -> None:
+    setting = Fixed(SpecOptions.of(gamma=5, draft_experts=3, refresh_interval=7)).choose(
+        torch.arange(3), torch.tensor([9, 2, 0])
+    )
+    assert setting.lengths.tolist() == [5, 2, 0]
+    assert (setting.draft_experts, setting.refresh_interval) == (3, 7)
+
+
+@pytest.mark.parametrize(
+    "machine",
+    [Machine([0.03] * 4), Machine([0.5] * 4, draft_step_s=0.1)],
+    ids=["low acceptance", "dear drafts"],
+)
+def test_speculation_is_turned_off_where_it_does_not_pay(machine: Machine) -> None:
+    machine.run(_adaptive(4), 60)
+    off = [s for s in machine.settings[-30:] if int(s.lengths.max()) == 0]
+    assert len(off) >= 28
+    assert all(s.why.startswith("off: ") or s.why.startswith("probe: ") for s in machine.settings[-30:])
+    assert "tok/s expected, at best" in off[-1].why
+    assert "acceptance" in off[-1].why
+
+
+def test_drafts_are_long_where_acceptance_is_high_and_transfers_dear() -> None:
+    machine = Machine([0.95] * 2, link_bytes_s=5e7, draft_step_s=0.001)
+    machine.run(_adaptive(2), 100)
+    assert min(machine.gammas(30)) >= 8
+    assert "tok/s expected" in machine.settings[-1].why
+
+
+def test_drafts_are_short_where_acceptance_is_middling() -> None:
+    machine = Machine([0.5] * 2, draft_step_s=0.001, link_bytes_s=4e9)
+    machine.run(_adaptive(2), 100)
+    best = max(range(LONGEST + 1), key=machine.rate_of)
+    assert 0 < best < 5
+    assert all(g <= best + 2 for g in machine.gammas(30))
+
+
+def test_the_first_two_cycles_find_out_what_each_kind_costs() -> None:
+    machine = Machine([0.7] * 3)
+    machine.run(_adaptive(3), 2)
+    assert machine.gammas(2) == [0, 4]
+    assert all("finding out" in s.why for s in machine.settings)
+
+
+def test_probes_become_ever_rarer() -> None:
+    machine = Machine([0.02] * 2)
+    machine.run(_adaptive(2), 700)
+    drafted = [i for i, c in enumerate(machine.cycles) if c.gamma][1:]
+    gaps = [b - a for a, b in pairwise(drafted)]
+    assert len(drafted) >= 3
+    assert gaps == sorted(gaps)
+    assert gaps[-1] > 4 * gaps[0]
+    assert all("probe" in machine.settings[i].why for i in drafted)
+
+
+def test_probes_notice_in_the_end_that_times_have_changed() -> None:
+    controller, machine = _adaptive(4), Machine([0.02] * 4, link_bytes_s=2e8)
+    machine.run(controller, 40)
+    assert machine.gammas(1) == [0]
+    better = Machine([0.95] * 4, link_bytes_s=2e8)
+    better.run(controller, 400)
+    assert min(better.gammas(20)) >= 4
+
+
+def test_drafts_stop_when_acceptance_collapses() -> None:
+    controller, machine = _adaptive(4), Machine([0.95] * 4)
+    machine.run(controller, 40)
+    assert min(machine.gammas(10)) >= 4
+    worse = Machine([0.02] * 4)
+    worse.run(controller, 60)
+    assert sum(worse.gammas(20)) <= 4
+
+
+def test_a_row_with_poor_chances_drafts_less_than_a_good_one() -> None:
+    machine = Machine([0.1, 0.1, 0.95, 0.95], verify_s=0.1, position_s=0.003, draft_step_s=0.001, link_bytes_s=4e9)
+    machine.run(_adaptive(4), 100)
+    lengths = torch.stack([s.lengths for s in machine.settings[-40:]]).float().mean(dim=0).tolist()
+    assert max(lengths[:2]) < 0.6 * min(lengths[2:])
+
+
+@pytest.mark.parametrize("room", [0, 1, 3])
+def test_no_row_drafts_past_its_room(room: int) -> None:
+    controller = _adaptive(3)
+    machine = Machine([0.95] * 3, room=room)
+    machine.run(controller, 40)
+    assert max(machine.gammas(40)) <= room
+    setting = controller.choose(torch.tensor([0, 2]), torch.tensor([room, 1]))
+    assert setting.lengths.tolist()[0] <= room
+    assert setting.lengths.tolist()[1] <= 1
+
+
+@pytest.mark.parametrize("gamma", [1, 2, 3])
+def test_gamma_is_the_most_it_may_choose(gamma: int) -> None:
+    machine = Machine([0.95] * 3, link_bytes_s=1e8)
+    machine.run(_adaptive(3, gamma=gamma), 40)
+    assert max(machine.gammas(40)) == gamma
+
+
+GRID = [
+    (rows, acceptance, draft_step_s, link_bytes_s)
+    for rows in (1, 8, 64)
+    for acceptance in (0.05, 0.5, 0.8, 0.95)
+    for draft_step_s in (0.001, 0.008)
+    for link_bytes_s in (1e8, 4e9)
+]
+
+
+@pytest.mark.slow
+def test_never_much_slower_than_the_best_fixed_gamma_over_a_grid() -> None:
+    """200 cycles from a cold start, finding out and probing included; also never under 0.95x of not drafting."""
+    short = {}
+    for rows, acceptance, draft_step_s, link_bytes_s in GRID:
+        rates = []
+        for seed in range(3):
+            machine = Machine([acceptance] * rows, draft_step_s, link_bytes_s=link_bytes_s, seed=seed)
+            rates.append(machine.run(_adaptive(rows), 200) / machine.best_fixed())
+        if sum(rates) / len(rates) < 0.95:
+            short[rows, acceptance, draft_step_s, link_bytes_s] = [round(r, 3) for r in rates]
+    assert not short
+
+
+@pytest.mark.parametrize(
+    ("rows", "acceptance", "draft_step_s", "link_bytes_s"),
+    [(1, 0.05, 0.008, 4e9), (8, 0.8, 0.001, 1e8), (8, 0.5, 0.008, 1e8), (64, 0.95, 0.001, 4e9)],
+)
+def test_close_to_the_best_fixed_gamma(rows: int, acceptance: float, draft_step_s: float, link_bytes_s: float) -> None:
+    machine = Machine([acceptance] * rows, draft_step_s, link_bytes_s=link_bytes_s)
+    assert machine.run(_adaptive(rows), 200) >= 0.95 * machine.best_fixed()
+
+
+def test_mixed_rows_do_no_worse_than_the_best_fixed_gamma() -> None:
+    machine = Machine([0.1] * 4 + [0.9] * 4, position_s=0.001, link_bytes_s=5e8)
+    assert machine.run(_adaptive(8), 300) >= 0.95 * machine.best_fixed()
+
+
+# N and refresh interval
+
+
+def _settle(knobs: Knobs, rate_of: dict[tuple[int, int], float], default: float, cycles: int) -> list[tuple[int, int]]:
+    seen = []
+    for _ in range(cycles):
+        seen.append((knobs.draft_experts, knobs.refresh_interval))
+        knobs.learn(rate_of.get(seen[-1], default))
+    return seen
+
+
+def test_a_change_that_does_not_pay_is_taken_back() -> None:
+    knobs = Knobs(4, 8, 2)
+    seen = _settle(knobs, {(4, 2): 1.0}, default=0.5, cycles=400)
+    assert len(set(seen)) > 2, "other values are tried"
+    assert seen.count((4, 2)) > 0.7 * len(seen)
+
+
+def test_a_change_without_effect_is_taken_back_too() -> None:
+    knobs = Knobs(4, 8, 2)
+    seen = _settle(knobs, {}, default=1.0, cycles=400)
+    assert seen.count((4, 2)) > 0.7 * len(seen)
+
+
+def test_a_change_that_pays_stays() -> None:
+    knobs = Knobs(2, 8, 1)
+    rates = {(n, i): 1.0 + 0.2 * math.log2(n) + 0.1 * math.log2(i) for n in (1, 2, 4, 8) for i in (1, 2, 4, 8)}
+    rates |= {(n, i): 0.5 for n in (1, 2, 4, 8) for i in (16, 32, 64)}
+    seen = _settle(knobs, rates, default=0.1, cycles=1500)
+    assert seen.count((8, 8)) > 0.5 * len(seen)
+
+
+@given(st.integers(1, 8), st.integers(1, 8), st.integers(1, 64), st.lists(st.floats(0.1, 10), max_size=200))
+def test_knobs_stay_within_their_ranges(start: int, most: int, interval: int, rates: list[float]) -> None:
+    knobs = Knobs(min(start, most), most, interval)
+    for rate in rates:
+        knobs.learn(rate)
+        assert 1 <= knobs.draft_experts <= most
+        assert 1 <= knobs.refresh_interval <= 64
