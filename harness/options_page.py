@@ -25,7 +25,8 @@ def markdown() -> str:
     """The page: one row per field of ``SpecOptions``."""
     tried = _presets_by_option()
     rows = [
-        f"| `{name}` | {_values(field)} | `{field.default}` | {field.description} | {', '.join(tried.get(name, [])) or '–'} |"
+        f"| `{name}` | {_values(field)} | `{field.default}` | {field.description} "
+        f"| {', '.join(tried.get(name, [])) or '–'} |"
         for name, field in SpecOptions.model_fields.items()
     ]
     return _HEAD + "\n".join(rows) + "\n"

@@ -74,7 +74,7 @@ def test_every_process_gets_the_same_limit_above_the_largest_budget() -> None:
         ({"dtype": "int4"}, "dtype"),
         ({"systems": [{"system": "no-such"}]}, "unknown system 'no-such': use one of .*specmoe"),
         ({"systems": [{"system": "specmoe", "options": {"gama": 3}}]}, "option gama.*options: gamma"),
-        ({"systems": [{"system": "specmoe", "options": {"gamma": 0}}]}, "option gamma"),
+        ({"systems": [{"system": "specmoe", "options": {"gamma": 65}}]}, "option gamma"),
         ({"systems": [{"system": "on-demand"}, {"system": "on-demand", "label": "again"}]}, "same cell twice"),
         ({"expert_budget": "25 percent"}, "unknown unit"),
         ({"expert_budget": "-1MB"}, "no size|not positive"),
@@ -103,7 +103,7 @@ def test_yaml_files_are_read_and_their_errors_name_the_file(tmp_path: Path) -> N
 
 
 def test_an_unknown_preset_lists_the_known_ones() -> None:
-    with pytest.raises(ConfigError, match=r"use one of quick, smoke"):
+    with pytest.raises(ConfigError, match=r"use one of .*quick, smoke"):
         preset("slow")
 
 
