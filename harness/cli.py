@@ -67,6 +67,12 @@ def _parser() -> argparse.ArgumentParser:
     ablation.add_argument("--out", type=Path, default=Path("docs/ablation.md"), help="default: docs/ablation.md")
     ablation.set_defaults(handler=_ablation)
 
+    timeline = commands.add_parser("timeline", help="a picture of a few cycles from a trace of generate --trace")
+    timeline.add_argument("trace", type=Path)
+    timeline.add_argument("--out", type=Path, default=Path("timeline.png"), help="default: timeline.png")
+    timeline.add_argument("--cycles", type=int, default=3, help="cycles to show (default: 3)")
+    timeline.set_defaults(handler=_timeline)
+
     options = commands.add_parser("options", help="the page of algorithm options, as markdown")
     options.add_argument("--out", type=Path, default=Path("docs/options.md"), help="default: docs/options.md")
     options.set_defaults(handler=_options)
@@ -142,6 +148,13 @@ def _ablation(args: argparse.Namespace) -> int:
     from reports.ablation import write_ablation
 
     print(write_ablation(args.results, args.out))
+    return 0
+
+
+def _timeline(args: argparse.Namespace) -> int:
+    from reports.timeline import draw_timeline
+
+    print(draw_timeline(args.trace, args.out, args.cycles))
     return 0
 
 

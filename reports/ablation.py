@@ -37,6 +37,8 @@ def write_ablation(results: Sequence[Path], out: Path) -> Path:
         raise ReportError("no finished measured cell in the result files: run the ablation presets first")
     frame["experiment"] = [record["config"].get("name", "") for record in frame["record"]]
     sections = [_section(part) for _, part in frame.groupby("experiment", sort=False)]
+    grid = frame[frame["experiment"].str.startswith("controller-")]
+    sections += [_controller(grid)] if len(grid) else []
     rounds = sorted({int(n) for n in frame.groupby("experiment")["round"].nunique()})
     inexact = frame[frame["fidelity"] < 1.0]["title"].unique()
     head = _HEAD.format(
@@ -67,6 +69,36 @@ def _section(records: pd.DataFrame) -> str:
         lines += [f"Batch {batch}:", ""] if len(batches) > 1 else []
         lines += [*_table(part), ""]
     return "\n".join(lines)
+
+
+def _controller(grid: pd.DataFrame) -> str:
+    """The controller over the best of the others, cell by cell."""
+    lines = [
+        "## The controller over its grid",
+        "",
+        "Tokens per second over the best other setting of the cell (that of the highest median), within a round.",
+        "",
+        "| model | budget, MB | batch | best other | controller over it | decided |",
+        "|---|---|---|---|---|---|",
+    ]
+    for (model, budget, batch), cell in grid.groupby(["model", "expert_budget_bytes", "batch_size"], sort=True):
+        ours, others = cell[cell["title"] == "controller"], cell[cell["title"] != "controller"]
+        if ours.empty or others.empty:
+            continue
+        best = others.groupby("title")["decode_tok_s"].median().idxmax()
+        ratio = within_rounds(ours, others[others["title"] == best], "decode_tok_s")
+        lines.append(f"| {model} | {budget / 1e6:.0f} | {batch} | {best} | {ratio} | {_decisions(ours)} |")
+    return "\n".join([*lines, ""])
+
+
+def _decisions(rows: pd.DataFrame) -> str:
+    """How often the controller drafted, how far, and its last reason."""
+    cycles = [c for record in rows["record"] for r in record["repetitions"] for c in r.get("cycles", [])]
+    drafting = [c["gamma"] for c in cycles if c["gamma"]]
+    if not cycles:
+        return "–"
+    mean = f", mean gamma {sum(drafting) / len(drafting):.1f}" if drafting else ""
+    return f"drafted in {100 * len(drafting) / len(cycles):.0f} % of cycles{mean}"
 
 
 def _table(records: pd.DataFrame) -> list[str]:
