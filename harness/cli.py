@@ -6,6 +6,10 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from harness.record import Record
 
 DEFAULT_OUT = Path("results")
 
@@ -53,6 +57,10 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("experiment", help="preset name (see list) or YAML file")
     run.add_argument("--out", type=Path, help=f"result folder (default: {DEFAULT_OUT}/NAME)")
     run.add_argument("--report", action="store_true", help="write the report when done")
+    run.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a field; lists are swept")
+    run.add_argument("--resume", action="store_true", help="go on in a folder that holds another configuration")
+    run.add_argument("--executor", choices=("local", "ray"), default="local", help="where cells run")
+    run.add_argument("--address", help="of the Ray cluster (default: a running one, or a new local one)")
     run.set_defaults(handler=_run)
 
     report = commands.add_parser("report", help="page, figures and tables from result files")
@@ -101,22 +109,29 @@ def _doctor(args: argparse.Namespace) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
-    from harness import config
+    from harness import config, executors, schedule
     from harness.runner import Runner
 
     named = Path(args.experiment)
     is_file = named.suffix in (".yaml", ".yml") or named.exists()
-    experiment = config.from_yaml(named) if is_file else config.preset(args.experiment)
+    experiment = config.from_yaml(named, args.set) if is_file else config.preset(args.experiment, args.set)
     out = args.out or DEFAULT_OUT / experiment.name
-    runner = Runner(experiment, out)
-    results = runner.run()
-    failed = [r for r in runner.results.read() if r.status in ("failed", "timeout")]
+    runner = Runner(experiment, out, executor=executors.make(args.executor, args.address))
+    results = runner.run(args.resume)
+    records = runner.results.read() if results.exists() else []
+    failed = schedule.unresolved(records)
+    for record in schedule.recovered(records):
+        print(f"{record.status}, then finished: {_told(record)}", file=sys.stderr)
     for record in failed:
-        print(f"{record.status}: {record.label}, batch {record.cell.batch_size}: {record.error}", file=sys.stderr)
+        print(f"{record.status}: {_told(record)}", file=sys.stderr)
     print(f"results: {results}")
     if args.report:
         _write_report([results], out)
     return 1 if failed else 0
+
+
+def _told(record: Record) -> str:
+    return f"{record.label}, batch {record.cell.batch_size}, round {record.round + 1}: {record.error}"
 
 
 def _report(args: argparse.Namespace) -> int:

@@ -10,7 +10,8 @@ from typing import Any
 
 import pandas as pd
 
-SCHEMA = "specmoe-bench.result/1"
+from reports.lines import read_lines
+from reports.migrate import SCHEMA
 
 METRICS = (
     "prefill_tok_s",
@@ -98,30 +99,21 @@ def workload_names(frame: pd.DataFrame) -> dict[str, str]:
 
 def _lines(path: Path) -> Iterable[tuple[int, dict[str, Any]]]:
     try:
-        text = path.read_text(encoding="utf-8", errors="replace")
+        for number, payload in read_lines(path, stacklevel=5):
+            _check(payload, f"{path}:{number}")
+            yield number, payload
     except OSError as error:
         raise ReportError(f"cannot read result file {path} ({error.strerror}): name an existing file") from error
-    for number, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            payload = json.loads(line)
-        except json.JSONDecodeError as error:
-            warnings.warn(f"{path}:{number}: torn line skipped ({error})", stacklevel=3)
-            continue
-        _check(payload, f"{path}:{number}")
-        yield number, payload
+    except ReportError:
+        raise
+    except ValueError as error:
+        raise ReportError(str(error)) from error
 
 
 def _check(payload: Any, where: str) -> None:
     mend = "remove that line or name another file"
     if not isinstance(payload, dict) or "schema_version" not in payload:
         raise ReportError(f"{where} is not a {SCHEMA} record: {mend}")
-    if payload["schema_version"] != SCHEMA:
-        raise ReportError(
-            f"{where} has schema {payload['schema_version']!r}, this version reads {SCHEMA}: "
-            "measure again, or use the version that wrote it"
-        )
     missing = [name for name in _REQUIRED if name not in payload]
     cell = payload.get("cell")
     missing += [f"cell.{name}" for name in _CELL_REQUIRED if not isinstance(cell, dict) or name not in cell]

@@ -13,7 +13,8 @@ import pytest
 
 from harness import environment
 from harness.limits import drop_page_cache
-from harness.telemetry import Telemetry, kernel_read_bytes, resident_bytes
+from harness.proc import kernel_read_bytes, resident_bytes
+from harness.telemetry import Telemetry
 
 
 def test_the_peak_of_a_child_is_seen_from_outside() -> None:
@@ -21,8 +22,9 @@ def test_the_peak_of_a_child_is_seen_from_outside() -> None:
     process = subprocess.Popen([sys.executable, "-c", code])
     with Telemetry(process.pid, period_s=0.01) as telemetry:
         process.wait()
-    assert telemetry.peak_rss_bytes is not None
-    assert 150 << 20 <= telemetry.peak_rss_bytes <= 250 << 20
+    usage = telemetry.usage()
+    assert usage.peak_rss_bytes is not None
+    assert 150 << 20 <= usage.peak_rss_bytes <= 250 << 20
 
 
 def test_a_process_that_is_gone_has_no_figures() -> None:
