@@ -39,6 +39,12 @@ def group_peak_bytes(group: Path) -> int | None:
     return first if first is not None else _number(group / "memory.max_usage_in_bytes", r"^(\d+)$")
 
 
+def swap_bytes() -> int | None:
+    """Swap space of the machine, or None."""
+    kibibytes = _number(Path("/proc/meminfo"), r"^SwapTotal:\s*(\d+) kB$")
+    return None if kibibytes is None else kibibytes * 1024
+
+
 def _number(file: Path, pattern: str) -> int | None:
     try:
         found = re.search(pattern, file.read_text(), re.MULTILINE)

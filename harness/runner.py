@@ -185,6 +185,16 @@ class Runner:
         else:
             drop_page_cache([self._model_path, self._store_path, self._scratch(cell.system)])
             outcome = self._work("measure", planned, cell.process_limit_bytes, self.experiment.timeout_s)
+        return self._record(planned, number, attempt, started_at, outcome)
+
+    def lost(self, unit: Unit, reason: str) -> Record:
+        """The record of a unit whose measuring ended without an answer."""
+        none = Limit(enforced=False, mechanism="none", limit_bytes=None, why_not="unknown")
+        outcome = Outcome(Answer("failed", reason), none, None, 0.0)
+        return self._record(unit.planned, unit.round, unit.attempt, manifest.now(), outcome)
+
+    def _record(self, planned: PlannedCell, number: int, attempt: int, started_at: str, outcome: Outcome) -> Record:
+        cell = planned.cell
         card = contract.systems()[cell.system].card
         answer = outcome.answer
         repetitions, metrics = self._figures(cell, outcome)

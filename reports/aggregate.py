@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from reports.load import METRICS
+from reports.stats import Ratio, bootstrap
 
 REFERENCE = "on-demand"
-RESAMPLES = 10_000
 KINDS = ("measured", "emulated", "oracle", "projected")
 
 _GROUP = ["workload", "kind", "title", "batch_size"]
@@ -23,57 +20,20 @@ _RATIOS = {
     "kernel_ratio": "kernel_read_bytes_per_token",
 }
 
-Verdict = Literal["faster", "slower", "same", "single", "none"]
-
-
-@dataclass(frozen=True)
-class Ratio:
-    """Median of per-round ratios with its 95 % interval; no interval from one round, no median from none."""
-
-    median: float | None
-    low: float | None
-    high: float | None
-    n: int
-
-    @property
-    def verdict(self) -> Verdict:
-        """What may be said of a speed ratio: ``same`` where the interval holds 1."""
-        if self.median is None:
-            return "none"
-        if self.low is None or self.high is None:
-            return "single"
-        if self.low > 1:
-            return "faster"
-        return "slower" if self.high < 1 else "same"
-
-    def __str__(self) -> str:
-        if self.median is None:
-            return "–"
-        if self.low is None:
-            return f"{self.median:.2f}× (n=1)"
-        return f"{self.median:.2f}× [{self.low:.2f}, {self.high:.2f}]"
-
-
-def bootstrap(ratios: Sequence[float], seed: int = 0) -> Ratio:
-    """Median and percentile-bootstrap 95 % interval of per-round ratios [n], 10,000 resamples."""
-    values = np.asarray(ratios, dtype=float)
-    values = values[np.isfinite(values)]
-    if not len(values):
-        return Ratio(None, None, None, 0)
-    if len(values) == 1:
-        return Ratio(float(values[0]), None, None, 1)
-    picks = np.random.default_rng(seed).integers(0, len(values), (RESAMPLES, len(values)))
-    low, high = np.percentile(np.median(values[picks], axis=1), [2.5, 97.5])
-    return Ratio(float(np.median(values)), float(low), float(high), len(values))
-
 
 def within_rounds(system: pd.DataFrame, reference: pd.DataFrame, column: str) -> Ratio:
     """``column`` of ``system`` over that of ``reference``, paired by run and round; both finished rows only."""
+    return bootstrap(round_ratios(system, reference, column))
+
+
+def round_ratios(system: pd.DataFrame, reference: pd.DataFrame, column: str) -> list[float]:
+    """The ratio of every round in which both finished."""
     pairs = system.merge(reference, on=_PAIR, suffixes=("", "_reference"))
     below = pairs[f"{column}_reference"].to_numpy(dtype=float)
     above = pairs[column].to_numpy(dtype=float)
     usable = below > 0
-    return bootstrap((above[usable] / below[usable]).tolist())
+    ratios: list[float] = (above[usable] / below[usable]).tolist()
+    return ratios
 
 
 def summarize(frame: pd.DataFrame, reference: str = REFERENCE) -> pd.DataFrame:
