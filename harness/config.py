@@ -150,6 +150,10 @@ def plan(experiment: Experiment, slot_bytes: int, total_slots: int) -> list[Plan
 
 def _variants(experiment: Experiment, entry: SystemEntry) -> list[dict[str, Any]]:
     variants = entry.variants()
+    if not variants:
+        raise ConfigError(
+            f"experiment {experiment.name!r}: an option of {entry.system!r} is an empty list: give a value"
+        )
     for options in variants:
         try:
             contract.create(entry.system, options)
