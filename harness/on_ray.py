@@ -77,8 +77,7 @@ class RayExecutor:
             return
         with _connected(self._address):
             slots = _open_slots(runner.experiment, units)
-            _prepare(slots, units)
-            yield from _spread(runner, slots, deque(_groups(units)))
+            yield from _spread(runner, _prepare(slots, units), deque(_groups(units)))
 
 
 def _groups(units: list[Unit]) -> list[deque[Unit]]:
@@ -151,8 +150,10 @@ def _open_slots(experiment: Experiment, units: list[Unit]) -> list[_Slot]:
     return slots
 
 
-def _prepare(slots: list[_Slot], units: list[Unit]) -> None:
-    """Stores and references on every node; one after another where nodes share a machine and its cache.
+def _prepare(slots: list[_Slot], units: list[Unit]) -> list[_Slot]:
+    """Stores and references on every node, one after another where nodes share a machine and its cache.
+
+    Returns the slots that are ready: a node may have been lost without the cluster knowing yet.
 
     Raises:
         RunError: a node's reference failed.
@@ -162,12 +163,18 @@ def _prepare(slots: list[_Slot], units: list[Unit]) -> None:
     waiting: dict[str, deque[_Slot]] = {}
     for slot in slots:
         waiting.setdefault(slot.address, deque()).append(slot)
+    ready = []
     while any(waiting.values()):
-        started = [queue.popleft().actor.prepare.remote(units) for queue in waiting.values() if queue]
-        try:
-            ray.get(started)
-        except ray.exceptions.RayTaskError as error:
-            raise error.as_instanceof_cause() from error
+        turn = [queue.popleft() for queue in waiting.values() if queue]
+        for slot, started in [(slot, slot.actor.prepare.remote(units)) for slot in turn]:
+            try:
+                ray.get(started)
+                ready.append(slot)
+            except ray.exceptions.RayTaskError as error:
+                raise error.as_instanceof_cause() from error
+            except ray.exceptions.RayError:
+                continue
+    return ready
 
 
 def _spread(runner: Runner, slots: list[_Slot], groups: deque[deque[Unit]]) -> Iterator[Record]:
