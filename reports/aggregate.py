@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 
 from reports.load import METRICS
-from reports.stats import Ratio, bootstrap
+from reports.stats import Ratio, bootstrap, geometric_mean, stability
 
 REFERENCE = "on-demand"
 KINDS = ("measured", "emulated", "oracle", "projected")
@@ -42,7 +42,8 @@ def summarize(frame: pd.DataFrame, reference: str = REFERENCE) -> pd.DataFrame:
     Medians over the finished rounds under the names of ``METRICS``, with ``_low`` and ``_high`` for the
     smallest and largest round; ``speedup``, ``link_ratio`` and ``kernel_ratio`` are ratios within a round to
     the system named ``reference``, with ``_low``, ``_high`` (95 % interval) and ``_n``.  ``status`` is ``ok``
-    if any round finished, ``reason`` says what happened in the others.
+    if any round finished, ``reason`` says what happened in the others.  ``stability`` says whether the speed-ups
+    of the rounds allow a conclusion (``reports.stats``); it is empty without a reference.
     """
     rows = []
     for (workload, kind, title, batch), part in frame.groupby(_GROUP, sort=False):
@@ -56,8 +57,29 @@ def summarize(frame: pd.DataFrame, reference: str = REFERENCE) -> pd.DataFrame:
         for name, column in _RATIOS.items():
             ratio = Ratio(None, None, None, 0) if other is None else within_rounds(finished, other, column)
             row |= {name: ratio.median, f"{name}_low": ratio.low, f"{name}_high": ratio.high, f"{name}_n": ratio.n}
+        row["stability"] = _stability(finished, other)
         rows.append(row)
     return _ordered(pd.DataFrame(rows))
+
+
+def _stability(finished: pd.DataFrame, reference: pd.DataFrame | None) -> str:
+    if reference is None:
+        return ""
+    ratios = round_ratios(finished, reference, "decode_tok_s")
+    return str(stability(ratios)) if ratios else ""
+
+
+def mean_over_batches(frame: pd.DataFrame, rows: list[dict[str, Any]]) -> Ratio:
+    """Geometric mean of the speed-ups of several rows of a summary, each against its own reference."""
+    cells = []
+    for row in rows:
+        reference = _reference(frame, row, REFERENCE)
+        same = frame["status"] == "ok"
+        for name in _GROUP:
+            same &= frame[name] == row[name]
+        if reference is not None:
+            cells.append(round_ratios(frame[same], reference, "decode_tok_s"))
+    return geometric_mean(cells)
 
 
 def ratio_of(row: dict[str, Any], name: str = "speedup") -> Ratio:
@@ -93,6 +115,7 @@ def _outcome(part: pd.DataFrame) -> dict[str, Any]:
     return {
         "rounds": len(part),
         "rounds_ok": finished,
+        "failed_attempts": int(part["failed_attempts"].sum()),
         "status": "ok" if finished else str(lost["status"].iloc[-1]),
         "reason": "; ".join(reasons),
     }

@@ -29,6 +29,11 @@ METRICS = (
     "peak_device_expert_bytes",
     "peak_rss_bytes",
     "fidelity",
+    "link_of_ceiling",
+    "kernel_read_gb_s",
+    "disk_of_ceiling",
+    "modelled_memory_gb_s",
+    "memory_of_ceiling",
 )
 _TOP = ("run_id", "cell_id", "round", "kind", "status", "error", "label", "lossless", "grain", "started_at", "wall_s")
 _REQUIRED = ("run_id", "cell_id", "round", "status", "label", "cell", "limit")
@@ -56,7 +61,8 @@ def load(paths: Iterable[Path]) -> pd.DataFrame:
     Columns: the record's own fields, those of its cell, ``METRICS`` as floats (NaN where not applicable),
     ``limit_*``, and ``record`` with the parsed line.  Added: ``file``, ``line``, ``workload`` (equal for
     records that may stand in one table), ``host`` and ``title`` (the label, told apart where one label names
-    several cells).  A record written again for the same run, cell, kind and round replaces the earlier one.
+    several cells).  A record written again for the same run, cell, kind and round replaces the earlier one;
+    ``failed_attempts`` counts the earlier ones that had failed.
 
     Raises:
         ReportError: a missing file, no record at all, or a line that is JSON but not a record.
@@ -66,6 +72,9 @@ def load(paths: Iterable[Path]) -> pd.DataFrame:
         raise ReportError("no records in the result files: run `specmoe-bench run` first, or name other files")
     frame = pd.DataFrame(rows)
     frame[list(METRICS)] = frame[list(METRICS)].astype(float)
+    failed = frame["status"].isin(["failed", "timeout"])
+    earlier = frame[failed & frame.duplicated(_IDENTITY, keep="last")].groupby(_IDENTITY).size()
+    frame["failed_attempts"] = [int(earlier.get(key, 0)) for key in frame[_IDENTITY].itertuples(index=False, name=None)]
     repeated = int(frame.duplicated(_IDENTITY, keep="last").sum())
     if repeated:
         warnings.warn(
