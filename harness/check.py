@@ -62,7 +62,7 @@ class Judgement:
 
     def __str__(self) -> str:
         mean = "" if self.overall.median is None else f", geometric mean of time {self.overall.median:.3f}×"
-        return "\n".join([*map(str, self.findings), f"{self.verdict} after {self.rounds} looks{mean}"])
+        return "\n".join([*map(str, self.findings), f"{self.verdict} (looks: {self.rounds}){mean}"])
 
 
 def gate(evidence: Iterator[Evidence], max_slowdown: float) -> Judgement:

@@ -11,10 +11,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from harness.check import REFERENCE, Evidence
+from harness.check import REFERENCE, Evidence, relative_speeds
 from harness.config import validate
 from harness.record import Record, RecordError, ResultFile
 from harness.runner import RunError, Runner
+from reports.stats import FEW_ROUNDS
 
 
 def percentage(text: str) -> float:
@@ -51,7 +52,22 @@ def of(args: Any) -> Iterator[Evidence]:
         raise ValueError(f"{out} is not empty: choose another --out")
     if args.revision:
         return both_revisions(then, args.revision, out, args.max_rounds)
+    _enough(then, args.reference)
     return rerun(then, out, args.max_rounds, args.reference)
+
+
+def _enough(then: list[Record], reference: str) -> None:
+    """Refuse before anything is run what could not be decided after it.
+
+    Raises:
+        RecordError: the baseline has no cell with enough rounds.
+    """
+    rounds = max(map(len, relative_speeds(then, reference).values()), default=0)
+    if rounds < FEW_ROUNDS:
+        raise RecordError(
+            f"the baseline holds {rounds} rounds with {reference!r} beside another system, {FEW_ROUNDS} are needed: "
+            "record it with `run ... --set rounds=10`, or compare code with --revision"
+        )
 
 
 def recorded(then: list[Record], results: Path, reference: str = REFERENCE) -> Iterator[Evidence]:
@@ -63,7 +79,7 @@ def rerun(then: list[Record], out: Path, max_rounds: int, reference: str = REFER
     """Run the recorded experiment with this code, one more round at a time."""
     payload = config_of(then)
     for rounds in range(1, max_rounds + 1):
-        runner = Runner(validate(payload | {"rounds": rounds}, "baseline"), out)
+        runner = Runner(validate(payload | {"rounds": rounds}, "baseline"), out, show=lambda line: None)
         runner.run(resume=rounds > 1)
         yield Evidence(then, runner.results.read(), paired=False, reference=reference)
 
@@ -74,6 +90,8 @@ def both_revisions(then: list[Record], revision: str, out: Path, max_rounds: int
     Raises:
         RunError: the revision cannot be checked out, or its runner does not finish.
     """
+    if revision.startswith("-"):
+        raise RunError(f"{revision!r} is no revision: name a branch, a tag or a commit")
     payload = config_of(then)
     here = Path(__file__).resolve().parent.parent
     with tempfile.TemporaryDirectory(prefix="specmoe-bench-revision-") as folder:

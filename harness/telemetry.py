@@ -30,7 +30,7 @@ class Telemetry:
     After the block, in which the process must have been waited for, ``usage`` is final.
     """
 
-    def __init__(self, pid: int, group: Path | None = None, period_s: float = 0.05) -> None:
+    def __init__(self, pid: int, group: Path | None = None, period_s: float = 0.1) -> None:
         self._pid, self._group, self._period_s = pid, group, period_s
         self._peaks: dict[str, int] = {}
         self._samples = 0

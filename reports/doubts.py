@@ -74,7 +74,8 @@ def _attempts(rows: list[Row]) -> list[str]:
 
 def _conclusive(ok: list[Row]) -> list[str]:
     """The stability verdict (``reports.stats``) where it is the spread, and not only few rounds, that forbids one."""
-    wide = [row for row in ok if " % " in str(row["stability"]) and not row["is_reference"]]
+    spread = ("standard deviation", "±")
+    wide = [row for row in ok if any(word in str(row["stability"]) for word in spread) and not row["is_reference"]]
     if not wide:
         return []
     whys = {str(row["stability"]).removeprefix("cannot conclude: ") for row in wide}

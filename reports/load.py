@@ -46,6 +46,7 @@ _CELL = (
     "expert_budget_bytes",
     "process_limit_bytes",
     "threads",
+    "disk_read_limit_bytes_s",
 )
 _HOST = ("cpu", "cores", "gpu")
 _IDENTITY = ["run_id", "cell_id", "kind", "round"]
@@ -96,6 +97,9 @@ def workload_names(frame: pd.DataFrame) -> dict[str, str]:
             "prompts": first["prompt_offset"].map(lambda n: f"prompts from {n or 0}"),
             "limit": first["process_limit_bytes"].map(
                 lambda n: "no limit" if pd.isna(n) else f"limit {n / 1e9:.4g} GB"
+            ),
+            "disk": first["disk_read_limit_bytes_s"].map(
+                lambda n: "full disk rate" if pd.isna(n) else f"disk throttled to {n / 1e9:.3g} GB/s"
             ),
             "threads": first["threads"].map(lambda n: f"{n} threads"),
             "host": first["host"].map(lambda host: f"on {host or 'an unnamed machine'}"),
@@ -151,7 +155,8 @@ def _row(path: Path, number: int, record: dict[str, Any]) -> dict[str, Any]:
     host = [(name, environment[name]) for name in _HOST if environment.get(name)]
     row["host"] = ", ".join(f"{value} cores" if name == "cores" else str(value) for name, value in host)
     same = ("model", "dtype", "new_tokens", "prompt_offset", "process_limit_bytes", "threads")
-    row["workload"] = json.dumps([row["host"], *(cell.get(name) for name in same)])
+    throttle = cell.get("disk_read_limit_bytes_s")
+    row["workload"] = json.dumps([row["host"], *(cell.get(name) for name in same), *([throttle] if throttle else [])])
     return row
 
 

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import re
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
 from harness import cli, evidence
 from harness.check import EXIT_CODES, Evidence, gate, judge
 from harness.record import Cell, Limit, Metrics, Record, ResultFile
+from harness.runner import RunError
 
 
 def record(system: str, speed: float, rnd: int, run: str = "a", **metrics: float | None) -> Record:
@@ -166,5 +170,49 @@ def test_reruns_repeat_the_recorded_experiment_exactly(tmp_path: Path, cache: Pa
     judgement = judge(known, 0.05)
     assert judgement.verdict == "cannot tell", "one round is too few for speed"
     assert "was" not in str(judgement), "deterministic figures repeat"
+    before = (tmp_path / "now" / "results.jsonl").read_bytes()
     command = ["check", "--against", str(tmp_path / "then" / "results.jsonl"), "--out", str(tmp_path / "now")]
-    assert cli.main(command) == 2, "nothing is overwritten"
+    assert cli.main(command) == 2
+    assert (tmp_path / "now" / "results.jsonl").read_bytes() == before, "nothing is overwritten"
+
+
+def test_the_example_workflow_uses_options_that_exist() -> None:
+    workflow = yaml.safe_load((Path(__file__).parents[1] / "docs" / "examples" / "performance-gate.yml").read_text())
+    steps = workflow["jobs"]["check"]["steps"]
+    commands = " ".join(step.get("run", "") for step in steps).replace("\\\n", " ")
+    (check,) = re.findall(r"specmoe-bench (check .*?) \|\|", commands)
+    arguments = check.replace('"origin/${{ github.base_ref }}"', "origin/main").split()
+    parsed = cli._parser().parse_args(arguments)
+    assert (parsed.revision, parsed.max_slowdown, parsed.max_rounds) == ("origin/main", "5%", 12)
+
+
+def test_a_baseline_of_few_rounds_is_refused_before_anything_runs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for one in rounds(2):
+        ResultFile(tmp_path / "then.jsonl").append(one)
+    assert cli.main(["check", "--against", str(tmp_path / "then.jsonl"), "--out", str(tmp_path / "now")]) == 2
+    assert "the baseline holds 2 rounds" in capsys.readouterr().err
+    assert not (tmp_path / "now").exists()
+
+
+@pytest.mark.slow
+def test_two_revisions_are_run_in_turns(tmp_path: Path, cache: Path) -> None:
+    here = Path(__file__).parents[1]
+    if subprocess.run(["git", "-C", str(here), "rev-parse", "HEAD"], capture_output=True, check=False).returncode:
+        pytest.skip("not a git checkout")
+    prompts = here / "workloads" / "prompts" / "embedded.jsonl"
+    model = here / "workloads" / "embedded"
+    experiment = tmp_path / "e.yaml"
+    experiment.write_text(json.dumps(EXPERIMENT | {"model": str(model), "prompts": str(prompts)}))
+    assert cli.main(["run", str(experiment), "--out", str(tmp_path / "then")]) == 0
+    then = ResultFile(tmp_path / "then" / "results.jsonl").read()
+    *_, known = evidence.both_revisions(then, "HEAD", tmp_path / "now", max_rounds=2)
+    assert len(known.then) == len(known.now) == 4
+    assert {(r.cell_id, r.round) for r in known.then} == {(r.cell_id, r.round) for r in known.now}
+    assert {r.environment["git_dirty"] for r in known.then} == {False}, "the other side is the committed code"
+    judgement = judge(known, 0.05)
+    assert all(f.slowdown.n == 2 for f in judgement.findings)
+    assert "was" not in str(judgement), "deterministic figures match"
+    with pytest.raises(RunError, match="name a revision"):
+        next(evidence.both_revisions(then, "no-such-revision", tmp_path / "no", max_rounds=1))
