@@ -1,4 +1,4 @@
-"""``specmoe-bench``: list, doctor, run, report, generate."""
+"""``specmoe-bench``: list, doctor, calibrate, run, check, report, export, generate."""
 
 from __future__ import annotations
 
@@ -6,6 +6,10 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from harness.record import Record
 
 from harness import generate as generation
 
@@ -24,7 +28,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     except _expected_errors() as error:
         if args.debug:
             raise
-        print(f"specmoe-bench: {error}", file=sys.stderr)
+        print(f"specmoe-bench: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except Exception as error:  # ours to mend, but the user's to read: one line, the traceback on demand
+        if args.debug:
+            raise
+        print(
+            f"specmoe-bench: unexpected {type(error).__name__}: {' '.join(str(error).split()) or 'no message'} "
+            "(add --debug before the command for where it happened, and report it)",
+            file=sys.stderr,
+        )
         return 2
     return code
 
@@ -55,7 +68,33 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("experiment", help="preset name (see list) or YAML file")
     run.add_argument("--out", type=Path, help=f"result folder (default: {DEFAULT_OUT}/NAME)")
     run.add_argument("--report", action="store_true", help="write the report when done")
+    run.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a field; lists are swept")
+    run.add_argument("--resume", action="store_true", help="go on in a folder that holds another configuration")
+    run.add_argument("--executor", choices=("local", "ray"), default="local", help="where cells run")
+    run.add_argument("--address", help="of the Ray cluster (default: a running one, or a new local one)")
     run.set_defaults(handler=_run)
+
+    calibrate = commands.add_parser("calibrate", help="measure this machine's ceilings; results then quote them")
+    calibrate.add_argument("--threads", type=int, default=2, help="as the cells use (default: 2)")
+    calibrate.add_argument("--size", default="1GiB", help="of the file read from disk (default: 1GiB)")
+    calibrate.set_defaults(handler=_calibrate)
+
+    check = commands.add_parser("check", help="regression gate: 0 passed, 1 regression, 2 cannot tell")
+    check.add_argument("--against", type=Path, required=True, metavar="BASELINE", help="results.jsonl to be held to")
+    check.add_argument("--max-slowdown", default="5%", help="allowed, such as 5%% (default)")
+    check.add_argument("--results", type=Path, help="compare this file instead of running anything")
+    check.add_argument("--revision", help="run this git revision and the present code in turns")
+    check.add_argument("--reference", default="on-demand", help="system that speeds are taken relative to")
+    check.add_argument("--max-rounds", type=int, default=20, help="stop undecided after so many (default: 20)")
+    check.add_argument("--out", type=Path, help="folder for what is run (default: a new one under results/check)")
+    check.set_defaults(handler=_check)
+
+    export = commands.add_parser("export", help="result files as one table for other tools")
+    export.add_argument("results", type=Path, nargs="+", help="results.jsonl files")
+    export.add_argument("--out", type=Path, required=True, help="FILE.csv, FILE.parquet or FILE.md")
+    export.add_argument("--rows", choices=("records", "repetitions"), default="records")
+    export.add_argument("--overwrite", action="store_true", help="replace an existing file")
+    export.set_defaults(handler=_export)
 
     report = commands.add_parser("report", help="page, figures and tables from result files")
     report.add_argument("results", type=Path, nargs="+", help="results.jsonl files")
@@ -102,33 +141,64 @@ def _list(args: argparse.Namespace) -> int:
 
 
 def _doctor(args: argparse.Namespace) -> int:
-    from harness import environment, limits
+    from harness import doctor, environment
 
     for key, value in environment.capture().items():
-        print(f"{key:16} {value}")
-    support = limits.detect()
-    state = support.mechanism if support.mechanism != "none" else f"no: {support.why_not}"
-    print(f"{'memory limit':16} {state}")
+        print(f"{key:20} {value}")
+    print()
+    for check in doctor.examine():
+        print(check)
+    return 0
+
+
+def _calibrate(args: argparse.Namespace) -> int:
+    from harness import calibrate, ceilings
+    from specmoe.sizes import parse_bytes
+
+    measured = calibrate.calibrate(max(1, args.threads), parse_bytes(args.size, 0, "--size:"))
+    print(f"kept in {ceilings.store(measured)}")
+    return 0
+
+
+def _check(args: argparse.Namespace) -> int:
+    from harness import check, evidence
+
+    judgement = check.gate(evidence.of(args), evidence.percentage(args.max_slowdown))
+    print(judgement)
+    return check.EXIT_CODES[judgement.verdict]
+
+
+def _export(args: argparse.Namespace) -> int:
+    from reports.export import export
+
+    print(f"{export(args.results, args.out, args.rows, args.overwrite)} rows: {args.out}")
     return 0
 
 
 def _run(args: argparse.Namespace) -> int:
-    from harness import config
+    from harness import config, executors, schedule
     from harness.runner import Runner
 
     named = Path(args.experiment)
     is_file = named.suffix in (".yaml", ".yml") or named.exists()
-    experiment = config.from_yaml(named) if is_file else config.preset(args.experiment)
+    experiment = config.from_yaml(named, args.set) if is_file else config.preset(args.experiment, args.set)
     out = args.out or DEFAULT_OUT / experiment.name
-    runner = Runner(experiment, out)
-    results = runner.run()
-    failed = [r for r in runner.results.read() if r.status in ("failed", "timeout")]
+    runner = Runner(experiment, out, executor=executors.make(args.executor, args.address))
+    results = runner.run(args.resume)
+    records = runner.results.read() if results.exists() else []
+    failed = schedule.unresolved(records)
+    for record in schedule.recovered(records):
+        print(f"{record.status}, then finished: {_told(record)}", file=sys.stderr)
     for record in failed:
-        print(f"{record.status}: {record.label}, batch {record.cell.batch_size}: {record.error}", file=sys.stderr)
+        print(f"{record.status}: {_told(record)}", file=sys.stderr)
     print(f"results: {results}")
     if args.report:
         _write_report([results], out)
     return 1 if failed else 0
+
+
+def _told(record: Record) -> str:
+    return f"{record.label}, batch {record.cell.batch_size}, round {record.round + 1}: {record.error}"
 
 
 def _report(args: argparse.Namespace) -> int:

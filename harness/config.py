@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 
 from baselines import contract
+from harness import overrides
 from harness.record import Cell
 from specmoe.sizes import parse_bytes
 
 Bytes = int | str
+
+T = TypeVar("T")
+Swept = Annotated[list[T], BeforeValidator(lambda v: v if isinstance(v, list) else [v]), Field(min_length=1)]
+"""One value or a list of them; every value becomes cells of its own."""
 
 
 class ConfigError(ValueError):
@@ -49,9 +55,12 @@ _SHORT = {"gamma": "γ", "draft_experts": "N"}
 class Experiment(BaseModel):
     """Everything that decides an experiment.
 
+    Options of systems and the fields typed ``Swept`` may be lists, which are swept in every combination.
     ``expert_budget`` is per system unless an entry has its own: bytes, ``"256MB"`` or ``"25%"`` of all
     experts.  ``process_overhead`` is added to the largest budget to give the kernel's limit for every
-    process alike; null means no limit.
+    process alike; null means no limit.  ``disk_read_limit`` (``"500MB"``, per second) has the kernel throttle
+    reads, to emulate a slower disk; such results are of kind ``emulated``.  A failed or timed-out cell is tried
+    again ``retries`` times; every failure keeps its record.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -62,16 +71,18 @@ class Experiment(BaseModel):
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     systems: list[SystemEntry] = Field(min_length=1)
     batch_sizes: list[int] = Field(min_length=1)
-    new_tokens: int = Field(default=32, ge=2)
-    expert_budget: Bytes = "25%"
+    new_tokens: Swept[Annotated[int, Field(ge=2)]] = Field(default=[32])
+    expert_budget: Swept[Bytes] = Field(default=["25%"])
     process_overhead: Bytes | None = "900MB"
     rounds: int = Field(default=3, ge=1)
     repetitions: int = Field(default=1, ge=1)
     warmup_tokens: int = Field(default=4, ge=0)
-    threads: int = Field(default=2, ge=1)
-    prompt_offset: int = Field(default=0, ge=0)
+    threads: Swept[Annotated[int, Field(ge=1)]] = Field(default=[2])
+    prompt_offset: Swept[Annotated[int, Field(ge=0)]] = Field(default=[0])
+    disk_read_limit: Swept[Bytes | None] = Field(default=[None])
     prompts: str | None = None
-    timeout_s: float = Field(default=600, gt=0)
+    timeout_s: float = Field(default=600, gt=0, allow_inf_nan=False)
+    retries: int = Field(default=0, ge=0, le=10)
     seed: int = 0
 
     @field_validator("batch_sizes")
@@ -98,33 +109,38 @@ def plan(experiment: Experiment, slot_bytes: int, total_slots: int) -> list[Plan
         ConfigError: an unknown system or option, a malformed budget, or two equal cells.
     """
     everything = slot_bytes * total_slots
-    common = _bytes(experiment.expert_budget, everything, "expert_budget")
-    budgets = [_bytes(e.expert_budget, everything, "expert_budget") for e in experiment.systems if e.expert_budget]
+    common = [_bytes(budget, everything, "expert_budget") for budget in experiment.expert_budget]
+    own = [_bytes(e.expert_budget, everything, "expert_budget") for e in experiment.systems if e.expert_budget]
     limit = None
     if experiment.process_overhead is not None:
         overhead = _bytes(experiment.process_overhead, everything, "process_overhead")
-        limit = max([common, *budgets]) + overhead
+        limit = max([*common, *own]) + overhead
+    throttles = [None if v is None else _bytes(v, None, "disk_read_limit") for v in experiment.disk_read_limit]
     planned = []
-    for batch, entry in itertools.product(experiment.batch_sizes, experiment.systems):
-        budget = _bytes(entry.expert_budget, everything, "expert_budget") if entry.expert_budget else common
-        for options in entry.variants():
-            try:
-                contract.create(entry.system, options)
-            except ValueError as error:
-                raise ConfigError(f"experiment {experiment.name!r}: {error}") from error
+    for batch, tokens, offset, threads, throttle, entry in itertools.product(
+        experiment.batch_sizes,
+        experiment.new_tokens,
+        experiment.prompt_offset,
+        experiment.threads,
+        throttles,
+        experiment.systems,
+    ):
+        budgets = [_bytes(entry.expert_budget, everything, "expert_budget")] if entry.expert_budget else common
+        for budget, options in itertools.product(budgets, _variants(experiment, entry)):
             cell = Cell(
                 system=entry.system,
                 options=options,
                 model=experiment.model,
                 dtype=experiment.dtype,
                 batch_size=batch,
-                new_tokens=experiment.new_tokens,
-                prompt_offset=experiment.prompt_offset,
+                new_tokens=tokens,
+                prompt_offset=offset,
                 expert_budget_bytes=budget,
                 process_limit_bytes=limit,
-                threads=experiment.threads,
+                threads=threads,
                 warmup_tokens=experiment.warmup_tokens,
                 repetitions=experiment.repetitions,
+                disk_read_limit_bytes_s=throttle,
             )
             planned.append(PlannedCell(label=entry.label_of(options), cell=cell))
     ids = [p.cell.cell_id for p in planned]
@@ -133,15 +149,32 @@ def plan(experiment: Experiment, slot_bytes: int, total_slots: int) -> list[Plan
     return planned
 
 
-def _bytes(value: Bytes, everything: int, field: str) -> int:
+def _variants(experiment: Experiment, entry: SystemEntry) -> list[dict[str, Any]]:
+    variants = entry.variants()
+    if not variants:
+        raise ConfigError(
+            f"experiment {experiment.name!r}: an option of {entry.system!r} is an empty list: give a value"
+        )
+    for options in variants:
+        try:
+            contract.create(entry.system, options)
+        except ValueError as error:
+            raise ConfigError(f"experiment {experiment.name!r}: {error}") from error
+    return variants
+
+
+def _bytes(value: Bytes, everything: int | None, field: str) -> int:
+    """Bytes of a size; shares are of ``everything``, and refused where there is no such thing."""
+    if everything is None and "%" in str(value):
+        raise ConfigError(f"{field}: {value!r} is a share, but of nothing: give bytes, such as '500MB'")
     try:
-        return parse_bytes(value, everything, f"{field}:")
-    except ValueError as error:
+        return parse_bytes(value, everything or 0, f"{field}:")
+    except (ValueError, OverflowError) as error:
         raise ConfigError(str(error)) from error
 
 
-def from_yaml(path: Path) -> Experiment:
-    """Read and validate an experiment file.
+def from_yaml(path: Path, assignments: Sequence[str] = ()) -> Experiment:
+    """Read and validate an experiment file; ``assignments`` are applied first (see ``harness.overrides``).
 
     Raises:
         ConfigError: missing, not YAML, or a field out of place.
@@ -150,9 +183,9 @@ def from_yaml(path: Path) -> Experiment:
         payload = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"cannot read experiment {path}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not YAML: {error}") from error
-    return validate(payload, str(path))
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: bad UTF-8, bad dates, huge integers
+        raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    return validate(overrides.apply(payload, assignments), str(path))
 
 
 def validate(payload: Any, where: str) -> Experiment:
@@ -177,8 +210,8 @@ def presets() -> dict[str, Experiment]:
     return {path.stem: from_yaml(path) for path in sorted(_PRESETS.glob("*.yaml"))}
 
 
-def preset(name: str) -> Experiment:
-    """A named experiment of this package.
+def preset(name: str, assignments: Sequence[str] = ()) -> Experiment:
+    """A named experiment of this package, with ``assignments`` applied.
 
     Raises:
         ConfigError: unknown name.
@@ -186,4 +219,4 @@ def preset(name: str) -> Experiment:
     path = _PRESETS / f"{name}.yaml"
     if not path.is_file():
         raise ConfigError(f"unknown preset {name!r}: use one of {', '.join(presets())}")
-    return from_yaml(path)
+    return from_yaml(path, assignments)

@@ -27,6 +27,9 @@ def capture() -> dict[str, Any]:
         "os": _first(r'^PRETTY_NAME="?([^"\n]+)"?$', Path("/etc/os-release")),
         "python": platform.python_version(),
         **{name.replace("-", "_"): _version(name) for name in PACKAGES},
+        "blas": _blas(),
+        "omp_num_threads": os.environ.get("OMP_NUM_THREADS"),
+        "mkl_num_threads": os.environ.get("MKL_NUM_THREADS"),
         "git_revision": revision,
         "git_dirty": dirty,
         "date": datetime.now(UTC).date().isoformat(),
@@ -38,6 +41,14 @@ def _version(package: str) -> str | None:
         return version(package)
     except PackageNotFoundError:
         return None
+
+
+def _blas() -> str | None:
+    """The matrix library torch was built with; how many threads it uses is the cell's ``threads``."""
+    import torch
+
+    found = re.search(r"BLAS_INFO=(\w+)", torch.__config__.show())
+    return found[1] if found else None
 
 
 def _text(file: Path) -> str | None:

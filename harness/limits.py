@@ -1,7 +1,8 @@
 """A kernel-enforced memory limit for a worker process: page cache included, swap excluded.
 
-cgroup v1 and v2 are supported.  A group is made per worker and removed
-afterwards; where neither works, the same object does nothing and its report says ``enforced=False`` and why.
+cgroup v1, cgroup v2 and systemd-run (``harness.scopes``) are supported, whichever this user's rights allow.
+A group is made per worker and removed afterwards; where nothing works, the same object does nothing and its
+report says ``enforced=False`` and why.  A disk throttle, in contrast, is in force or an error.
 """
 
 from __future__ import annotations
@@ -10,28 +11,36 @@ import contextlib
 import os
 import re
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self
 
+from harness import scopes
 from harness.record import Limit
+from harness.throttle import Throttle, ThrottleError
 
 ROOT = Path("/sys/fs/cgroup")
 PREFIX = "specmoe-bench-"
-Mechanism = Literal["cgroup-v1", "cgroup-v2", "none"]
+Mechanism = Literal["cgroup-v1", "cgroup-v2", "systemd-run", "none"]
 
-_MEND = "run as root, or delegate a cgroup with the memory controller (systemd-run --user --scope -p Delegate=yes)"
+MEND = "run as root, or delegate a cgroup with the memory controller (systemd-run --user --scope -p Delegate=yes)"
 
 
 @dataclass(frozen=True)
 class LimitSupport:
-    """What this machine can enforce; ``parents`` are the folders new groups go into."""
+    """What this machine can enforce.
+
+    ``parents`` are the folders new groups go into, the memory controller's first; ``blkio`` is the folder for
+    disk throttles of cgroup v1; ``manager`` is how systemd-run is reached.
+    """
 
     mechanism: Mechanism
     parents: tuple[Path, ...] = ()
     why_not: str | None = None
+    blkio: Path | None = None
+    manager: scopes.Manager | None = None
 
 
 def detect(root: Path = ROOT) -> LimitSupport:
@@ -47,11 +56,17 @@ def detect(root: Path = ROOT) -> LimitSupport:
             if not parents:
                 reasons.append(f"{mechanism}: no memory controller under {root}")
                 continue
-            with MemoryLimit(1 << 30, "probe", LimitSupport(mechanism, parents)):
-                return LimitSupport(mechanism, parents)
+            blkio = root / "blkio" if (root / "blkio" / "blkio.throttle.read_bps_device").exists() else None
+            support = LimitSupport(mechanism, parents, blkio=blkio if mechanism == "cgroup-v1" else None)
+            with MemoryLimit(1 << 30, "probe", support):
+                return support
         except OSError as error:
             reasons.append(f"{mechanism}: {error.strerror or error}")
-    return LimitSupport("none", why_not=f"{'; '.join(reasons)}: {_MEND}")
+    manager, why_not = scopes.detect(root)
+    if manager is not None:
+        return LimitSupport("systemd-run", manager=manager)
+    reasons.append(f"systemd-run: {why_not}")
+    return LimitSupport("none", why_not=f"{'; '.join(reasons)}: {MEND}")
 
 
 def _parents_v1(root: Path) -> tuple[Path, ...]:
@@ -78,19 +93,32 @@ class MemoryLimit:
         limit_bytes: limit of anonymous memory and page cache together; None for no limit.
         name: part of the group's name.
         support: what ``detect`` found; detected when not given.
+        throttle: limit of its reads from a disk; None for no limit.
 
-    Use as a context manager; ``add`` the worker before it allocates.
+    Use as a context manager; start the worker with ``command`` and ``add`` it before it allocates.
+
+    Raises:
+        ThrottleError: on entering, a throttle is asked for that cannot be had.
     """
 
-    def __init__(self, limit_bytes: int | None, name: str, support: LimitSupport | None = None) -> None:
+    def __init__(
+        self,
+        limit_bytes: int | None,
+        name: str,
+        support: LimitSupport | None = None,
+        throttle: Throttle | None = None,
+    ) -> None:
         if limit_bytes is not None and limit_bytes < 1 << 20:
             raise ValueError(f"memory limit of {limit_bytes} bytes is below one MiB: no process can start in it")
         self._limit_bytes = limit_bytes
-        self._support = support or (
-            detect() if limit_bytes is not None else LimitSupport("none", why_not="no limit asked")
-        )
-        self._groups = [p / f"{PREFIX}{os.getpid()}-{name}" for p in self._support.parents]
-        self._peak: int | None = None
+        self._throttle = throttle
+        asked = limit_bytes is not None or throttle is not None
+        self._support = support or (detect() if asked else LimitSupport("none", why_not="no limit asked"))
+        own = f"{PREFIX}{os.getpid()}-{name}"
+        self._groups = [parent / own for parent in self._support.parents]
+        self._scope: Path | None = None  # the group systemd made, known once the worker runs
+        if throttle is not None and self._support.blkio is not None:
+            self._groups.append(self._support.blkio / own)
 
     def __enter__(self) -> Self:
         try:
@@ -98,6 +126,8 @@ class MemoryLimit:
                 group.mkdir(exist_ok=True)
             if self._groups and self._limit_bytes is not None:
                 self._set_limit(self._groups[0], self._limit_bytes)
+            if self._throttle is not None:
+                self._set_throttle(self._throttle)
         except OSError:
             self._remove()
             raise
@@ -115,25 +145,52 @@ class MemoryLimit:
             with contextlib.suppress(OSError):
                 (group / "memory.swap.max").write_text("0")
 
+    def _set_throttle(self, throttle: Throttle) -> None:
+        try:
+            if self._support.mechanism == "cgroup-v1" and self._support.blkio is not None:
+                (self._groups[-1] / "blkio.throttle.read_bps_device").write_text(throttle.v1_line)
+            elif self._support.mechanism == "cgroup-v2":
+                (self._groups[0] / "io.max").write_text(throttle.v2_line)
+            elif self._support.mechanism != "systemd-run":
+                raise ThrottleError(self._support.why_not or "no block controller here")
+        except OSError as error:
+            raise ThrottleError(
+                f"disk_read_limit cannot be enforced ({error.strerror or error}): {MEND}, or remove disk_read_limit"
+            ) from error
+
+    def command(self, argv: Sequence[str]) -> list[str]:
+        """How to start the worker so that the limit holds for it."""
+        if self._support.manager is None:
+            return list(argv)
+        return self._support.manager.command(argv, self._limit_bytes, self._throttle)
+
     def add(self, pid: int) -> None:
         """Place a process into the group."""
         for group in self._groups:
             (group / "cgroup.procs").write_text(str(pid))
+        if self._support.manager is not None:
+            self._scope = self._support.manager.group_of(pid)
+
+    def group(self) -> Path | None:
+        """The memory controller's folder for the worker, None where there is none."""
+        return self._groups[0] if self._groups else self._scope
 
     def peak_bytes(self) -> int | None:
         """Most memory the group ever held, page cache included; None where the kernel does not say."""
-        if not self._groups:
+        group = self.group()
+        if group is None:
             return None
         name = "memory.max_usage_in_bytes" if self._support.mechanism == "cgroup-v1" else "memory.peak"
-        return _read_int(self._groups[0] / name)
+        return _read_int(group / name)
 
     def oom_kills(self) -> int:
         """Processes of the group that the kernel killed at the limit."""
-        if not self._groups:
+        group = self.group()
+        if group is None:
             return 0
         name = "memory.oom_control" if self._support.mechanism == "cgroup-v1" else "memory.events"
         with contextlib.suppress(OSError):
-            found = re.search(r"^oom_kill (\d+)$", (self._groups[0] / name).read_text(), re.MULTILINE)
+            found = re.search(r"^oom_kill (\d+)$", (group / name).read_text(), re.MULTILINE)
             return int(found[1]) if found else 0
         return 0
 
@@ -146,6 +203,7 @@ class MemoryLimit:
             limit_bytes=self._limit_bytes,
             peak_bytes=self.peak_bytes(),
             why_not=None if enforced else self._support.why_not,
+            disk_read_limit_bytes_s=self._throttle.read_bytes_s if self._throttle else None,
         )
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
@@ -167,7 +225,7 @@ class MemoryLimit:
 def clean_stale_groups(support: LimitSupport) -> int:
     """Remove groups of benches that were killed; returns how many."""
     removed = 0
-    for parent in support.parents:
+    for parent in (*support.parents, *filter(None, [support.blkio])):
         for group in parent.glob(f"{PREFIX}*"):
             pid = group.name.removeprefix(PREFIX).split("-")[0]
             if pid.isdigit() and not Path(f"/proc/{pid}").exists():

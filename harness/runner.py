@@ -9,25 +9,27 @@ from __future__ import annotations
 
 import hashlib
 import json
-import random
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+import uuid
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 
 from tqdm import tqdm
 
 from baselines import contract
-from harness import environment
+from harness import achieved, ceilings, environment, manifest, schedule
 from harness.config import Experiment, PlannedCell, plan
+from harness.executors import Executor, LocalExecutor
 from harness.limits import MemoryLimit, clean_stale_groups, detect, drop_page_cache
-from harness.record import Limit, Metrics, Record, Repetition, ResultFile
+from harness.record import Cell, Limit, Metrics, Record, Repetition, ResultFile, Usage
+from harness.schedule import Unit
 from harness.telemetry import Telemetry
+from harness.throttle import Throttle
 from harness.worker import Answer, Job
 from specmoe.convert import open_or_build
 from workloads import models
@@ -45,72 +47,109 @@ class Outcome:
 
     answer: Answer
     limit: Limit
-    peak_rss_bytes: int | None
+    usage: Usage | None
     wall_s: float
 
 
 class Runner:
-    """Runs one experiment into one folder: ``results.jsonl`` and the files workers exchange."""
+    """Runs one experiment into one folder: ``results.jsonl``, ``manifest.json`` and the files workers exchange."""
 
-    def __init__(self, experiment: Experiment, out: Path, show: Callable[[str], None] = print) -> None:
+    def __init__(
+        self,
+        experiment: Experiment,
+        out: Path,
+        show: Callable[[str], None] = print,
+        executor: Executor | None = None,
+    ) -> None:
         import torch
 
         self.experiment = experiment
         self.results = ResultFile(out / "results.jsonl")
         self._out = out
         self._show = show
+        self._executor = executor or LocalExecutor()
         self._model_path = models.path(experiment.model)
         self._store_path = models.store_path(experiment.model, experiment.dtype)
         self._show(f"model {experiment.model}: experts in {self._store_path}")
         store = open_or_build(self._model_path, self._store_path, getattr(torch, experiment.dtype))
         self.cells = plan(experiment, store.slot_bytes, store.total_experts)
-        self._environment = environment.capture()
+        self._weights = achieved.Weights.of(self._model_path, store)
+        self._ceilings = ceilings.latest()
+        self._environment = environment.capture() | {"seed": experiment.seed}
+        self._unsupported: dict[str, str] = {}
+        self._built: set[str] = set()
         config = experiment.model_dump_json()
         self._run_id = f"{experiment.name}-{hashlib.sha256(config.encode()).hexdigest()[:8]}"
+        self._session = uuid.uuid4().hex[:12]
 
-    def run(self) -> Path:
+    def run(self, resume: bool = False) -> Path:
         """Run all cells that have no result yet; returns the result file.
+
+        Args:
+            resume: go on in a folder that holds another configuration, keeping what is finished.
 
         Raises:
             RunError: a reference or build failed, so that no cell could be judged.
+            ManifestError: the folder holds another configuration, or another runner is at work in it.
+            RecordError: a result could not be written; those before it are kept.
         """
-        clean_stale_groups(detect())
-        finished = self._finished()
-        todo = [(r, p) for r in range(self.experiment.rounds) for p in self._order(r)]
-        todo = [(r, p) for r, p in todo if (p.cell.cell_id, r) not in finished]
-        if finished:
-            self._show(f"{len(finished)} finished cells kept, {len(todo)} to run")
-        unsupported = self._build({p.cell.system: p for _, p in todo})
-        for batch in sorted({p.cell.batch_size for _, p in todo}):
-            self._reference(next(p for _, p in todo if p.cell.batch_size == batch))
-        with tqdm(total=len(todo), unit="cell", disable=not todo) as bar:
-            for number, planned in todo:
-                bar.set_description(f"round {number + 1}: {planned.label}, batch {planned.cell.batch_size}")
-                record = self._measure(planned, number, unsupported)
-                self.results.append(record)
-                bar.set_postfix_str(_headline(record))
-                bar.update()
+        with manifest.locked(self._out):
+            claimed = manifest.claim(self._out, self._plan_of_record(), resume)
+            records = self.results.read() if self.results.path.exists() else []
+            todo = schedule.todo(self.cells, self.experiment.rounds, self.experiment.seed, records)
+            if records:
+                finished = len(self.cells) * self.experiment.rounds - len(todo)
+                self._show(f"{finished} finished cells kept, {len(todo)} to run")
+            with tqdm(total=len(todo), unit="cell", disable=not todo) as bar:
+                for record in self._executor.records(self, todo):
+                    self.results.append(record)
+                    bar.set_postfix_str(f"{record.label}, batch {record.cell.batch_size}: {_headline(record)}")
+                    bar.update(record.attempt == 1)
+            manifest.write(self._out, claimed, complete=True)
         return self.results.path
 
-    def _finished(self) -> set[tuple[str, int]]:
-        if not self.results.path.exists():
-            return set()
-        return {r.key for r in self.results.read() if r.status in ("ok", "not_supported")}
+    def _plan_of_record(self) -> manifest.Manifest:
+        """This run's manifest, as if nothing had been run yet."""
+        return manifest.Manifest(
+            run_ids=[self._run_id],
+            config=self.experiment.model_dump(mode="json"),
+            rounds=self.experiment.rounds,
+            cells=[manifest.PlannedEntry(cell_id=p.cell.cell_id, label=p.label, cell=p.cell) for p in self.cells],
+        )
 
-    def _order(self, number: int) -> list[PlannedCell]:
-        cells = list(self.cells)
-        random.Random(f"{self.experiment.seed}-{number}").shuffle(cells)
-        return cells
+    def prepare(self, units: list[Unit]) -> None:
+        """Make on this machine what the units need and does not belong to their time: stores, references.
 
-    def _build(self, systems: dict[str, PlannedCell]) -> dict[str, str]:
-        """Run each system's ``build`` outside of any limit; returns reasons of those not supported."""
-        unsupported = {}
-        for system, planned in systems.items():
-            outcome = self._work("build", planned, None, BUILD_TIMEOUT_S)
-            if outcome.answer.status != "ok":
-                unsupported[system] = outcome.answer.error or outcome.answer.status
-                self._show(f"{system} cannot be built: {unsupported[system]}")
-        return unsupported
+        Raises:
+            RunError: a reference failed.
+        """
+        clean_stale_groups(detect())
+        for rate in {u.planned.cell.disk_read_limit_bytes_s for u in units} - {None}:
+            with MemoryLimit(None, "probe", throttle=Throttle.of(self._store_path, rate)):
+                pass  # refused now rather than after the first references
+        for planned in {u.planned.cell.system: u.planned for u in units}.values():
+            self._build(planned)
+        for planned in {self._reference_path(u.planned): u.planned for u in units}.values():
+            self._reference(planned)
+
+    def measure(self, unit: Unit) -> Iterator[Record]:
+        """One record for every try of a unit, until one succeeds or the retries are used up."""
+        for again in range(self.experiment.retries + 1):
+            record = self._measure(unit.planned, unit.round, unit.attempt + again)
+            yield record
+            if record.status not in schedule.RETRIED:
+                return
+
+    def _build(self, planned: PlannedCell) -> None:
+        """Run a system's ``build`` outside of any limit, once; remembers why where it cannot be built."""
+        system = planned.cell.system
+        if system in self._built:
+            return
+        self._built.add(system)
+        outcome = self._work("build", planned, None, BUILD_TIMEOUT_S)
+        if outcome.answer.status != "ok":
+            self._unsupported[system] = outcome.answer.error or outcome.answer.status
+            self._show(f"{system} cannot be built: {self._unsupported[system]}")
 
     def _reference(self, planned: PlannedCell) -> None:
         if self._reference_path(planned).exists():
@@ -137,23 +176,33 @@ class Runner:
         name = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
         return self._out / "references" / f"{name}.json"
 
-    def _measure(self, planned: PlannedCell, number: int, unsupported: dict[str, str]) -> Record:
-        started_at = datetime.now(UTC).isoformat(timespec="seconds")
+    def _measure(self, planned: PlannedCell, number: int, attempt: int) -> Record:
+        started_at = manifest.now()
         cell = planned.cell
-        if cell.system in unsupported:
+        if cell.system in self._unsupported:
             none = Limit(enforced=False, mechanism="none", limit_bytes=None, why_not="not started")
-            outcome = Outcome(Answer("not_supported", unsupported[cell.system]), none, None, 0.0)
+            outcome = Outcome(Answer("not_supported", self._unsupported[cell.system]), none, None, 0.0)
         else:
             drop_page_cache([self._model_path, self._store_path, self._scratch(cell.system)])
             outcome = self._work("measure", planned, cell.process_limit_bytes, self.experiment.timeout_s)
+        return self._record(planned, number, attempt, started_at, outcome)
+
+    def lost(self, unit: Unit, reason: str) -> Record:
+        """The record of a unit whose measuring ended without an answer."""
+        none = Limit(enforced=False, mechanism="none", limit_bytes=None, why_not="unknown")
+        outcome = Outcome(Answer("failed", reason), none, None, 0.0)
+        return self._record(unit.planned, unit.round, unit.attempt, manifest.now(), outcome)
+
+    def _record(self, planned: PlannedCell, number: int, attempt: int, started_at: str, outcome: Outcome) -> Record:
+        cell = planned.cell
         card = contract.systems()[cell.system].card
         answer = outcome.answer
-        repetitions = [Repetition(**r) for r in answer.repetitions]
+        repetitions, metrics = self._figures(cell, outcome)
         return Record(
             run_id=self._run_id,
             cell_id=cell.cell_id,
             round=number,
-            kind=card.kind,
+            kind="emulated" if cell.disk_read_limit_bytes_s and card.kind == "measured" else card.kind,
             status=answer.status,
             error=answer.error,
             label=planned.label,
@@ -163,33 +212,54 @@ class Runner:
             started_at=started_at,
             wall_s=outcome.wall_s,
             limit=outcome.limit,
-            metrics=summarise(repetitions, cell.batch_size, outcome) if answer.status == "ok" else None,
+            metrics=metrics,
             repetitions=repetitions,
             phases_s=answer.phases_s,
             notes=answer.notes,
             environment=self._environment,
-            config=self.experiment.model_dump(),
+            config=self.experiment.model_dump(mode="json"),
+            attempt=attempt,
+            session=self._session,
+            usage=outcome.usage,
+            ceilings=self._ceilings,
         )
+
+    def _figures(self, cell: Cell, outcome: Outcome) -> tuple[list[Repetition], Metrics | None]:
+        """Raw and summed-up figures; an answer that makes no sense becomes a failure, not an end of the run."""
+        answer = outcome.answer
+        if answer.status != "ok":
+            return [], None
+        try:
+            repetitions = [Repetition(**r) for r in answer.repetitions]
+            metrics = summarise(repetitions, cell.batch_size, outcome)
+            return repetitions, achieved.complete(metrics, repetitions, cell, self._ceilings, self._weights)
+        except (ValueError, TypeError, ArithmeticError) as error:
+            answer.status = "failed"
+            answer.error = (
+                f"the system's figures make no sense ({' '.join(str(error).split())}): its adapter is at fault"
+            )
+            return [], None
 
     def _scratch(self, system: str) -> Path:
         return models.cache_dir() / "scratch" / f"{self._store_path.name}-{system}"
 
     def _work(self, action: str, planned: PlannedCell, limit_bytes: int | None, timeout_s: float) -> Outcome:
         """Run one worker process to its end, its limit in force before it imports anything."""
+        limit_s = planned.cell.disk_read_limit_bytes_s if action == "measure" else None
         with tempfile.TemporaryDirectory(prefix="specmoe-bench-") as folder:
             result = Path(folder) / "answer.json"
             job = self._job(action, planned, result)
             started = time.monotonic()
-            with MemoryLimit(limit_bytes, action) as limit:
+            with MemoryLimit(limit_bytes, action, throttle=Throttle.of(self._store_path, limit_s)) as limit:
                 process = subprocess.Popen(
-                    [sys.executable, "-m", "harness.worker"],
+                    limit.command([sys.executable, "-m", "harness.worker"]),
                     stdin=subprocess.PIPE,
                     stdout=subprocess.DEVNULL,
                     stderr=subprocess.PIPE,
                     text=True,
                 )
                 limit.add(process.pid)
-                with Telemetry(process.pid) as telemetry:
+                with Telemetry(process.pid, limit.group()) as telemetry:
                     try:
                         _, stderr = process.communicate(json.dumps(asdict(job)) + "\n", timeout=timeout_s)
                         answer = _read_answer(result, process.returncode, stderr, limit)
@@ -202,7 +272,7 @@ class Runner:
                         process.wait()
                         raise
                 report = limit.report()
-            return Outcome(answer, report, telemetry.peak_rss_bytes, time.monotonic() - started)
+            return Outcome(answer, report, telemetry.usage(), time.monotonic() - started)
 
     def _job(self, action: str, planned: PlannedCell, result: Path) -> Job:
         cell = planned.cell
@@ -264,7 +334,7 @@ def summarise(repetitions: list[Repetition], batch_size: int, outcome: Outcome) 
         kernel_read_bytes_per_token=median([_ratio(r.decode_kernel_read_bytes, n) for r, n in pairs]),
         achieved_link_gb_s=median([_ratio(r.decode_link_bytes, r.decode_link_busy_s, scale=1e-9) for r in repetitions]),
         peak_device_expert_bytes=outcome.answer.peak_expert_bytes,
-        peak_rss_bytes=outcome.peak_rss_bytes,
+        peak_rss_bytes=outcome.usage.peak_rss_bytes if outcome.usage else None,
         fidelity=min((r.fidelity for r in repetitions if r.fidelity is not None), default=None),
     )
 

@@ -1,92 +1,109 @@
-"""What the kernel says of a process while it runs: resident memory, bytes read from disk, GPU memory."""
+"""What the kernel and the GPU driver say of a process while it runs, sampled from outside."""
 
 from __future__ import annotations
 
-import contextlib
-import os
+import resource
 import threading
+import time
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
-_PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
+from harness.energy import Rapl
+from harness.gpu import Gpu
+from harness.perf_events import MemoryCounters
+from harness.proc import group_peak_bytes, page_cache_bytes, proportional_bytes, resident_bytes
+from harness.record import Usage
 
-
-def kernel_read_bytes(pid: int | str = "self") -> int | None:
-    """Bytes the kernel fetched from storage for a process so far (``/proc/PID/io``), or None."""
-    try:
-        for line in Path(f"/proc/{pid}/io").read_text().splitlines():
-            if line.startswith("read_bytes:"):
-                return int(line.split()[1])
-    except (OSError, ValueError):
-        pass
-    return None
-
-
-def resident_bytes(pid: int | str = "self") -> int | None:
-    """Resident set of a process (``/proc/PID/statm``), mapped file pages included, or None when it is gone."""
-    try:
-        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * _PAGE_BYTES
-    except (OSError, ValueError, IndexError):
-        return None
+SHARE = 1 / 200  # of the time, that sampling may cost at most
+_SLOW_PERIOD_S = 1.0  # for what is costly to read: PSS walks the page tables, a PCIe rate takes 20 ms
 
 
 class Telemetry:
-    """Samples one process from a side thread of the parent, so that the measured process pays nothing.
+    """Samples one child process from a side thread of the parent, so that the measured process pays nothing.
 
     Args:
         pid: the process.
-        period_s: time between samples.
+        group: its memory cgroup, if it has one.
+        period_s: time between samples; stretched where a sample costs more than ``SHARE`` of it.
 
-    After the block, ``peak_rss_bytes`` and ``peak_device_bytes`` (NVML, None without a GPU) are final.
+    After the block, in which the process must have been waited for, ``usage`` is final.
     """
 
-    def __init__(self, pid: int, period_s: float = 0.05) -> None:
-        self.peak_rss_bytes: int | None = None
-        self.peak_device_bytes: int | None = None
-        self._pid, self._period_s = pid, period_s
+    def __init__(self, pid: int, group: Path | None = None, period_s: float = 0.1) -> None:
+        self._pid, self._group, self._period_s = pid, group, period_s
+        self._peaks: dict[str, int] = {}
+        self._samples = 0
+        self._sampler_cpu_s = 0.0
+        self._wall_s = 0.0
         self._stop = threading.Event()
-        self._gpu = _Gpu()
+        self._gpu = Gpu()
+        self._rapl = Rapl()
+        self._memory = MemoryCounters()
         self._thread = threading.Thread(target=self._run, name="telemetry", daemon=True)
 
     def __enter__(self) -> Self:
+        self._started = time.perf_counter()
+        self._children = resource.getrusage(resource.RUSAGE_CHILDREN)
+        self._energy_uj = self._rapl.read_uj()
         self._thread.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         self._stop.set()
         self._thread.join()
+        self._wall_s = time.perf_counter() - self._started
+        self._energy_j = self._rapl.joules_since(self._energy_uj)
+        self._memory_bytes = self._memory.total_bytes()
+        self._memory.close()
+        self._ended = resource.getrusage(resource.RUSAGE_CHILDREN)
+
+    def usage(self) -> Usage:
+        """Peaks of the samples, totals of the whole time.  Totals count the children waited for in the block."""
+        before, after = self._children, self._ended
+        cpu_s = after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
+        memory = self._memory_bytes
+        return Usage(
+            samples=self._samples,
+            period_s=self._wall_s / max(1, self._samples),
+            sampler_cpu_share=self._sampler_cpu_s / self._wall_s,
+            disk_read_bytes=(after.ru_inblock - before.ru_inblock) * 512,
+            disk_write_bytes=(after.ru_oublock - before.ru_oublock) * 512,
+            cpu_s=cpu_s,
+            cpu_cores=cpu_s / self._wall_s,
+            cpu_energy_j=self._energy_j,
+            memory_gb_s=None if memory is None else memory / self._wall_s / 1e9,
+            **self._peaks,
+            **self._gpu.summary(),
+        )
 
     def _run(self) -> None:
+        slow_due = 0.0
         while not self._stop.is_set():
-            self.peak_rss_bytes = _larger(self.peak_rss_bytes, resident_bytes(self._pid))
-            self.peak_device_bytes = _larger(self.peak_device_bytes, self._gpu.used_bytes(self._pid))
-            self._stop.wait(self._period_s)
+            started = time.perf_counter()
+            self._sample()
+            slow = started >= slow_due
+            if slow:
+                self._sample_slow()
+            cost = time.perf_counter() - started
+            if slow:
+                slow_due = started + max(_SLOW_PERIOD_S, 2 * cost / SHARE)
+            self._sampler_cpu_s = time.thread_time()
+            self._stop.wait(self._period_s if slow else max(self._period_s, cost / SHARE))
 
+    def _sample(self) -> None:
+        self._samples += 1
+        self._note("peak_rss_bytes", resident_bytes(self._pid))
+        if self._group is not None:
+            self._note("peak_page_cache_bytes", page_cache_bytes(self._group))
+            self._note("peak_cgroup_bytes", group_peak_bytes(self._group))
+        if self._gpu.count:
+            self._gpu.sample_memory(self._pid)
 
-class _Gpu:
-    """NVML where there is one; silent otherwise."""
+    def _sample_slow(self) -> None:
+        self._note("peak_pss_bytes", proportional_bytes(self._pid))
+        self._gpu.sample_rates()
 
-    def __init__(self) -> None:
-        self._nvml: Any = None
-        with contextlib.suppress(Exception):  # no library, no driver, no GPU: nothing to read
-            import pynvml
-
-            pynvml.nvmlInit()
-            self._nvml = pynvml
-
-    def used_bytes(self, pid: int) -> int | None:
-        if self._nvml is None:
-            return None
-        with contextlib.suppress(Exception):
-            used = 0
-            for index in range(self._nvml.nvmlDeviceGetCount()):
-                handle = self._nvml.nvmlDeviceGetHandleByIndex(index)
-                processes = self._nvml.nvmlDeviceGetComputeRunningProcesses(handle)
-                used += sum(p.usedGpuMemory or 0 for p in processes if p.pid == pid)
-            return used
-        return None
-
-
-def _larger(a: int | None, b: int | None) -> int | None:
-    return b if a is None else a if b is None else max(a, b)
+    def _note(self, name: str, value: int | None) -> None:
+        if value is not None:
+            self._peaks[name] = max(self._peaks.get(name, 0), value)

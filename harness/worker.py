@@ -172,7 +172,7 @@ class _Mark:
 
     @classmethod
     def now(cls) -> _Mark:
-        from harness.telemetry import kernel_read_bytes
+        from harness.proc import kernel_read_bytes
 
         return cls(time.perf_counter(), kernel_read_bytes())
 

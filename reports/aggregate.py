@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from reports.load import METRICS
+from reports.stats import Ratio, bootstrap, geometric_mean, stability
 
 REFERENCE = "on-demand"
-RESAMPLES = 10_000
 KINDS = ("measured", "emulated", "oracle", "projected")
 
 _GROUP = ["workload", "kind", "title", "batch_size"]
@@ -23,57 +20,20 @@ _RATIOS = {
     "kernel_ratio": "kernel_read_bytes_per_token",
 }
 
-Verdict = Literal["faster", "slower", "same", "single", "none"]
-
-
-@dataclass(frozen=True)
-class Ratio:
-    """Median of per-round ratios with its 95 % interval; no interval from one round, no median from none."""
-
-    median: float | None
-    low: float | None
-    high: float | None
-    n: int
-
-    @property
-    def verdict(self) -> Verdict:
-        """What may be said of a speed ratio: ``same`` where the interval holds 1."""
-        if self.median is None:
-            return "none"
-        if self.low is None or self.high is None:
-            return "single"
-        if self.low > 1:
-            return "faster"
-        return "slower" if self.high < 1 else "same"
-
-    def __str__(self) -> str:
-        if self.median is None:
-            return "–"
-        if self.low is None:
-            return f"{self.median:.2f}× (n=1)"
-        return f"{self.median:.2f}× [{self.low:.2f}, {self.high:.2f}]"
-
-
-def bootstrap(ratios: Sequence[float], seed: int = 0) -> Ratio:
-    """Median and percentile-bootstrap 95 % interval of per-round ratios [n], 10,000 resamples."""
-    values = np.asarray(ratios, dtype=float)
-    values = values[np.isfinite(values)]
-    if not len(values):
-        return Ratio(None, None, None, 0)
-    if len(values) == 1:
-        return Ratio(float(values[0]), None, None, 1)
-    picks = np.random.default_rng(seed).integers(0, len(values), (RESAMPLES, len(values)))
-    low, high = np.percentile(np.median(values[picks], axis=1), [2.5, 97.5])
-    return Ratio(float(np.median(values)), float(low), float(high), len(values))
-
 
 def within_rounds(system: pd.DataFrame, reference: pd.DataFrame, column: str) -> Ratio:
     """``column`` of ``system`` over that of ``reference``, paired by run and round; both finished rows only."""
+    return bootstrap(round_ratios(system, reference, column))
+
+
+def round_ratios(system: pd.DataFrame, reference: pd.DataFrame, column: str) -> list[float]:
+    """The ratio of every round in which both finished."""
     pairs = system.merge(reference, on=_PAIR, suffixes=("", "_reference"))
     below = pairs[f"{column}_reference"].to_numpy(dtype=float)
     above = pairs[column].to_numpy(dtype=float)
     usable = below > 0
-    return bootstrap((above[usable] / below[usable]).tolist())
+    ratios: list[float] = (above[usable] / below[usable]).tolist()
+    return ratios
 
 
 def summarize(frame: pd.DataFrame, reference: str = REFERENCE) -> pd.DataFrame:
@@ -82,7 +42,8 @@ def summarize(frame: pd.DataFrame, reference: str = REFERENCE) -> pd.DataFrame:
     Medians over the finished rounds under the names of ``METRICS``, with ``_low`` and ``_high`` for the
     smallest and largest round; ``speedup``, ``link_ratio`` and ``kernel_ratio`` are ratios within a round to
     the system named ``reference``, with ``_low``, ``_high`` (95 % interval) and ``_n``.  ``status`` is ``ok``
-    if any round finished, ``reason`` says what happened in the others.
+    if any round finished, ``reason`` says what happened in the others.  ``stability`` says whether the speed-ups
+    of the rounds allow a conclusion (``reports.stats``); it is empty without a reference.
     """
     rows = []
     for (workload, kind, title, batch), part in frame.groupby(_GROUP, sort=False):
@@ -96,8 +57,29 @@ def summarize(frame: pd.DataFrame, reference: str = REFERENCE) -> pd.DataFrame:
         for name, column in _RATIOS.items():
             ratio = Ratio(None, None, None, 0) if other is None else within_rounds(finished, other, column)
             row |= {name: ratio.median, f"{name}_low": ratio.low, f"{name}_high": ratio.high, f"{name}_n": ratio.n}
+        row["stability"] = _stability(finished, other)
         rows.append(row)
     return _ordered(pd.DataFrame(rows))
+
+
+def _stability(finished: pd.DataFrame, reference: pd.DataFrame | None) -> str:
+    if reference is None:
+        return ""
+    ratios = round_ratios(finished, reference, "decode_tok_s")
+    return str(stability(ratios)) if ratios else ""
+
+
+def mean_over_batches(frame: pd.DataFrame, rows: list[dict[str, Any]]) -> Ratio:
+    """Geometric mean of the speed-ups of several rows of a summary, each against its own reference."""
+    cells = []
+    for row in rows:
+        reference = _reference(frame, row, REFERENCE)
+        same = frame["status"] == "ok"
+        for name in _GROUP:
+            same &= frame[name] == row[name]
+        if reference is not None:
+            cells.append(round_ratios(frame[same], reference, "decode_tok_s"))
+    return geometric_mean(cells)
 
 
 def ratio_of(row: dict[str, Any], name: str = "speedup") -> Ratio:
@@ -133,6 +115,7 @@ def _outcome(part: pd.DataFrame) -> dict[str, Any]:
     return {
         "rounds": len(part),
         "rounds_ok": finished,
+        "failed_attempts": int(part["failed_attempts"].sum()),
         "status": "ok" if finished else str(lost["status"].iloc[-1]),
         "reason": "; ".join(reasons),
     }

@@ -6,9 +6,9 @@ from typing import Any
 
 import pandas as pd
 
+from reports.stats import FEW_ROUNDS
 from reports.tables import system_text
 
-FEW_ROUNDS = 5
 UNSTEADY = 1.3  # largest round over smallest
 
 Row = dict[str, Any]
@@ -22,7 +22,9 @@ def doubts(summary: pd.DataFrame, frame: pd.DataFrame) -> list[str]:
         _failures(rows),
         _limits(rows, frame),
         _rounds(ok),
+        _attempts(rows),
         _steadiness(ok),
+        _conclusive(ok),
         _fidelity(ok),
         _budgets(ok),
         _environment(frame),
@@ -63,6 +65,21 @@ def _rounds(ok: list[Row]) -> list[str]:
 def _steadiness(ok: list[Row]) -> list[str]:
     shaky = [row for row in ok if row["decode_tok_s_high"] > UNSTEADY * row["decode_tok_s_low"]]
     return [f"Decode speed differs by more than 30 % between rounds: {_names(shaky)}."] if shaky else []
+
+
+def _attempts(rows: list[Row]) -> list[str]:
+    again = [row for row in rows if row["failed_attempts"]]
+    return [f"Some rounds finished only after failed attempts: {_names(again)}."] if again else []
+
+
+def _conclusive(ok: list[Row]) -> list[str]:
+    """The stability verdict (``reports.stats``) where it is the spread, and not only few rounds, that forbids one."""
+    spread = ("standard deviation", "±")
+    wide = [row for row in ok if any(word in str(row["stability"]) for word in spread) and not row["is_reference"]]
+    if not wide:
+        return []
+    whys = {str(row["stability"]).removeprefix("cannot conclude: ") for row in wide}
+    return [f"The spread of speed-ups is too wide to conclude from for {_names(wide)}: {' / '.join(sorted(whys))}."]
 
 
 def _fidelity(ok: list[Row]) -> list[str]:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from reports.aggregate import KINDS, REFERENCE, ratio_of, within_rounds
+from reports.aggregate import KINDS, REFERENCE, mean_over_batches, ratio_of, within_rounds
 
 SUBJECT = "specmoe"
 NAMES = {"specmoe": "SpecMoE"}
@@ -46,6 +46,9 @@ def headline(summary: pd.DataFrame, frame: pd.DataFrame, subject: str = SUBJECT)
     lost = sorted(set(ours[ours["title"] == title]["batch_size"]) - {row["batch_size"] for row in rows})
     sentences = [_sentence(name, row) + _rival(row, summary, frame) for row in rows]
     sentences += [f"At batch {batch}, {name} gave no result." for batch in lost]
+    if len(rows) > 1:
+        mean = mean_over_batches(frame, rows)
+        sentences += [f"Geometric mean of the speed-ups over {len(rows)} batch sizes: {mean}."]
     return Headline(_overall(who, rows), sentences)
 
 

@@ -10,7 +10,8 @@ from typing import Any
 
 import pandas as pd
 
-SCHEMA = "specmoe-bench.result/1"
+from reports.lines import read_lines
+from reports.migrate import SCHEMA
 
 METRICS = (
     "prefill_tok_s",
@@ -28,6 +29,11 @@ METRICS = (
     "peak_device_expert_bytes",
     "peak_rss_bytes",
     "fidelity",
+    "link_of_ceiling",
+    "kernel_read_gb_s",
+    "disk_of_ceiling",
+    "modelled_memory_gb_s",
+    "memory_of_ceiling",
 )
 _TOP = ("run_id", "cell_id", "round", "kind", "status", "error", "label", "lossless", "grain", "started_at", "wall_s")
 _REQUIRED = ("run_id", "cell_id", "round", "status", "label", "cell", "limit")
@@ -40,6 +46,7 @@ _CELL = (
     "expert_budget_bytes",
     "process_limit_bytes",
     "threads",
+    "disk_read_limit_bytes_s",
 )
 _HOST = ("cpu", "cores", "gpu")
 _IDENTITY = ["run_id", "cell_id", "kind", "round"]
@@ -55,7 +62,8 @@ def load(paths: Iterable[Path]) -> pd.DataFrame:
     Columns: the record's own fields, those of its cell, ``METRICS`` as floats (NaN where not applicable),
     ``limit_*``, and ``record`` with the parsed line.  Added: ``file``, ``line``, ``workload`` (equal for
     records that may stand in one table), ``host`` and ``title`` (the label, told apart where one label names
-    several cells).  A record written again for the same run, cell, kind and round replaces the earlier one.
+    several cells).  A record written again for the same run, cell, kind and round replaces the earlier one;
+    ``failed_attempts`` counts the earlier ones that had failed.
 
     Raises:
         ReportError: a missing file, no record at all, or a line that is JSON but not a record.
@@ -65,6 +73,9 @@ def load(paths: Iterable[Path]) -> pd.DataFrame:
         raise ReportError("no records in the result files: run `specmoe-bench run` first, or name other files")
     frame = pd.DataFrame(rows)
     frame[list(METRICS)] = frame[list(METRICS)].astype(float)
+    failed = frame["status"].isin(["failed", "timeout"])
+    earlier = frame[failed & frame.duplicated(_IDENTITY, keep="last")].groupby(_IDENTITY).size()
+    frame["failed_attempts"] = [int(earlier.get(key, 0)) for key in frame[_IDENTITY].itertuples(index=False, name=None)]
     repeated = int(frame.duplicated(_IDENTITY, keep="last").sum())
     if repeated:
         warnings.warn(
@@ -87,6 +98,9 @@ def workload_names(frame: pd.DataFrame) -> dict[str, str]:
             "limit": first["process_limit_bytes"].map(
                 lambda n: "no limit" if pd.isna(n) else f"limit {n / 1e9:.4g} GB"
             ),
+            "disk": first["disk_read_limit_bytes_s"].map(
+                lambda n: "full disk rate" if pd.isna(n) else f"disk throttled to {n / 1e9:.3g} GB/s"
+            ),
             "threads": first["threads"].map(lambda n: f"{n} threads"),
             "host": first["host"].map(lambda host: f"on {host or 'an unnamed machine'}"),
         }
@@ -98,30 +112,21 @@ def workload_names(frame: pd.DataFrame) -> dict[str, str]:
 
 def _lines(path: Path) -> Iterable[tuple[int, dict[str, Any]]]:
     try:
-        text = path.read_text(encoding="utf-8", errors="replace")
+        for number, payload in read_lines(path, stacklevel=5):
+            _check(payload, f"{path}:{number}")
+            yield number, payload
     except OSError as error:
         raise ReportError(f"cannot read result file {path} ({error.strerror}): name an existing file") from error
-    for number, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            payload = json.loads(line)
-        except json.JSONDecodeError as error:
-            warnings.warn(f"{path}:{number}: torn line skipped ({error})", stacklevel=3)
-            continue
-        _check(payload, f"{path}:{number}")
-        yield number, payload
+    except ReportError:
+        raise
+    except ValueError as error:
+        raise ReportError(str(error)) from error
 
 
 def _check(payload: Any, where: str) -> None:
     mend = "remove that line or name another file"
     if not isinstance(payload, dict) or "schema_version" not in payload:
         raise ReportError(f"{where} is not a {SCHEMA} record: {mend}")
-    if payload["schema_version"] != SCHEMA:
-        raise ReportError(
-            f"{where} has schema {payload['schema_version']!r}, this version reads {SCHEMA}: "
-            "measure again, or use the version that wrote it"
-        )
     missing = [name for name in _REQUIRED if name not in payload]
     cell = payload.get("cell")
     missing += [f"cell.{name}" for name in _CELL_REQUIRED if not isinstance(cell, dict) or name not in cell]
@@ -150,7 +155,8 @@ def _row(path: Path, number: int, record: dict[str, Any]) -> dict[str, Any]:
     host = [(name, environment[name]) for name in _HOST if environment.get(name)]
     row["host"] = ", ".join(f"{value} cores" if name == "cores" else str(value) for name, value in host)
     same = ("model", "dtype", "new_tokens", "prompt_offset", "process_limit_bytes", "threads")
-    row["workload"] = json.dumps([row["host"], *(cell.get(name) for name in same)])
+    throttle = cell.get("disk_read_limit_bytes_s")
+    row["workload"] = json.dumps([row["host"], *(cell.get(name) for name in same), *([throttle] if throttle else [])])
     return row
 
 

@@ -85,6 +85,8 @@ def notes(row: Row) -> str:
     if row["rounds_ok"] < row["rounds"]:
         done = f" ({row['rounds_ok']} of {row['rounds']} rounds finished)" if row["rounds_ok"] else ""
         parts.append(_short(row["reason"]) + done)
+    if row["failed_attempts"]:
+        parts.append(f"after {row['failed_attempts']} failed attempts")
     if not row["enforced"] and row["kind"] != "projected":
         parts.append("unenforced")
     if row["budget_differs"]:
@@ -120,6 +122,9 @@ COLUMNS = (
     _number("peak_device_expert_bytes", "peak expert MB", 1e6),
     _number("peak_rss_bytes", "peak process GB", 1e9),
     _number("achieved_link_gb_s", "link GB/s"),
+    _number("link_of_ceiling", "link of ceiling", text=percent),
+    _number("disk_of_ceiling", "disk of ceiling", text=percent),
+    _number("memory_of_ceiling", "memory of ceiling (modelled)", text=percent),
     _number("fidelity", "fidelity", text=percent),
     Column("rounds", lambda row: f"n={row['rounds_ok']}", lambda row: float(row["rounds_ok"])),
     Column("notes", notes, notes),

@@ -178,6 +178,7 @@ def test_a_line_that_is_no_record_is_named_with_file_and_line(
 ) -> None:
     path = write(tmp_path / "a.jsonl", record("on-demand", 4))
     payload = json.loads(path.read_text()) | change
+    del payload["checksum"]  # it seals the unchanged line
     path.write_text(path.read_text() + json.dumps(payload) + "\n")
     with pytest.raises(ReportError, match=r"a\.jsonl:2.*" + message):
         load([path])
@@ -584,3 +585,34 @@ def test_reports_import_no_other_package_of_the_project() -> None:
         assert not re.search(r"^\s*(from|import) (harness|specmoe|baselines|workloads)\b", source.read_text(), re.M), (
             source
         )
+
+
+def test_failed_attempts_show_although_a_later_one_finished(tmp_path: Path) -> None:
+    lost = record("specmoe", None, status="failed", error="disk on fire", batch=4)
+    records = [record("on-demand", 5, batch=4), lost, lost, record("specmoe", 10, batch=4)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        summary, frame = summary_of(tmp_path, records)
+    row = summary[summary["system"] == "specmoe"].iloc[0]
+    assert (row["status"], row["rounds"], row["failed_attempts"]) == ("ok", 1, 2)
+    assert any("only after failed attempts: specmoe at batch 4" in doubt for doubt in doubts(summary, frame))
+    cells = tables(summary)[0].rows
+    assert any("after 2 failed attempts" in row[-1].text for row in cells)
+
+
+def test_a_spread_too_wide_to_conclude_is_said(tmp_path: Path) -> None:
+    wild = experiment([10, 22, 7, 15, 30, 9], [5, 5, 5, 5, 5, 5])
+    assert any("too wide to conclude" in doubt for doubt in doubts(*summary_of(tmp_path / "a", wild)))
+    calm = experiment([10, 10.1, 9.9, 10, 10.05, 9.95], [5, 5, 5, 5, 5, 5])
+    summary, frame = summary_of(tmp_path / "b", calm)
+    assert summary[summary["system"] == "specmoe"]["stability"].tolist() == ["stable"]
+    assert not any("too wide to conclude" in doubt for doubt in doubts(summary, frame))
+
+
+def test_the_headline_gives_the_geometric_mean_over_batches(tmp_path: Path) -> None:
+    records = []
+    for batch, speed in ((1, 20.0), (8, 5.0)):
+        for rnd in range(2):
+            records += [record("on-demand", 10, batch=batch, rnd=rnd), record("specmoe", speed, batch=batch, rnd=rnd)]
+    said = headline(*summary_of(tmp_path, records))
+    assert "Geometric mean of the speed-ups over 2 batch sizes: 1.00× [1.00, 1.00]." in said.sentences

@@ -1,0 +1,65 @@
+"""A kernel throttle on disk reads of a worker, to emulate a slower disk: which device, and how it is written."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+SYS_BLOCK = Path("/sys/dev/block")
+
+
+class ThrottleError(OSError):
+    """The files' device cannot be throttled; the message says why and what to do."""
+
+
+@dataclass(frozen=True)
+class Throttle:
+    """Reads from one whole disk at no more than ``read_bytes_s``; ``device`` is ``major:minor``."""
+
+    device: str
+    read_bytes_s: int
+
+    @classmethod
+    def of(cls, files: Path, read_bytes_s: int | None) -> Self | None:
+        """A throttle for the disk that ``files`` (existing, a file or a folder) lie on; None without a rate.
+
+        Raises:
+            ThrottleError: they lie on no block device of their own.
+        """
+        return None if read_bytes_s is None else cls(block_device(files), read_bytes_s)
+
+    @property
+    def v1_line(self) -> str:
+        """For ``blkio.throttle.read_bps_device``."""
+        return f"{self.device} {self.read_bytes_s}"
+
+    @property
+    def v2_line(self) -> str:
+        """For ``io.max``."""
+        return f"{self.device} rbps={self.read_bytes_s}"
+
+    @property
+    def systemd_property(self) -> str:
+        return f"IOReadBandwidthMax=/dev/block/{self.device} {self.read_bytes_s}"
+
+
+def block_device(files: Path, sys_block: Path = SYS_BLOCK) -> str:
+    """``major:minor`` of the whole disk below ``files``; a partition's parent, since the kernel throttles disks.
+
+    Raises:
+        ThrottleError: the file system has no block device (overlay, tmpfs, network, btrfs).
+    """
+    number = os.stat(files).st_dev
+    name = f"{os.major(number)}:{os.minor(number)}"
+    entry = sys_block / name
+    if not entry.exists():
+        raise ThrottleError(
+            f"reads of {files} cannot be throttled: its file system has no block device of its own (device {name}); "
+            "set SPECMOE_CACHE to a folder on a local disk, or remove disk_read_limit"
+        )
+    folder = entry.resolve()
+    if (folder / "partition").exists():
+        return (folder.parent / "dev").read_text().strip()
+    return name

@@ -1,0 +1,37 @@
+"""Schemas of result lines: the current one, and the steps that bring older lines to it.
+
+A schema's number changes only when a field is renamed, removed or changes its meaning.  Whoever does that
+adds one step here: from the old name to the new, a function from payload to payload.  New fields with
+defaults need no step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+SCHEMA = "specmoe-bench.result/1"
+
+Payload = dict[str, Any]
+Step = tuple[str, Callable[[Payload], Payload]]
+STEPS: Mapping[str, Step] = {}
+
+
+def upgrade(payload: Any, steps: Mapping[str, Step] = STEPS, target: str = SCHEMA) -> Any:
+    """``payload`` in schema ``target``, by as many steps as it takes; what names no schema is returned as it is.
+
+    Raises:
+        ValueError: a schema from which no steps lead to ``target``; the message says what to do.
+    """
+    if not isinstance(payload, dict) or "schema_version" not in payload:
+        return payload
+    seen: set[str] = set()
+    while (version := payload["schema_version"]) != target:
+        if not isinstance(version, str) or version not in steps or version in seen:
+            raise ValueError(
+                f"has schema {version!r}, this version reads {target}: measure again, or use the version that wrote it"
+            )
+        seen.add(version)
+        after, step = steps[version]
+        payload = step(dict(payload)) | {"schema_version": after}
+    return payload

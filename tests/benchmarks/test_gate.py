@@ -1,0 +1,117 @@
+"""The gate on real timings: a 15 % slowdown is caught and no change passes, each in at least 19 of 20 tries.
+
+Systems are real computation (hashing) of a known amount, so that "15 % slower" is exactly 15 % more of it; the clock,
+the machine's noise, the rounds, the statistics and the decision are the gate's own.  Writes ``docs/records/gate.json``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+import statistics
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness import environment, manifest
+from harness.check import Evidence, gate
+from harness.record import Cell, Limit, Metrics, Record
+
+RECORD = Path(__file__).parents[2] / "docs" / "records" / "gate.json"
+TRIES = 20
+ALLOWED = 0.05
+INJECTED = 1.15
+MAX_ROUNDS = 40
+BASELINE_ROUNDS = 20
+BLOCK = bytes(1 << 16)
+WORK = {"on-demand": 240, "specmoe": 200}  # blocks hashed: 10 ms or so each on an idle core
+REPETITIONS = 3
+
+
+def timed_s(blocks: int) -> float:
+    started = time.perf_counter()
+    for _ in range(blocks):
+        hashlib.sha256(BLOCK).digest()
+    return time.perf_counter() - started
+
+
+def measure(works: dict[str, int], number: int, chance: random.Random) -> dict[str, Record]:
+    """One round: every system once, in shuffled order, as records."""
+    records = {}
+    for name in chance.sample(list(works), len(works)):
+        seconds = statistics.median(timed_s(works[name]) for _ in range(REPETITIONS))
+        records[name] = _record(name.removesuffix(" now"), 1 / seconds, number)
+    return records
+
+
+def _record(system: str, speed: float, number: int) -> Record:
+    cell = Cell(system=system, model="hashing", batch_size=1, new_tokens=1)
+    return Record(
+        run_id="gate",
+        cell_id=cell.cell_id,
+        round=number,
+        status="ok",
+        label=system,
+        cell=cell,
+        started_at=manifest.now(),
+        wall_s=1 / speed,
+        limit=Limit(enforced=False, mechanism="none", limit_bytes=None, why_not="not needed"),
+        metrics=Metrics(prefill_tok_s=1, decode_tok_s=speed, ttft_s=1, tpot_s=1, tokens_per_step=1),
+    )
+
+
+def relative(slowdown: float, chance: random.Random) -> Iterator[Evidence]:
+    """A baseline of ratios recorded first, then rounds of the code as it is now."""
+    then = [r for n in range(BASELINE_ROUNDS) for r in measure(WORK, n, chance).values()]
+    now: list[Record] = []
+    works = WORK | {"specmoe": round(WORK["specmoe"] * slowdown)}
+    for number in range(MAX_ROUNDS):
+        now += measure(works, number, chance).values()
+        yield Evidence(then, now, paired=False)
+
+
+def paired(slowdown: float, chance: random.Random) -> Iterator[Evidence]:
+    """Both revisions in every round."""
+    evidence = Evidence([], [], paired=True)
+    works = {"specmoe": WORK["specmoe"], "specmoe now": round(WORK["specmoe"] * slowdown)}
+    for number in range(MAX_ROUNDS):
+        records = measure(works, number, chance)
+        evidence.then.append(records["specmoe"])
+        evidence.now.append(records["specmoe now"])
+        yield evidence
+
+
+@pytest.mark.benchmark
+@pytest.mark.slow
+def test_the_gate_is_right_in_19_of_20_tries() -> None:
+    chance = random.Random(15)
+    results: dict[str, Any] = {}
+    for mode in (paired, relative):
+        for name, slowdown in (("no change", 1.0), ("15 % slower", INJECTED)):
+            judged = [gate(mode(slowdown, chance), ALLOWED) for _ in range(TRIES)]
+            medians = [f.slowdown.median for j in judged for f in j.findings if f.slowdown.median is not None]
+            results[f"{mode.__name__}, {name}"] = {
+                "verdicts": dict(Counter(j.verdict for j in judged)),
+                "rounds": [j.rounds for j in judged],
+                "median_time_ratio": [round(m, 4) for m in medians],
+            }
+    RECORD.parent.mkdir(parents=True, exist_ok=True)
+    facts = environment.capture()
+    record = {
+        "what": "verdicts of the regression gate on real timings",
+        "allowed_slowdown": ALLOWED,
+        "tries": TRIES,
+        "max_rounds": MAX_ROUNDS,
+        "date": manifest.now(),
+        "environment": {name: facts[name] for name in ("cpu", "cores", "kernel", "python", "git_revision")},
+        "results": results,
+    }
+    RECORD.write_text(json.dumps(record, indent=2) + "\n")
+    for mode in ("paired", "relative"):
+        assert results[f"{mode}, no change"]["verdicts"].get("pass", 0) >= 19
+        assert results[f"{mode}, 15 % slower"]["verdicts"].get("regression", 0) >= 19
