@@ -51,7 +51,8 @@ class Experiment(BaseModel):
 
     ``expert_budget`` is per system unless an entry has its own: bytes, ``"256MB"`` or ``"25%"`` of all
     experts.  ``process_overhead`` is added to the largest budget to give the kernel's limit for every
-    process alike; null means no limit.
+    process alike; null means no limit.  Bounds that hold everything (card ``limited=False``)
+    run without it, and their record says so.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)

@@ -80,13 +80,13 @@ class Runner:
         todo = [(r, p) for r, p in todo if (p.cell.cell_id, r) not in finished]
         if finished:
             self._show(f"{len(finished)} finished cells kept, {len(todo)} to run")
-        unsupported = self._build({p.cell.system: p for _, p in todo})
+        unbuilt = self._build({_build_key(p): p for _, p in todo})
         for batch in sorted({p.cell.batch_size for _, p in todo}):
             self._reference(next(p for _, p in todo if p.cell.batch_size == batch))
         with tqdm(total=len(todo), unit="cell", disable=not todo) as bar:
             for number, planned in todo:
                 bar.set_description(f"round {number + 1}: {planned.label}, batch {planned.cell.batch_size}")
-                record = self._measure(planned, number, unsupported)
+                record = self._measure(planned, number, unbuilt.get(_build_key(planned)))
                 self.results.append(record)
                 bar.set_postfix_str(_headline(record))
                 bar.update()
@@ -102,15 +102,15 @@ class Runner:
         random.Random(f"{self.experiment.seed}-{number}").shuffle(cells)
         return cells
 
-    def _build(self, systems: dict[str, PlannedCell]) -> dict[str, str]:
-        """Run each system's ``build`` outside of any limit; returns reasons of those not supported."""
-        unsupported = {}
-        for system, planned in systems.items():
-            outcome = self._work("build", planned, None, BUILD_TIMEOUT_S)
-            if outcome.answer.status != "ok":
-                unsupported[system] = outcome.answer.error or outcome.answer.status
-                self._show(f"{system} cannot be built: {unsupported[system]}")
-        return unsupported
+    def _build(self, cells: dict[str, PlannedCell]) -> dict[str, Answer]:
+        """Run each ``build`` outside of any limit; returns the answers of those that came to nothing."""
+        unbuilt = {}
+        for key, planned in cells.items():
+            answer = self._work("build", planned, None, BUILD_TIMEOUT_S).answer
+            if answer.status != "ok":
+                unbuilt[key] = answer
+                self._show(f"{planned.label} cannot be built: {answer.error or answer.status}")
+        return unbuilt
 
     def _reference(self, planned: PlannedCell) -> None:
         if self._reference_path(planned).exists():
@@ -137,16 +137,17 @@ class Runner:
         name = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
         return self._out / "references" / f"{name}.json"
 
-    def _measure(self, planned: PlannedCell, number: int, unsupported: dict[str, str]) -> Record:
+    def _measure(self, planned: PlannedCell, number: int, unbuilt: Answer | None) -> Record:
         started_at = datetime.now(UTC).isoformat(timespec="seconds")
         cell = planned.cell
-        if cell.system in unsupported:
+        card = contract.systems()[cell.system].card
+        if unbuilt is not None:
             none = Limit(enforced=False, mechanism="none", limit_bytes=None, why_not="not started")
-            outcome = Outcome(Answer("not_supported", unsupported[cell.system]), none, None, 0.0)
+            outcome = Outcome(unbuilt, none, None, 0.0)
         else:
             drop_page_cache([self._model_path, self._store_path, self._scratch(cell.system)])
-            outcome = self._work("measure", planned, cell.process_limit_bytes, self.experiment.timeout_s)
-        card = contract.systems()[cell.system].card
+            limit_bytes = cell.process_limit_bytes if card.limited else None
+            outcome = self._work("measure", planned, limit_bytes, self.experiment.timeout_s)
         answer = outcome.answer
         repetitions = [Repetition(**r) for r in answer.repetitions]
         return Record(
@@ -178,7 +179,7 @@ class Runner:
         """Run one worker process to its end, its limit in force before it imports anything."""
         with tempfile.TemporaryDirectory(prefix="specmoe-bench-") as folder:
             result = Path(folder) / "answer.json"
-            job = self._job(action, planned, result)
+            job = self._job(action, planned, limit_bytes, result)
             started = time.monotonic()
             with MemoryLimit(limit_bytes, action) as limit:
                 process = subprocess.Popen(
@@ -204,7 +205,7 @@ class Runner:
                 report = limit.report()
             return Outcome(answer, report, telemetry.peak_rss_bytes, time.monotonic() - started)
 
-    def _job(self, action: str, planned: PlannedCell, result: Path) -> Job:
+    def _job(self, action: str, planned: PlannedCell, limit_bytes: int | None, result: Path) -> Job:
         cell = planned.cell
         return Job(
             action=action,
@@ -224,7 +225,13 @@ class Runner:
             repetitions=cell.repetitions,
             reference_path=str(self._reference_path(planned)),
             result_path=str(result),
+            process_limit_bytes=limit_bytes,
         )
+
+
+def _build_key(planned: PlannedCell) -> str:
+    """Cells of one key are built once: what is built may depend on the options."""
+    return json.dumps([planned.cell.system, planned.cell.options], sort_keys=True)
 
 
 def _read_answer(result: Path, returncode: int, stderr: str, limit: MemoryLimit) -> Answer:

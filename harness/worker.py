@@ -42,6 +42,7 @@ class Job:
     repetitions: int
     reference_path: str
     result_path: str
+    process_limit_bytes: int | None = None
 
 
 @dataclass
@@ -91,7 +92,10 @@ def run(job: Job) -> Answer:
         dtype=getattr(torch, job.dtype),
         expert_budget_bytes=job.expert_budget_bytes,
         threads=job.threads,
+        process_limit_bytes=job.process_limit_bytes,
     )
+    if refusal := system.card.refusal(job.dtype, 1 if job.action == "build" else job.batch_size):
+        raise contract.NotSupported(refusal)
     if job.action == "build":
         setting.scratch.mkdir(parents=True, exist_ok=True)
         system.build(setting)
@@ -149,7 +153,8 @@ def _measure(job: Job, system: Any, prepare_s: float) -> Answer:
         marks.append(_Mark.now())
         if len(marks) != 3:
             raise RuntimeError(f"{job.system} reported its first token {len(marks) - 2} times: exactly once is asked")
-        answer.repetitions.append(_repetition(job, marks, generation, int(mask.sum()), reference))
+        repetition = _repetition(job, marks, generation, int(mask.sum()), reference)
+        answer.repetitions.append(repetition | _oracle_times(system.card, generation.counters))
         answer.phases_s |= generation.counters.phases_s
         answer.peak_expert_bytes = generation.counters.peak_expert_bytes
     return answer
@@ -194,6 +199,15 @@ def _repetition(job: Job, marks: list[_Mark], generation: Any, prompt_tokens: in
         "expert_hits": counters.expert_hits,
         "fidelity": fidelity(generation.new_ids.tolist(), reference),
     }
+
+
+def _oracle_times(card: Any, counters: Any) -> dict[str, float]:
+    """Times an oracle computed, in place of the clock's; from any other system they are an error."""
+    times = {"prefill_s": counters.oracle_prefill_s, "decode_s": counters.oracle_decode_s}
+    given = {name: value for name, value in times.items() if value is not None}
+    if bool(given) != (card.kind == "oracle"):
+        raise RuntimeError(f"{card.name} is of kind {card.kind!r}: computed times come from oracles, and only from them")
+    return given
 
 
 def _difference(before: int | None, after: int | None) -> int | None:
