@@ -30,7 +30,6 @@ class _FirstToken:
         pass
 
 
-@torch.inference_mode()
 def greedy(model: Any, request: Request) -> Generation:
     """``transformers``' own greedy loop, never stopping early."""
     sequences = model.generate(
