@@ -101,10 +101,11 @@ class DeepSpeedZeroSystem:
         for spec, tensors in fused.layers(store):  # one block in memory at a time
             module = modules[spec.module]
             place_experts(module, {name: tensor.contiguous() for name, tensor in tensors.items()})
+            # the dtype comes from the config: given as an argument, float32 becomes bfloat16 on CPUs without fp16
             swapper = deepspeed.zero.Init(
-                module=module, config_dict_or_path=chosen, dtype=setting.dtype, param_swapper=swapper
+                module=module, config_dict_or_path=chosen, param_swapper=swapper
             ).param_swapper
-        deepspeed.zero.Init(module=model, config_dict_or_path=in_memory, dtype=setting.dtype)  # what is left
+        deepspeed.zero.Init(module=model, config_dict_or_path=in_memory)  # what is left
         self._engine, *_ = deepspeed.initialize(model=model, config=chosen)
         self._engine.module.eval()
 

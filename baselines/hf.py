@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import resource
+import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -55,10 +56,14 @@ def shell_without_experts(setting: Setting, device: torch.device) -> PreTrainedM
 def check_room(setting: Setting, nbytes: int, what: str) -> None:
     """Refuse what the kernel would kill: ``nbytes`` more than this process holds now, against its limit.
 
+    Mapped files are left out of what it holds: the kernel drops them before it kills.
+
     Raises:
         NotSupported: they do not fit.
     """
-    held = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    status = Path("/proc/self/status")
+    found = re.search(r"^RssAnon:\s*(\d+) kB$", status.read_text() if status.exists() else "", re.MULTILINE)
+    held = int(found[1]) * 1024 if found else 0
     limit = setting.process_limit_bytes
     if limit is not None and held + nbytes > limit:
         raise NotSupported(

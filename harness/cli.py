@@ -1,11 +1,14 @@
-"""``specmoe-bench``: list, doctor, run, report, generate."""
+"""``specmoe-bench``: list, doctor, run, report, conformance, generate."""
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 DEFAULT_OUT = Path("results")
 
@@ -60,6 +63,11 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("--out", type=Path, help="report folder (default: beside the first file)")
     report.set_defaults(handler=_report)
 
+    conformance = commands.add_parser("conformance", help="does a system keep the adapter contract?")
+    conformance.add_argument("system")
+    conformance.add_argument("--options", type=json.loads, default={}, help='its options as JSON: {"policy": "lru"}')
+    conformance.set_defaults(handler=_conformance)
+
     generate = commands.add_parser("generate", help="continue a text with SpecMoE")
     generate.add_argument("prompt")
     generate.add_argument("--model", default="embedded")
@@ -77,9 +85,11 @@ def _list(args: argparse.Namespace) -> int:
 
     print("systems")
     for name, system in contract.systems().items():
-        print(f"  {name:18} {system.card.summary} (moves {system.card.grain})")
+        card = system.card
+        print(f"  {name:20} {card.summary}")
+        print(f"  {'':20} moves {card.grain}; tiers {', '.join(card.tiers)}; {', '.join(_facts(card))}")
         for option, field in system.Options.model_fields.items():
-            print(f"  {'':18}   {option} = {field.default!r}")
+            print(f"  {'':20}   {option} = {field.default!r}")
     print("models\n  embedded           trained Qwen3-MoE, 6 layers, 64 experts top-2")
     print("  embedded-xF        the same function with experts F times wider (F a power of two)")
     print("  FOLDER             any Hugging Face MoE checkpoint in safetensors")
@@ -87,6 +97,17 @@ def _list(args: argparse.Namespace) -> int:
     for name, content in PRESETS.items():
         print(f"  {name:18} {content['model']}, batch {content['batch_sizes']}, {content.get('rounds', 3)} rounds")
     return 0
+
+
+def _facts(card: Any) -> list[str]:
+    """What a user should know of a system before comparing it."""
+    facts = [f"kind {card.kind}", "lossless" if card.lossless else "lossy", *card.sampling]
+    facts.append("keeps the expert budget itself" if card.knows_budget else "held by the process limit")
+    if not card.limited:
+        facts[-1] = "runs without a limit"
+    if card.extra:
+        facts.append(f"needs pip install 'specmoe-bench[{card.extra}]'")
+    return facts
 
 
 def _doctor(args: argparse.Namespace) -> int:
@@ -130,6 +151,16 @@ def _write_report(results: list[Path], out: Path) -> None:
     paths = write_report(results, out)
     print(paths.markdown.read_text())
     print(f"page: {paths.page}")
+
+
+def _conformance(args: argparse.Namespace) -> int:
+    from harness.conformance import examine
+
+    with tempfile.TemporaryDirectory(prefix="specmoe-bench-") as work:
+        checks = examine(args.system, args.options, Path(work))
+    for check in checks:
+        print(f"{check.status:8} {check.name:26} {check.detail}")
+    return 1 if any(check.status == "failed" for check in checks) else 0
 
 
 def _generate(args: argparse.Namespace) -> int:

@@ -29,6 +29,7 @@ from harness.limits import MemoryLimit, clean_stale_groups, detect, drop_page_ca
 from harness.record import Limit, Metrics, Record, Repetition, ResultFile
 from harness.telemetry import Telemetry
 from harness.worker import Answer, Job
+from specmoe.checkpoint import checkpoint_files
 from specmoe.convert import open_or_build
 from workloads import models
 
@@ -173,7 +174,7 @@ class Runner:
         )
 
     def _scratch(self, system: str) -> Path:
-        return models.cache_dir() / "scratch" / f"{self._store_path.name}-{system}"
+        return scratch_path(self._model_path, self._store_path, system)
 
     def _work(self, action: str, planned: PlannedCell, limit_bytes: int | None, timeout_s: float) -> Outcome:
         """Run one worker process to its end, its limit in force before it imports anything."""
@@ -227,6 +228,13 @@ class Runner:
             result_path=str(result),
             process_limit_bytes=limit_bytes,
         )
+
+
+def scratch_path(model_path: Path, store_path: Path, system: str) -> Path:
+    """A system's own folder for one checkpoint and dtype; other weights of the same name get another."""
+    files = [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in checkpoint_files(model_path)]
+    identity = hashlib.sha256(json.dumps([str(model_path.resolve()), *files]).encode()).hexdigest()[:8]
+    return models.cache_dir() / "scratch" / f"{store_path.name}-{identity}-{system}"
 
 
 def _build_key(planned: PlannedCell) -> str:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 _PR_SET_PDEATHSIG = 1
+LEFT_BEHIND = "left behind after close: "
 Status = Literal["ok", "failed", "timeout", "not_supported"]
 
 
@@ -69,8 +70,10 @@ def main() -> None:
     try:
         answer = run(job)
     except Exception as error:  # the process boundary: everything becomes an answer
-        status: Status = "not_supported" if type(error).__name__ == "NotSupported" else "failed"
-        answer = Answer(status, f"{type(error).__name__}: {error}", notes=[traceback.format_exc(limit=-4)])
+        if type(error).__name__ == "NotSupported":
+            answer = Answer("not_supported", str(error))
+        else:
+            answer = Answer("failed", f"{type(error).__name__}: {error}", notes=[traceback.format_exc(limit=-4)])
     Path(job.result_path).write_text(json.dumps(asdict(answer)))
 
 
@@ -83,6 +86,7 @@ def run(job: Job) -> Answer:
         return _reference(job)
 
     from baselines import contract
+    from harness import leaks
 
     system = contract.create(job.system, job.options)
     setting = contract.Setting(
@@ -100,12 +104,16 @@ def run(job: Job) -> Answer:
         setting.scratch.mkdir(parents=True, exist_ok=True)
         system.build(setting)
         return Answer()
+    threads = leaks.thread_names()
     started = time.perf_counter()
-    system.prepare(setting)
     try:
-        return _measure(job, system, time.perf_counter() - started)
+        system.prepare(setting)
+        answer = _measure(job, system, time.perf_counter() - started)
     finally:
         system.close()
+    folders = [setting.model_path, setting.store_path, setting.scratch]
+    answer.notes += [LEFT_BEHIND + what for what in leaks.left_behind(folders, threads)]
+    return answer
 
 
 def batch(job: Job) -> tuple[Any, Any]:
