@@ -59,44 +59,43 @@ def _card(name: str, title: str, grain: Grain, tiers: tuple[Tier, ...]) -> Capab
 
 @register
 class VllmSystem(_GpuOnly):
-    """https://docs.vllm.ai: getting started, CPU; configuration, ``cpu_offload_gb``."""
+    """https://docs.vllm.ai (CPU backend; ``cpu_offload_gb``), vllm-project/vllm issues 33869 and 38256."""
 
     card = _card("vllm", "vLLM", "modules", ("gpu", "ram"))
     why = (
-        "vLLM's weight offload (cpu_offload_gb, offload of expert weights) moves weights between a GPU and host memory; "
-        "its CPU backend holds every weight in memory and has no slow tier to offload to. Its wheels also pin "
-        "another torch than the reference runs on."
+        "vLLM offloads weights and experts from a GPU to host memory (cpu_offload_gb); its CPU backend holds every "
+        "weight in memory and has no slow tier to offload to"
     )
 
 
 @register
 class SglangSystem(_GpuOnly):
-    """https://docs.sglang.ai: platforms, CPU servers."""
+    """https://docs.sglang.io/platforms/cpu_server.html: from source or as a container, weights in memory."""
 
     card = _card("sglang", "SGLang", "modules", ("gpu", "ram"))
     why = (
-        "SGLang's CPU backend (AMX kernels, built from source) holds every weight in memory; its offload options "
-        "(cpu_offload_gb) need a GPU as the other tier."
+        "SGLang's CPU engine (AMX kernels, built from source) holds every weight in memory; its weight offload "
+        "(cpu_offload_gb) has a GPU as the other tier"
     )
 
 
 @register
 class KTransformersSystem(_GpuOnly):
-    """https://github.com/kvcache-ai/ktransformers."""
+    """https://github.com/kvcache-ai/ktransformers, issues 296 and 337: no CPU-only operation."""
 
     card = _card("ktransformers", "KTransformers", "experts", ("gpu", "ram"))
     why = (
-        "KTransformers computes experts on the CPU from host memory and the rest on a GPU, which it needs; it keeps "
-        "all experts in host memory and has no disk tier."
+        "KTransformers computes experts on the CPU beside a GPU that runs the rest of the model, and needs that GPU; "
+        "all experts stay in host memory, there is no disk tier"
     )
 
 
 @register
 class MoeInfinitySystem(_GpuOnly):
-    """https://github.com/EfficientMoE/MoE-Infinity."""
+    """https://github.com/EfficientMoE/MoE-Infinity: expert offloading for memory-constrained GPUs."""
 
     card = _card("moe-infinity", "MoE-Infinity", "experts", ("gpu", "ram", "disk"))
     why = (
-        "MoE-Infinity's expert cache and prefetcher are CUDA extensions over GPU memory, and it replaces modeling code "
-        "of transformers 4; it has no CPU device."
+        "MoE-Infinity caches experts in GPU memory and prefetches them from host memory; its runtime is built on CUDA "
+        "and has no CPU device"
     )

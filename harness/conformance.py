@@ -88,7 +88,9 @@ def _run_all(name: str, options: dict[str, Any], work: Path, evidence: Evidence)
     evidence.leftovers += [f"file {path}" for path in leaks.listing(folders).keys() - before.keys()]
     evidence.records["large"] = _run(name, options, work, LARGE, batch=3, budget="25%")
     evidence.large_expert_bytes = sum(leaks.listing([models.store_path(LARGE, "float32")]).values())
-    evidence.refusals["a model folder that does not exist"] = _refusal(name, options, work, Path("/no/such/model"), None)
+    evidence.refusals["a model folder that does not exist"] = _refusal(
+        name, options, work, Path("/no/such/model"), None
+    )
     if evidence.card.knows_budget:
         evidence.refusals["an expert budget of one byte"] = _refusal(name, options, work, models.path(SMALL), 1)
 

@@ -214,7 +214,9 @@ def _oracle_times(card: Any, counters: Any) -> dict[str, float]:
     times = {"prefill_s": counters.oracle_prefill_s, "decode_s": counters.oracle_decode_s}
     given = {name: value for name, value in times.items() if value is not None}
     if bool(given) != (card.kind == "oracle"):
-        raise RuntimeError(f"{card.name} is of kind {card.kind!r}: computed times come from oracles, and only from them")
+        raise RuntimeError(
+            f"{card.name} is of kind {card.kind!r}: computed times come from oracles, and only from them"
+        )
     return given
 
 
