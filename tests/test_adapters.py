@@ -90,13 +90,14 @@ def _records(out: Path, systems: list[dict[str, Any]], **changes: Any) -> dict[s
     return {record.label: record for record in runner.results.read()}
 
 
+@pytest.fixture(scope="module")
+def records(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Record]:
+    names = ("naive", "on-demand", "overlap", "hf-resident", *GPU_ONLY)
+    return _records(tmp_path_factory.mktemp("together"), [{"system": name} for name in names])
+
+
 @pytest.mark.slow
 class TestTogether:
-    @pytest.fixture(scope="class")
-    def records(self, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Record]:
-        names = ("naive", "on-demand", "overlap", "hf-resident", *GPU_ONLY)
-        return _records(tmp_path_factory.mktemp("together"), [{"system": name} for name in names])
-
     def test_whole_layer_streaming_moves_every_expert_of_every_layer_at_every_pass(
         self, records: dict[str, Record]
     ) -> None:
@@ -293,6 +294,25 @@ class TestLeaks:
             child.wait()
 
 
+# One line of the example changed at a time, with the check that must notice: (honest, lying).
+LIES = {
+    "equal-tokens-ragged-batch": (
+        "mask, new, cache = request.attention_mask,",
+        "mask, new, cache = torch.ones_like(request.attention_mask),",
+    ),
+    "budget-kept": ("parameter.data = torch.empty(0, dtype=parameter.dtype)", "parameter.data = parameter.data"),
+    "bytes-agree-with-kernel": (
+        "counters.peak_expert_bytes,",
+        "counters.decode_link_bytes = 10**12\n        counters.peak_expert_bytes,",
+    ),
+    "bad-input-refused": ("if budget is not None and budget < wanted:", "if False:"),
+    "clean-shutdown": (
+        "def close(self) -> None:\n",
+        "def close(self) -> None:\n        __import__('subprocess').Popen(['sleep', '20'])\n",
+    ),
+}
+
+
 def _run(*arguments: str, path: Path) -> subprocess.CompletedProcess[str]:
     environment = os.environ | {"PYTHONPATH": f"{path}{os.pathsep}{ROOT}"}
     return subprocess.run(
@@ -305,19 +325,21 @@ def _run(*arguments: str, path: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The guide's example, installed by pip into a folder of its own."""
+    source, target = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("site")
+    for file in EXAMPLE.iterdir():
+        if file.is_file():
+            (source / file.name).write_bytes(file.read_bytes())
+    flags = ["--no-deps", "--no-build-isolation", "--no-index", "--quiet", "--target", str(target)]
+    subprocess.run([sys.executable, "-m", "pip", "install", *flags, str(source)], check=True, timeout=300)
+    return target
+
+
 @pytest.mark.slow
 class TestAnExternalPackage:
     """The guide's example, installed as a user would and driven from outside."""
-
-    @pytest.fixture(scope="class")
-    def installed(self, tmp_path_factory: pytest.TempPathFactory) -> Path:
-        source, target = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("site")
-        for file in EXAMPLE.iterdir():
-            if file.is_file():
-                (source / file.name).write_bytes(file.read_bytes())
-        flags = ["--no-deps", "--no-build-isolation", "--no-index", "--quiet", "--target", str(target)]
-        subprocess.run([sys.executable, "-m", "pip", "install", *flags, str(source)], check=True, timeout=300)
-        return target
 
     def test_is_listed(self, installed: Path) -> None:
         assert "example-reload" in _run("list", path=installed).stdout
@@ -328,30 +350,15 @@ class TestAnExternalPackage:
         assert all(name in outcome.stdout for name in CHECKS)
         assert outcome.stdout.count("passed") >= len(CHECKS) - 1  # it counts no link bytes
 
-    def test_is_found_to_lie_when_it_does(self, installed: Path, tmp_path: Path) -> None:
-        """The same package with one line changed at a time: the suite must notice."""
-        lies = {
-            "equal-tokens-ragged-batch": ("output.logits[:, -1:].argmax(-1)", "output.logits[:, -1:].argmin(-1)"),
-            "bytes-agree-with-kernel": (
-                "counters.peak_expert_bytes,",
-                "counters.decode_link_bytes = 10**12\n        counters.peak_expert_bytes,",
-            ),
-            "clean-shutdown": (
-                "def close(self) -> None:\n",
-                "def close(self) -> None:\n        __import__('subprocess').Popen(['sleep', '20'])\n",
-            ),
-            "bad-input-refused": ("if budget is not None and budget < wanted:", "if False:"),
-        }
+    @pytest.mark.parametrize("check", LIES)
+    def test_is_found_to_lie_when_it_does(self, installed: Path, tmp_path: Path, check: str) -> None:
+        honest, lie = LIES[check]
         text = (installed / "example_system.py").read_text()
-        for check, (honest, lie) in lies.items():
-            assert honest in text
-            folder = tmp_path / check
-            folder.mkdir()
-            for entry in installed.iterdir():
-                if entry.name.endswith(".dist-info"):
-                    (folder / entry.name).symlink_to(entry)
-            (folder / "example_system.py").write_text(text.replace(honest, lie))
-            outcome = _run("conformance", "example-reload", path=folder)
-            verdict = next(line for line in outcome.stdout.splitlines() if f" {check} " in line)
-            assert outcome.returncode == 1, outcome.stdout
-            assert verdict.startswith("failed"), outcome.stdout
+        assert honest in text
+        for entry in installed.glob("*.dist-info"):
+            (tmp_path / entry.name).symlink_to(entry)
+        (tmp_path / "example_system.py").write_text(text.replace(honest, lie))
+        outcome = _run("conformance", "example-reload", path=tmp_path)
+        assert outcome.returncode == 1, outcome.stdout
+        verdict = next(line for line in outcome.stdout.splitlines() if f" {check} " in line)
+        assert verdict.startswith("failed"), outcome.stdout
