@@ -1,4 +1,4 @@
-"""Sessions: ``tests``, ``lint``, ``reproduce``.  Each makes its own environment from nothing."""
+"""Sessions: ``tests``, ``adapters``, ``lint``, ``reproduce``.  Each makes its own environment from nothing."""
 
 from __future__ import annotations
 
@@ -24,6 +24,17 @@ def tests(session: nox.Session) -> None:
     """All tests, the slow ones included; arguments go to pytest (``nox -s tests -- -m "not slow"``)."""
     _install(session, "test")
     session.run("pytest", *session.posargs)
+
+
+@nox.session
+def adapters(session: nox.Session) -> None:
+    """The optional systems too: DeepSpeed and llama.cpp, compiled from source, then conformance of every system.
+
+    About five CPU minutes for llama.cpp and three for DeepSpeed's async_io; needs a C++ compiler, CMake and libaio
+    with its headers (without libaio the NVMe variant is skipped, with the reason).
+    """
+    _install(session, "test", "deepspeed", "llamacpp")
+    session.run("pytest", "tests/test_adapters.py", *session.posargs)
 
 
 @nox.session

@@ -14,8 +14,9 @@ import torch
 from accelerate import dispatch_model
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from baselines.contract import CapabilityCard, Counters, Generation, Request, Setting, SystemOptions, register
-from specmoe.checkpoint import Checkpoint, build_shell, expert_modules
+from baselines.contract import CapabilityCard, Generation, Request, Setting, SystemOptions, register
+from baselines.hf import greedy, shell_without_experts
+from specmoe.checkpoint import build_shell, expert_modules
 
 _FOLDER = "offload"
 
@@ -30,21 +31,6 @@ def _device_map(model: PreTrainedModel) -> dict[str, str]:
         if name not in experts and not inside and owns:
             device_map[name] = "cpu"
     return device_map
-
-
-class _FirstToken:
-    """A streamer that only reports when the first new token is there; transformers puts the prompt first."""
-
-    def __init__(self, report: Any) -> None:
-        self._report, self._puts = report, 0
-
-    def put(self, value: torch.Tensor) -> None:
-        self._puts += 1
-        if self._puts == 2:
-            self._report()
-
-    def end(self) -> None:
-        pass
 
 
 @register
@@ -83,8 +69,7 @@ class AccelerateDiskSystem:
 
     def prepare(self, setting: Setting) -> None:
         folder = setting.scratch / _FOLDER
-        model = build_shell(setting.model_path)
-        Checkpoint(setting.model_path, model).load_non_experts(setting.dtype, torch.device("cpu"))
+        model = shell_without_experts(setting, torch.device("cpu"))
         dtype = str(setting.dtype).removeprefix("torch.")
         index = {
             file.stem: {"safetensors_file": str(file), "weight_name": file.stem, "dtype": dtype}
@@ -99,19 +84,8 @@ class AccelerateDiskSystem:
             force_hooks=True,
         )
 
-    @torch.inference_mode()
     def generate(self, request: Request) -> Generation:
-        sequences = self._model.generate(
-            input_ids=request.input_ids,
-            attention_mask=request.attention_mask,
-            max_new_tokens=request.new_tokens,
-            do_sample=False,
-            eos_token_id=None,
-            pad_token_id=0,
-            streamer=_FirstToken(request.on_prefill_done),
-        )
-        new_ids = sequences[:, request.input_ids.shape[1] :]
-        return Generation(new_ids, Counters(decode_steps=request.new_tokens - 1, tokens_per_step=1.0))
+        return greedy(self._model, request)
 
     def close(self) -> None:
         self._model = None

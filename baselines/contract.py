@@ -19,7 +19,10 @@ from typing import Any, ClassVar, Literal, Protocol
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-Grain = Literal["experts", "modules", "layers"]
+Grain = Literal["experts", "modules", "layers", "pages", "nothing"]
+Tier = Literal["gpu", "ram", "disk"]
+Sampling = Literal["greedy", "temperature"]
+DTYPES = ("float32", "bfloat16", "float16")
 
 
 class NotSupported(Exception):
@@ -30,8 +33,12 @@ class NotSupported(Exception):
 class CapabilityCard:
     """What a system is and how it may be compared.
 
-    ``grain`` is the smallest thing it moves between tiers.  ``knows_budget`` systems honour
-    ``expert_budget_bytes`` themselves; the others are held by the process limit alone.
+    ``grain`` is the smallest thing it moves between tiers (``pages``: the kernel does, through a mapping;
+    ``nothing``: all stays).  ``knows_budget`` systems honour ``expert_budget_bytes`` themselves; the others
+    are held by the process limit alone.  ``tiers`` are where it can keep experts, ``dtypes``, ``sampling``
+    and ``max_batch`` (None: any) what it can run; the harness records ``not_supported`` for anything else.
+    ``limited`` is False only for a bound that holds everything and therefore runs without the limit.
+    ``extra`` names the pip extra it needs, ``build_options`` the options that change what ``build`` makes.
     """
 
     name: str
@@ -41,6 +48,21 @@ class CapabilityCard:
     knows_budget: bool
     lossless: bool = True
     kind: Literal["measured", "oracle"] = "measured"
+    tiers: tuple[Tier, ...] = ("ram", "disk")
+    dtypes: tuple[str, ...] = DTYPES
+    sampling: tuple[Sampling, ...] = ("greedy",)
+    max_batch: int | None = None
+    limited: bool = True
+    extra: str | None = None
+    build_options: tuple[str, ...] = ()
+
+    def refusal(self, dtype: str, batch_size: int) -> str | None:
+        """Why a cell is beyond what the card says, or None."""
+        if dtype not in self.dtypes:
+            return f"{self.name} does not run {dtype}: use {' or '.join(self.dtypes)}"
+        if self.max_batch is not None and batch_size > self.max_batch:
+            return f"{self.name} runs at most {self.max_batch} sequences at once: use a smaller batch"
+        return None
 
 
 class SystemOptions(BaseModel):
@@ -54,8 +76,9 @@ class Setting:
     """What a system gets to work with.
 
     ``model_path`` is a Hugging Face folder; ``store_path`` where its expert store is or will be;
-    ``scratch`` a folder of the system's own that outlives the process.  ``calibration_texts`` are prompts a
-    system may profile the model with in ``build``; they are never among the measured ones.
+    ``scratch`` a folder of the system's own that outlives the process.  ``process_limit_bytes`` is the
+    kernel's limit for this process, page cache included; None where there is none.  ``calibration_texts`` are
+    prompts a system may profile the model with in ``build``; they are never among the measured ones.
     """
 
     model_path: Path
@@ -65,6 +88,7 @@ class Setting:
     expert_budget_bytes: int | None
     threads: int
     calibration_texts: tuple[str, ...] = ()
+    process_limit_bytes: int | None = None
 
 
 @dataclass(frozen=True)
@@ -72,12 +96,24 @@ class Request:
     """One batch: ids and mask are long [B, S], padded on the left; exactly ``new_tokens`` per row, greedy.
 
     ``on_prefill_done`` must be called once, as soon as the first token of every row is known.
+
+    Raises:
+        ValueError: shapes that do not fit, an empty row, padding on the right, ``new_tokens`` below 1.
     """
 
     input_ids: torch.Tensor
     attention_mask: torch.Tensor
     new_tokens: int
     on_prefill_done: Callable[[], None]
+
+    def __post_init__(self) -> None:
+        ids, mask = self.input_ids, self.attention_mask
+        if ids.dim() != 2 or ids.shape != mask.shape or not ids.numel():
+            raise ValueError(f"ids {list(ids.shape)} and mask {list(mask.shape)} must both be [B, S], B and S above 0")
+        if bool((mask[:, -1] == 0).any()) or bool((mask.diff(dim=1) < 0).any()):
+            raise ValueError("every row needs a token and its padding on the left: use padding_side='left'")
+        if self.new_tokens < 1:
+            raise ValueError(f"new_tokens is {self.new_tokens}: ask for 1 or more")
 
 
 @dataclass
@@ -86,6 +122,8 @@ class Counters:
 
     ``phases_s`` splits the decode time; ``cycles`` has one plain object per decode step (see
     ``specmoe.stats.CycleStats``), for systems that have steps worth telling apart.
+    ``oracle_*_s`` are times an oracle computes for itself; the harness takes them instead of its clock for
+    cards of kind ``oracle`` and refuses them from any other.
     """
 
     decode_steps: int | None = None
@@ -105,6 +143,8 @@ class Counters:
     prefetch_wasted_bytes: int | None = None
     cycles: list[dict[str, Any]] = field(default_factory=list)
     phases_s: dict[str, float] = field(default_factory=dict)
+    oracle_prefill_s: float | None = None
+    oracle_decode_s: float | None = None
 
 
 @dataclass
@@ -167,6 +207,18 @@ def systems() -> dict[str, Any]:
         except Exception as error:  # another package's fault must not hide every other system
             warnings.warn(f"system {entry.name!r} of {entry.value} cannot be loaded: {error!r}", stacklevel=2)
     return dict(sorted(_SYSTEMS.items()))
+
+
+def require(module: str, extra: str) -> Any:
+    """Import an optional package.
+
+    Raises:
+        NotSupported: it is not installed, or its import fails here; names the pip command.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise NotSupported(f"{module} cannot be imported ({error}): pip install 'specmoe-bench[{extra}]'") from error
 
 
 def create(name: str, options: dict[str, Any]) -> System:

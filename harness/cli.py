@@ -1,17 +1,19 @@
-"""``specmoe-bench``: list, doctor, calibrate, run, check, report, export, generate."""
+"""``specmoe-bench``: the command line; each command is a thin handler over the module that does the work."""
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from harness import generate as generation
 
 if TYPE_CHECKING:
     from harness.record import Record
-
-from harness import generate as generation
 
 DEFAULT_OUT = Path("results")
 
@@ -115,6 +117,10 @@ def _parser() -> argparse.ArgumentParser:
     options = commands.add_parser("options", help="the page of algorithm options, as markdown")
     options.add_argument("--out", type=Path, default=Path("docs/options.md"), help="default: docs/options.md")
     options.set_defaults(handler=_options)
+    conformance = commands.add_parser("conformance", help="does a system keep the adapter contract?")
+    conformance.add_argument("system")
+    conformance.add_argument("--options", type=json.loads, default={}, help='its options as JSON: {"policy": "lru"}')
+    conformance.set_defaults(handler=_conformance)
 
     generate = commands.add_parser("generate", help="continue a text with SpecMoE")
     generation.add_arguments(generate)
@@ -128,9 +134,11 @@ def _list(args: argparse.Namespace) -> int:
 
     print("systems")
     for name, system in contract.systems().items():
-        print(f"  {name:18} {system.card.summary} (moves {system.card.grain})")
+        card = system.card
+        print(f"  {name:20} {card.summary}")
+        print(f"  {'':20} moves {card.grain}; tiers {', '.join(card.tiers)}; {', '.join(_facts(card))}")
         for option, field in system.Options.model_fields.items():
-            print(f"  {'':18}   {option} = {field.default!r}")
+            print(f"  {'':20}   {option} = {field.default!r}")
     print("models\n  embedded           trained Qwen3-MoE, 6 layers, 64 experts top-2")
     print("  embedded-xF        the same function with experts F times wider (F a power of two)")
     print("  FOLDER             any Hugging Face MoE checkpoint in safetensors")
@@ -138,6 +146,17 @@ def _list(args: argparse.Namespace) -> int:
     for name, experiment in presets().items():
         print(f"  {name:22} {experiment.title}: {experiment.model}, batch {experiment.batch_sizes}")
     return 0
+
+
+def _facts(card: Any) -> list[str]:
+    """What a user should know of a system before comparing it."""
+    facts = [f"kind {card.kind}", "lossless" if card.lossless else "lossy", *card.sampling]
+    facts.append("keeps the expert budget itself" if card.knows_budget else "held by the process limit")
+    if not card.limited:
+        facts[-1] = "runs without a limit"
+    if card.extra:
+        facts.append(f"needs pip install 'specmoe-bench[{card.extra}]'")
+    return facts
 
 
 def _doctor(args: argparse.Namespace) -> int:
@@ -234,6 +253,16 @@ def _options(args: argparse.Namespace) -> int:
     args.out.write_text(options_page.markdown())
     print(args.out)
     return 0
+
+
+def _conformance(args: argparse.Namespace) -> int:
+    from harness.conformance import examine
+
+    with tempfile.TemporaryDirectory(prefix="specmoe-bench-") as work:
+        checks = examine(args.system, args.options, Path(work))
+    for check in checks:
+        print(f"{check.status:8} {check.name:26} {check.detail}")
+    return 1 if any(check.status == "failed" for check in checks) else 0
 
 
 def _generate(args: argparse.Namespace) -> int:

@@ -61,6 +61,7 @@ class Experiment(BaseModel):
     process alike; null means no limit.  ``disk_read_limit`` (``"500MB"``, per second) has the kernel throttle
     reads, to emulate a slower disk; such results are of kind ``emulated``.  A failed or timed-out cell is tried
     again ``retries`` times; every failure keeps its record.
+    Bounds that hold everything (card ``limited=False``) run without it, and their record says so.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)

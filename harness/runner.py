@@ -31,6 +31,7 @@ from harness.schedule import Unit
 from harness.telemetry import Telemetry
 from harness.throttle import Throttle
 from harness.worker import Answer, Job
+from specmoe.checkpoint import checkpoint_files
 from specmoe.convert import open_or_build
 from workloads import models
 
@@ -76,8 +77,7 @@ class Runner:
         self._weights = achieved.Weights.of(self._model_path, store)
         self._ceilings = ceilings.latest()
         self._environment = environment.capture() | {"seed": experiment.seed}
-        self._unsupported: dict[str, str] = {}
-        self._built: set[str] = set()
+        self._built: dict[str, Answer] = {}
         config = experiment.model_dump_json()
         self._run_id = f"{experiment.name}-{hashlib.sha256(config.encode()).hexdigest()[:8]}"
         self._session = uuid.uuid4().hex[:12]
@@ -127,8 +127,8 @@ class Runner:
         for rate in {u.planned.cell.disk_read_limit_bytes_s for u in units} - {None}:
             with MemoryLimit(None, "probe", throttle=Throttle.of(self._store_path, rate)):
                 pass  # refused now rather than after the first references
-        for planned in {u.planned.cell.system: u.planned for u in units}.values():
-            self._build(planned)
+        for key, planned in {_build_key(u.planned): u.planned for u in units}.items():
+            self._build(key, planned)
         for planned in {self._reference_path(u.planned): u.planned for u in units}.values():
             self._reference(planned)
 
@@ -140,16 +140,13 @@ class Runner:
             if record.status not in schedule.RETRIED:
                 return
 
-    def _build(self, planned: PlannedCell) -> None:
-        """Run a system's ``build`` outside of any limit, once; remembers why where it cannot be built."""
-        system = planned.cell.system
-        if system in self._built:
+    def _build(self, key: str, planned: PlannedCell) -> None:
+        """Run a system's ``build`` outside of any limit, once; remembers what came of it."""
+        if key in self._built:
             return
-        self._built.add(system)
-        outcome = self._work("build", planned, None, BUILD_TIMEOUT_S)
-        if outcome.answer.status != "ok":
-            self._unsupported[system] = outcome.answer.error or outcome.answer.status
-            self._show(f"{system} cannot be built: {self._unsupported[system]}")
+        answer = self._built[key] = self._work("build", planned, None, BUILD_TIMEOUT_S).answer
+        if answer.status != "ok":
+            self._show(f"{planned.label} cannot be built: {answer.error or answer.status}")
 
     def _reference(self, planned: PlannedCell) -> None:
         if self._reference_path(planned).exists():
@@ -179,12 +176,15 @@ class Runner:
     def _measure(self, planned: PlannedCell, number: int, attempt: int) -> Record:
         started_at = manifest.now()
         cell = planned.cell
-        if cell.system in self._unsupported:
+        built = self._built.get(_build_key(planned), Answer())
+        if built.status != "ok":
             none = Limit(enforced=False, mechanism="none", limit_bytes=None, why_not="not started")
-            outcome = Outcome(Answer("not_supported", self._unsupported[cell.system]), none, None, 0.0)
+            outcome = Outcome(built, none, None, 0.0)
         else:
             drop_page_cache([self._model_path, self._store_path, self._scratch(cell.system)])
-            outcome = self._work("measure", planned, cell.process_limit_bytes, self.experiment.timeout_s)
+            limited = contract.systems()[cell.system].card.limited
+            limit_bytes = cell.process_limit_bytes if limited else None
+            outcome = self._work("measure", planned, limit_bytes, self.experiment.timeout_s)
         return self._record(planned, number, attempt, started_at, outcome)
 
     def lost(self, unit: Unit, reason: str) -> Record:
@@ -241,14 +241,14 @@ class Runner:
             return [], None
 
     def _scratch(self, system: str) -> Path:
-        return models.cache_dir() / "scratch" / f"{self._store_path.name}-{system}"
+        return scratch_path(self._model_path, self._store_path, system)
 
     def _work(self, action: str, planned: PlannedCell, limit_bytes: int | None, timeout_s: float) -> Outcome:
         """Run one worker process to its end, its limit in force before it imports anything."""
         limit_s = planned.cell.disk_read_limit_bytes_s if action == "measure" else None
         with tempfile.TemporaryDirectory(prefix="specmoe-bench-") as folder:
             result = Path(folder) / "answer.json"
-            job = self._job(action, planned, result)
+            job = self._job(action, planned, limit_bytes, result)
             started = time.monotonic()
             with MemoryLimit(limit_bytes, action, throttle=Throttle.of(self._store_path, limit_s)) as limit:
                 process = subprocess.Popen(
@@ -274,7 +274,7 @@ class Runner:
                 report = limit.report()
             return Outcome(answer, report, telemetry.usage(), time.monotonic() - started)
 
-    def _job(self, action: str, planned: PlannedCell, result: Path) -> Job:
+    def _job(self, action: str, planned: PlannedCell, limit_bytes: int | None, result: Path) -> Job:
         cell = planned.cell
         return Job(
             action=action,
@@ -294,7 +294,22 @@ class Runner:
             repetitions=cell.repetitions,
             reference_path=str(self._reference_path(planned)),
             result_path=str(result),
+            process_limit_bytes=limit_bytes,
         )
+
+
+def scratch_path(model_path: Path, store_path: Path, system: str) -> Path:
+    """A system's own folder for one checkpoint and dtype; other weights of the same name get another."""
+    files = [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in checkpoint_files(model_path)]
+    identity = hashlib.sha256(json.dumps([str(model_path.resolve()), *files]).encode()).hexdigest()[:8]
+    return models.cache_dir() / "scratch" / f"{store_path.name}-{identity}-{system}"
+
+
+def _build_key(planned: PlannedCell) -> str:
+    """Cells of one key are built once: one system, and those of its options that its card says matter."""
+    card = contract.systems()[planned.cell.system].card
+    options = {name: planned.cell.options.get(name) for name in card.build_options}
+    return json.dumps([planned.cell.system, options], sort_keys=True)
 
 
 def _read_answer(result: Path, returncode: int, stderr: str, limit: MemoryLimit) -> Answer:

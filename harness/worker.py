@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 _PR_SET_PDEATHSIG = 1
+LEFT_BEHIND = "left behind after close: "
 Status = Literal["ok", "failed", "timeout", "not_supported"]
 
 
@@ -42,6 +43,7 @@ class Job:
     repetitions: int
     reference_path: str
     result_path: str
+    process_limit_bytes: int | None = None
 
 
 @dataclass
@@ -68,8 +70,10 @@ def main() -> None:
     try:
         answer = run(job)
     except Exception as error:  # the process boundary: everything becomes an answer
-        status: Status = "not_supported" if type(error).__name__ == "NotSupported" else "failed"
-        answer = Answer(status, f"{type(error).__name__}: {error}", notes=[traceback.format_exc(limit=-4)])
+        if type(error).__name__ == "NotSupported":
+            answer = Answer("not_supported", str(error))
+        else:
+            answer = Answer("failed", f"{type(error).__name__}: {error}", notes=[traceback.format_exc(limit=-4)])
     Path(job.result_path).write_text(json.dumps(asdict(answer)))
 
 
@@ -82,6 +86,7 @@ def run(job: Job) -> Answer:
         return _reference(job)
 
     from baselines import contract
+    from harness import leaks
 
     system = contract.create(job.system, job.options)
     setting = contract.Setting(
@@ -92,17 +97,24 @@ def run(job: Job) -> Answer:
         expert_budget_bytes=job.expert_budget_bytes,
         threads=job.threads,
         calibration_texts=_calibration_texts(job) if job.action == "build" else (),
+        process_limit_bytes=job.process_limit_bytes,
     )
+    if refusal := system.card.refusal(job.dtype, 1 if job.action == "build" else job.batch_size):
+        raise contract.NotSupported(refusal)
     if job.action == "build":
         setting.scratch.mkdir(parents=True, exist_ok=True)
         system.build(setting)
         return Answer()
+    threads = leaks.thread_names()
     started = time.perf_counter()
-    system.prepare(setting)
     try:
-        return _measure(job, system, time.perf_counter() - started)
+        system.prepare(setting)
+        answer = _measure(job, system, time.perf_counter() - started)
     finally:
         system.close()
+    folders = [setting.model_path, setting.store_path, setting.scratch]
+    answer.notes += [LEFT_BEHIND + what for what in leaks.left_behind(folders, threads)]
+    return answer
 
 
 def _calibration_texts(job: Job, count: int = 32) -> tuple[str, ...]:
@@ -157,7 +169,8 @@ def _measure(job: Job, system: Any, prepare_s: float) -> Answer:
         marks.append(_Mark.now())
         if len(marks) != 3:
             raise RuntimeError(f"{job.system} reported its first token {len(marks) - 2} times: exactly once is asked")
-        answer.repetitions.append(_repetition(job, marks, generation, int(mask.sum()), reference))
+        repetition = _repetition(job, marks, generation, int(mask.sum()), reference)
+        answer.repetitions.append(repetition | _oracle_times(system.card, generation.counters))
         answer.phases_s |= generation.counters.phases_s
         answer.peak_expert_bytes = generation.counters.peak_expert_bytes
     return answer
@@ -208,6 +221,17 @@ def _repetition(job: Job, marks: list[_Mark], generation: Any, prompt_tokens: in
         "cycles": counters.cycles,
         "fidelity": fidelity(generation.new_ids.tolist(), reference),
     }
+
+
+def _oracle_times(card: Any, counters: Any) -> dict[str, float]:
+    """Times an oracle computed, in place of the clock's; from any other system they are an error."""
+    times = {"prefill_s": counters.oracle_prefill_s, "decode_s": counters.oracle_decode_s}
+    given = {name: value for name, value in times.items() if value is not None}
+    if bool(given) != (card.kind == "oracle"):
+        raise RuntimeError(
+            f"{card.name} is of kind {card.kind!r}: computed times come from oracles, and only from them"
+        )
+    return given
 
 
 def _difference(before: int | None, after: int | None) -> int | None:

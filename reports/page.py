@@ -23,7 +23,13 @@ PROTOCOL = (
     "Systems run interleaved in rounds, each in a process of its own, with a cold page cache at the start of a cell.",
     "Same prompts and same number of new tokens for all; ratios are taken within a round.",
 )
-GRAINS = {"experts": "single experts", "modules": "whole modules", "layers": "whole layers"}
+GRAINS = {
+    "experts": "single experts",
+    "modules": "whole modules",
+    "layers": "whole layers",
+    "pages": "pages of a mapped file",
+    "nothing": "nothing, all being resident",
+}
 
 
 @dataclass(frozen=True)

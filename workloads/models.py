@@ -6,6 +6,8 @@ import os
 import re
 from pathlib import Path
 
+import xxhash
+
 from workloads import inflate
 
 _INFLATED = re.compile(r"^embedded-x(?P<factor>\d+)$")
@@ -31,7 +33,7 @@ def path(name: str) -> Path:
     if name == "embedded":
         return embedded
     if match := _INFLATED.match(name):
-        return inflate.inflated(embedded, cache_dir() / "models" / name, int(match["factor"]))
+        return inflate.inflated(embedded, cache_dir() / "models" / f"{name}-{_tag(embedded)}", int(match["factor"]))
     folder = Path(name)
     if not (folder / "config.json").exists():
         raise ValueError(f"unknown model {name!r}: use 'embedded', 'embedded-x32', or a folder with config.json")
@@ -40,4 +42,11 @@ def path(name: str) -> Path:
 
 def store_path(name: str, dtype: str) -> Path:
     """Where the expert store of a model in a dtype (``float32``) is kept: in the cache, by folder name."""
-    return cache_dir() / "stores" / f"{Path(name).name}-{dtype}"
+    tag = _tag(Path(__file__).parent / "embedded")
+    own = f"{name}-{tag}" if name == "embedded" or _INFLATED.match(name) else Path(name).name
+    return cache_dir() / "stores" / f"{own}-{dtype}"
+
+
+def _tag(folder: Path) -> str:
+    """Eight digits that change with the weights, so that nothing built from others is taken for theirs."""
+    return xxhash.xxh3_64_hexdigest((folder / "model.safetensors").read_bytes())[:8]

@@ -1,0 +1,124 @@
+"""DeepSpeed ZeRO-Inference: stage 3 with every large parameter on NVMe (async_io) or in host memory.
+
+Its grain: ZeRO-3 gathers the parameters of one submodule before it runs.  In transformers 5 all experts of a
+block are two parameters of one module, so a visit gathers the whole block, as a MoE block marked as a ZeRO-3
+leaf would.  It streams whole layers; it is no on-demand baseline.  The rest of the model stays in host memory,
+as it does for every system here.
+"""
+
+from __future__ import annotations
+
+import shutil
+from typing import Any, ClassVar, Literal
+
+import torch
+from transformers import PreTrainedModel
+
+from baselines import fused
+from baselines.contract import CapabilityCard, Generation, Request, Setting, SystemOptions, register, require
+from baselines.deepspeed_common import EXTRA, SingleProcessGroup, compile_ops
+from baselines.hf import check_room, greedy, place_experts, shell_without_experts
+from specmoe.checkpoint import expert_modules
+from specmoe.convert import open_or_build
+from specmoe.store import ExpertStore
+
+_MIN_READ_BYTES, _MAX_READ_BYTES = 1 << 20, 8 << 20  # DeepSpeed swaps no parameter below the first
+
+
+def read_bytes(store: ExpertStore) -> int:
+    """Size of one ``async_io`` read: a power of two that the smallest expert parameter still fills."""
+    smallest = min(t.nbytes for _, tensors in fused.layers(store) for t in tensors.values())
+    return int(min(max(1 << (smallest.bit_length() - 1), _MIN_READ_BYTES), _MAX_READ_BYTES))
+
+
+def config(model: PreTrainedModel, setting: Setting, store: ExpertStore, options: Any) -> dict[str, Any]:
+    """DeepSpeed's configuration: buffers for one block of experts, and for the next one to prefetch."""
+    sizes = [[tensor.numel() for tensor in tensors.values()] for _, tensors in fused.layers(store)]
+    block = max(sum(numels) for numels in sizes)
+    rest = max(parameter.numel() for parameter in model.parameters() if not parameter.is_meta)
+    blocks = 2 if options.prefetch else 1
+    return {
+        "train_micro_batch_size_per_gpu": 1,
+        "bf16": {"enabled": setting.dtype == torch.bfloat16},
+        "fp16": {"enabled": setting.dtype == torch.float16},
+        "zero_optimization": {
+            "stage": 3,
+            "offload_param": {
+                "device": options.offload,
+                "nvme_path": str(setting.scratch),
+                "buffer_count": blocks * max(map(len, sizes)),
+                "buffer_size": max(map(max, sizes)),
+                "pin_memory": torch.cuda.is_available(),
+            },
+            "stage3_max_live_parameters": blocks * block,
+            "stage3_max_reuse_distance": 0,
+            "stage3_prefetch_bucket_size": block if options.prefetch else 0,
+            "stage3_param_persistence_threshold": min(rest, min(map(min, sizes)) - 1),
+        },
+        "aio": {"block_size": read_bytes(store), "queue_depth": 8, "intra_op_parallelism": 1, "overlap_events": True},
+    }
+
+
+@register
+class DeepSpeedZeroSystem:
+    """``deepspeed.initialize`` without an optimizer, parameters offloaded."""
+
+    card: ClassVar[CapabilityCard] = CapabilityCard(
+        name="deepspeed-zero",
+        title="DeepSpeed ZeRO-Inference",
+        summary="ZeRO stage 3, parameters on NVMe or in host memory; gathers all experts of a block at a visit",
+        grain="layers",
+        knows_budget=False,
+        build_options=("offload",),
+        tiers=("gpu", "ram", "disk"),
+        extra=EXTRA,
+    )
+
+    class Options(SystemOptions):
+        offload: Literal["nvme", "cpu"] = "nvme"
+        prefetch: bool = True
+
+    def __init__(self, options: Any) -> None:
+        self._options = options
+        self._group: SingleProcessGroup | None = None
+        self._engine: Any = None
+        self._swap: Any = None
+
+    def build(self, setting: Setting) -> None:
+        compile_ops(setting, ["AsyncIOBuilder"] if self._options.offload == "nvme" else [])
+        open_or_build(setting.model_path, setting.store_path, setting.dtype)
+
+    def prepare(self, setting: Setting) -> None:
+        deepspeed = require("deepspeed", EXTRA)
+        store = ExpertStore.open(setting.store_path)
+        if self._options.offload == "cpu":
+            check_room(setting, store.total_bytes, f"{self.card.name} with offload=cpu")
+        self._group = SingleProcessGroup(setting)
+        self._swap = setting.scratch / "zero_stage_3"
+        model = shell_without_experts(setting, torch.device("cpu"))
+        chosen = config(model, setting, store, self._options)
+        in_memory = config(model, setting, store, self._options.model_copy(update={"offload": "cpu"}))
+        modules, swapper = expert_modules(model), None
+        for spec, tensors in fused.layers(store):  # one block in memory at a time
+            module = modules[spec.module]
+            place_experts(module, {name: tensor.contiguous() for name, tensor in tensors.items()})
+            # the dtype comes from the config: given as an argument, float32 becomes bfloat16 on CPUs without fp16
+            swapper = deepspeed.zero.Init(
+                module=module, config_dict_or_path=chosen, param_swapper=swapper
+            ).param_swapper
+        deepspeed.zero.Init(module=model, config_dict_or_path=in_memory)  # what is left
+        self._engine, *_ = deepspeed.initialize(model=model, config=chosen)
+        self._engine.module.eval()
+
+    def generate(self, request: Request) -> Generation:
+        return greedy(self._engine.module, request)
+
+    def close(self) -> None:
+        if self._engine is not None:
+            self._engine.destroy()
+            self._engine = None
+        if self._group is not None:
+            self._group.close()
+            self._group = None
+        if self._swap is not None:
+            shutil.rmtree(self._swap, ignore_errors=True)

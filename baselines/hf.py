@@ -1,0 +1,78 @@
+"""What adapters over a transformers model share: the timed greedy call, and loading without experts."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from transformers import PreTrainedModel
+
+from baselines.contract import Counters, Generation, NotSupported, Request, Setting
+from specmoe.checkpoint import Checkpoint, build_shell
+
+Experts = Literal["grouped_mm", "batched_mm", "eager"]
+
+
+class _FirstToken:
+    """A streamer that only reports when the first new token is there; transformers puts the prompt first."""
+
+    def __init__(self, report: Callable[[], None]) -> None:
+        self._report, self._puts = report, 0
+
+    def put(self, value: torch.Tensor) -> None:
+        self._puts += 1
+        if self._puts == 2:
+            self._report()
+
+    def end(self) -> None:
+        pass
+
+
+def greedy(model: Any, request: Request) -> Generation:
+    """``transformers``' own greedy loop, never stopping early."""
+    sequences = model.generate(
+        input_ids=request.input_ids.to(model.device),
+        attention_mask=request.attention_mask.to(model.device),
+        max_new_tokens=request.new_tokens,
+        do_sample=False,
+        eos_token_id=None,
+        pad_token_id=0,
+        streamer=_FirstToken(request.on_prefill_done),
+    )
+    new_ids = sequences[:, request.input_ids.shape[1] :].cpu()
+    return Generation(new_ids, Counters(decode_steps=request.new_tokens - 1, tokens_per_step=1.0))
+
+
+def shell_without_experts(setting: Setting, device: torch.device) -> PreTrainedModel:
+    """The model with everything but its experts on ``device``; those are still on ``meta``."""
+    model = build_shell(setting.model_path)
+    Checkpoint(setting.model_path, model).load_non_experts(setting.dtype, device)
+    return model
+
+
+def check_room(setting: Setting, nbytes: int, what: str) -> None:
+    """Refuse what the kernel would kill: ``nbytes`` more than this process holds now, against its limit.
+
+    Mapped files are left out of what it holds: the kernel drops them before it kills.
+
+    Raises:
+        NotSupported: they do not fit.
+    """
+    status = Path("/proc/self/status")
+    found = re.search(r"^RssAnon:\s*(\d+) kB$", status.read_text() if status.exists() else "", re.MULTILINE)
+    held = int(found[1]) * 1024 if found else 0
+    limit = setting.process_limit_bytes
+    if limit is not None and held + nbytes > limit:
+        raise NotSupported(
+            f"{what} keeps all experts in host memory: {nbytes / 1e6:.0f} MB beside {held / 1e6:.0f} MB already "
+            f"held exceed the process limit of {limit / 1e6:.0f} MB"
+        )
+
+
+def place_experts(module: Any, tensors: dict[str, torch.Tensor]) -> None:
+    """Make ``tensors`` the parameters of an experts module, as they are."""
+    for name, tensor in tensors.items():
+        setattr(module, name, torch.nn.Parameter(tensor, requires_grad=False))

@@ -1,0 +1,72 @@
+"""transformers over memory-mapped safetensors: what moves is up to the kernel's page cache, under the limit.
+
+Checkpoints on the hub hold one key per expert, which the loader would copy into fused tensors.  ``build``
+writes them fused, so that the mapped file is the parameter and nothing is copied.
+"""
+
+from __future__ import annotations
+
+import shutil
+from typing import Any, ClassVar
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from baselines import fused
+from baselines.contract import CapabilityCard, Generation, Request, Setting, SystemOptions, register
+from baselines.hf import Experts, greedy, place_experts, shell_without_experts
+from specmoe.checkpoint import expert_modules
+from specmoe.convert import open_or_build
+
+_FOLDER = "fused"
+
+
+@register
+class MmapSystem:
+    """Experts as mapped safetensors parameters, everything else in memory."""
+
+    card: ClassVar[CapabilityCard] = CapabilityCard(
+        name="mmap",
+        title="transformers, mmap",
+        summary="experts are memory-mapped safetensors; the page cache decides what stays",
+        grain="pages",
+        knows_budget=False,
+    )
+
+    class Options(SystemOptions):
+        experts: Experts = "grouped_mm"
+
+    def __init__(self, options: Any) -> None:
+        self._experts = options.experts
+        self._model: Any = None
+
+    def build(self, setting: Setting) -> None:
+        folder = setting.scratch / _FOLDER
+        if folder.exists():
+            return
+        partial = folder.with_name(f"{_FOLDER}.partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        store = open_or_build(setting.model_path, setting.store_path, setting.dtype)
+        for spec, tensors in fused.layers(store):
+            named = {f"{spec.module}.{name}": tensor.contiguous() for name, tensor in tensors.items()}
+            save_file(named, partial / f"layer_{spec.layer:03d}.safetensors")
+        partial.rename(folder)
+
+    def prepare(self, setting: Setting) -> None:
+        model = shell_without_experts(setting, torch.device("cpu"))
+        modules = expert_modules(model)
+        for file in sorted((setting.scratch / _FOLDER).glob("*.safetensors")):
+            with safe_open(file, framework="pt") as opened:
+                for key in opened.keys():  # noqa: SIM118 (safe_open is no mapping)
+                    module, _, name = key.rpartition(".")
+                    place_experts(modules[module], {name: opened.get_tensor(key)})
+        model.set_experts_implementation(self._experts)
+        self._model = model
+
+    def generate(self, request: Request) -> Generation:
+        return greedy(self._model, request)
+
+    def close(self) -> None:
+        self._model = None

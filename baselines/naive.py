@@ -1,0 +1,103 @@
+"""Whole-layer streaming: every visit of a MoE layer copies all its experts, wanted or not.
+
+All layers share one buffer of one layer's size.  A hook fills it through ``specmoe``'s link before each
+experts module runs; what runs is transformers' own experts function on views of that buffer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, ClassVar
+
+import torch
+
+from baselines import fused
+from baselines.contract import CapabilityCard, Generation, NotSupported, Request, Setting, SystemOptions, register
+from baselines.hf import Experts, greedy, place_experts, shell_without_experts
+from specmoe.checkpoint import expert_modules
+from specmoe.convert import open_or_build
+from specmoe.device import open_device
+from specmoe.link import Link
+from specmoe.sources import DiskSource
+from specmoe.store import ExpertStore
+
+
+def _copy_layer(store: ExpertStore, link: Link, buffer: torch.Tensor, position: int) -> Callable[..., None]:
+    """A forward pre-hook that brings the whole layer at ``position`` into ``buffer``."""
+    spec = store.layers[position]
+    slots = buffer[: spec.experts * spec.stride_bytes].split(spec.stride_bytes)
+
+    def hook(module: Any, args: Any) -> None:
+        for transfer in [link.submit(position, expert, slot) for expert, slot in enumerate(slots)]:
+            link.wait(transfer)
+
+    return hook
+
+
+@register
+class NaiveSystem:
+    """Copies whole layers through the link, keeps one at a time."""
+
+    card: ClassVar[CapabilityCard] = CapabilityCard(
+        name="naive",
+        title="whole-layer streaming",
+        summary="copies all experts of a layer at every visit, keeps one layer",
+        grain="layers",
+        knows_budget=True,
+    )
+
+    class Options(SystemOptions):
+        experts: Experts = "grouped_mm"
+
+    def __init__(self, options: Any) -> None:
+        self._experts = options.experts
+        self._model: Any = None
+        self._link: Link | None = None
+        self._layer_bytes = 0
+
+    def build(self, setting: Setting) -> None:
+        open_or_build(setting.model_path, setting.store_path, setting.dtype)
+
+    def prepare(self, setting: Setting) -> None:
+        store = ExpertStore.open(setting.store_path)
+        self._layer_bytes = fused.layer_bytes(store)
+        budget = setting.expert_budget_bytes
+        if budget is not None and budget < self._layer_bytes:
+            raise NotSupported(
+                f"one whole layer takes {self._layer_bytes} bytes, the expert budget is {budget}: raise expert_budget"
+            )
+        device = open_device("cpu")
+        buffer = device.allocate(self._layer_bytes)
+        self._link = Link(DiskSource(store), store, device)
+        model = shell_without_experts(setting, device.torch_device)
+        modules = expert_modules(model)
+        for position, spec in enumerate(store.layers):
+            module = modules[spec.module]
+            place_experts(module, fused.views(spec, buffer, store.dtype))
+            module.register_forward_pre_hook(_copy_layer(store, self._link, buffer, position))
+        model.set_experts_implementation(self._experts)
+        self._model = model
+
+    def generate(self, request: Request) -> Generation:
+        link = self._link
+        assert link is not None
+        marks = [link.snapshot()]
+
+        def first_token() -> None:
+            marks.append(link.snapshot())
+            request.on_prefill_done()
+
+        generation = greedy(self._model, replace(request, on_prefill_done=first_token))
+        start, first = marks
+        decode, counters = link.since(first), generation.counters
+        counters.prefill_link_bytes = first.moved_bytes - start.moved_bytes
+        counters.decode_link_bytes = decode.moved_bytes
+        counters.decode_link_busy_s, counters.decode_link_wait_s = decode.busy_s, decode.wait_s
+        counters.peak_expert_bytes = self._layer_bytes
+        return generation
+
+    def close(self) -> None:
+        if self._link is not None:
+            self._link.close()
+        self._model = self._link = None
