@@ -117,7 +117,7 @@ def _run(name: str, options: dict[str, Any], work: Path, model: str, batch: int,
     }
     runner = Runner(validate(experiment, "conformance"), work, show=lambda line: None)
     runner.results.path.unlink(missing_ok=True)
-    runner.run()
+    runner.run(resume=True)  # the folder is shared for its references, its results are not kept
     (record,) = runner.results.read()
     return record
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from harness.telemetry import kernel_read_bytes
+from harness.proc import kernel_read_bytes
 from specmoe import ExpertStore, SpecMoE
 from specmoe.convert import open_or_build
 from specmoe.device import CpuDevice, allocate_pages

@@ -16,7 +16,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 from specmoe import ExpertStore, SpecMoE, StoreError, UnsupportedModelError
 from specmoe.convert import build_store, open_or_build
 from specmoe.device import CpuDevice, allocate_pages
-from specmoe.link import DiskSource, Link
+from specmoe.link import Link
+from specmoe.sources import DiskSource
 from specmoe.store import round_to_pages
 from tests.conftest import build, prompts
 
