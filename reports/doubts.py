@@ -78,8 +78,10 @@ def _conclusive(ok: list[Row]) -> list[str]:
     wide = [row for row in ok if any(word in str(row["stability"]) for word in spread) and not row["is_reference"]]
     if not wide:
         return []
-    whys = {str(row["stability"]).removeprefix("cannot conclude: ") for row in wide}
-    return [f"The spread of speed-ups is too wide to conclude from for {_names(wide)}: {' / '.join(sorted(whys))}."]
+    return [
+        f"The spread of speed-ups between rounds is too wide to conclude from for {_names(wide)}: quiet the machine or "
+        "run more rounds (`--set rounds=6` or more)."
+    ]
 
 
 def _fidelity(ok: list[Row]) -> list[str]:

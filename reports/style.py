@@ -14,6 +14,7 @@ KNOWN = {
     "on-demand": ("#D55E00", "s"),
     "caching": ("#009E73", "D"),
     "caching-10pct": ("#E69F00", "d"),
+    "caching-lfu": ("#882255", "h"),
     "accelerate-disk": ("#CC79A7", "^"),
     "overlap": ("#000000", "v"),
 }
