@@ -1,4 +1,4 @@
-"""Sessions: ``tests``, ``lint``, ``reproduce``.  Each makes its own environment from nothing."""
+"""Sessions: ``tests``, ``cluster``, ``bench``, ``lint``, ``reproduce``.  Each makes its environment from nothing."""
 
 from __future__ import annotations
 
@@ -24,6 +24,20 @@ def tests(session: nox.Session) -> None:
     """All tests, the slow ones included; arguments go to pytest (``nox -s tests -- -m "not slow"``)."""
     _install(session, "test")
     session.run("pytest", *session.posargs)
+
+
+@nox.session
+def cluster(session: nox.Session) -> None:
+    """The Ray executor on a local cluster of two nodes."""
+    _install(session, "test", "ray")
+    session.run("pytest", "tests/test_ray.py", *session.posargs)
+
+
+@nox.session
+def bench(session: nox.Session) -> None:
+    """Benchmarks of the instrument itself, on a quiet machine; they rewrite ``docs/records``."""
+    _install(session, "test")
+    session.run("pytest", "-m", "benchmark", "tests/benchmarks", *session.posargs)
 
 
 @nox.session
