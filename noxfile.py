@@ -1,4 +1,4 @@
-"""Sessions: ``tests``, ``adapters``, ``lint``, ``reproduce``.  Each makes its own environment from nothing."""
+"""Sessions: ``tests``, ``adapters``, ``cluster``, ``bench``, ``lint``, ``reproduce``, each from nothing."""
 
 from __future__ import annotations
 
@@ -35,6 +35,20 @@ def adapters(session: nox.Session) -> None:
     """
     _install(session, "test", "deepspeed", "llamacpp")
     session.run("pytest", "tests/test_adapters.py", *session.posargs)
+
+
+@nox.session
+def cluster(session: nox.Session) -> None:
+    """The Ray executor on a local cluster of two nodes."""
+    _install(session, "test", "ray")
+    session.run("pytest", "tests/test_ray.py", *session.posargs)
+
+
+@nox.session
+def bench(session: nox.Session) -> None:
+    """Benchmarks of the instrument itself, on a quiet machine; they rewrite ``docs/records``."""
+    _install(session, "test")
+    session.run("pytest", "-m", "benchmark", "tests/benchmarks", *session.posargs)
 
 
 @nox.session

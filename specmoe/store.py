@@ -105,6 +105,8 @@ class ExpertStore:
             layers = [_layer_from_json(entry) for entry in index["layers"]]
             dtype = getattr(torch, index["dtype"])
             source = dict(index["source"])
+            if not layers or not isinstance(dtype, torch.dtype):
+                raise ValueError("no layers, or no dtype of torch")
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise StoreError(f"{path / INDEX} is malformed ({error!r}): {_REBUILD}") from error
         for spec in layers:
@@ -187,6 +189,11 @@ def _read_index(path: Path) -> dict[str, Any]:
 def _layer_from_json(entry: dict[str, Any]) -> LayerSpec:
     tensors = tuple(TensorSpec(t["name"], tuple(t["shape"]), int(t["offset"])) for t in entry["tensors"])
     spec = LayerSpec(**{**entry, "tensors": tensors, "checksums": tuple(entry["checksums"])})
+    sizes = (spec.layer, spec.experts, spec.expert_bytes, spec.stride_bytes)
+    numbers = all(type(size) is int and size >= 0 for size in (*sizes, *(n for t in tensors for n in t.shape)))
+    texts = all(isinstance(text, str) for text in (spec.module, spec.file, *spec.checksums, *(t.name for t in tensors)))
+    if not numbers or not texts or not 0 < spec.expert_bytes <= spec.stride_bytes or Path(spec.file).name != spec.file:
+        raise ValueError(f"layer {spec.layer} has a field of a wrong type or size")
     if len(spec.checksums) != spec.experts:
         raise ValueError(f"layer {spec.layer} has {len(spec.checksums)} checksums for {spec.experts} experts")
     return spec

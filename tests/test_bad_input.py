@@ -224,7 +224,6 @@ def store(tmp_path_factory: pytest.TempPathFactory, tiny: tuple[Path, Any]) -> P
 
 
 class TestStores:
-    @pytest.mark.xfail(reason="specmoe.store does not check the types of index fields yet", strict=False)
     @FUZZ
     @given(data=st.data())
     def test_any_changed_field_of_the_index(self, store: Path, data: st.DataObject) -> None:

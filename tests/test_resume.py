@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from harness import manifest, schedule
-from harness.config import validate
+from harness.config import PlannedCell, validate
 from harness.manifest import ManifestError
 from harness.record import Limit, Record, RecordError, ResultFile
 from harness.runner import Runner
@@ -202,3 +202,18 @@ def test_results_name_the_manifest_s_cells(tmp_path: Path) -> None:
     (tmp_path / "manifest.json").write_text("{")
     with pytest.raises(ManifestError, match="delete that one file"):
         manifest.read(tmp_path)
+
+
+@pytest.mark.slow
+def test_retries_are_records_of_their_own(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    small = {"systems": [{"system": "on-demand"}], "batch_sizes": [1], "rounds": 1, "retries": 2}
+    runner = _runner(tmp_path, small)
+    statuses = iter(["failed", "timeout", "ok"])
+
+    def measured(planned: PlannedCell, number: int, attempt: int) -> Record:
+        return quick_record(runner, Unit(planned, number, attempt), next(statuses))
+
+    monkeypatch.setattr(runner, "_measure", measured)
+    records = list(runner.measure(Unit(runner.cells[0], 0)))
+    assert [(r.attempt, r.status) for r in records] == [(1, "failed"), (2, "timeout"), (3, "ok")]
+    assert [r.attempt for r in schedule.recovered(records)] == [1, 2]

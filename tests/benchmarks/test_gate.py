@@ -1,18 +1,22 @@
 """The gate on real timings: a 15 % slowdown is caught and no change passes, each in at least 19 of 20 tries.
 
 Systems are real computation (hashing) of a known amount, so that "15 % slower" is exactly 15 % more of it; the clock,
-the machine's noise, the rounds, the statistics and the decision are the gate's own.  Writes ``docs/records/gate.json``.
+the machine's noise, the rounds, the statistics and the decision are the gate's own.  A second pass runs beside bursty
+neighbours: there it may say that it cannot tell, but not err.  Writes ``docs/records/gate.json``.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import random
 import statistics
+import subprocess
+import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -86,21 +90,53 @@ def paired(slowdown: float, chance: random.Random) -> Iterator[Evidence]:
         yield evidence
 
 
+NEIGHBOUR = """
+import hashlib, random, time
+chance, block = random.Random(), bytes(1 << 16)
+while True:
+    until = time.perf_counter() + chance.uniform(0.005, 0.1)
+    while time.perf_counter() < until:
+        hashlib.sha256(block).digest()
+    time.sleep(chance.uniform(0.005, 0.1))
+"""
+
+
+@contextlib.contextmanager
+def neighbours(count: int) -> Iterator[None]:
+    """Processes that compute in bursts, about half of the time."""
+    running = [subprocess.Popen([sys.executable, "-c", NEIGHBOUR]) for _ in range(count)]
+    try:
+        yield
+    finally:
+        for process in running:
+            process.kill()
+            process.wait()
+
+
+def judged(mode: Callable[[float, random.Random], Iterator[Evidence]], slowdown: float, seed: int) -> dict[str, Any]:
+    """Verdicts, rounds used and median ratios of all tries."""
+    chance = random.Random(seed)
+    judgements = [gate(mode(slowdown, chance), ALLOWED) for _ in range(TRIES)]
+    medians = [f.slowdown.median for j in judgements for f in j.findings if f.slowdown.median is not None]
+    return {
+        "verdicts": dict(Counter(j.verdict for j in judgements)),
+        "rounds": str([j.rounds for j in judgements]),
+        "median_time_ratios": str([round(m, 4) for m in medians]),
+    }
+
+
 @pytest.mark.benchmark
 @pytest.mark.slow
 def test_the_gate_is_right_in_19_of_20_tries() -> None:
-    chance = random.Random(15)
-    results: dict[str, Any] = {}
-    for mode in (paired, relative):
-        for name, slowdown in (("no change", 1.0), ("15 % slower", INJECTED)):
-            judged = [gate(mode(slowdown, chance), ALLOWED) for _ in range(TRIES)]
-            medians = [f.slowdown.median for j in judged for f in j.findings if f.slowdown.median is not None]
-            results[f"{mode.__name__}, {name}"] = {
-                "verdicts": dict(Counter(j.verdict for j in judged)),
-                "rounds": [j.rounds for j in judged],
-                "median_time_ratio": [round(m, 4) for m in medians],
-            }
-    RECORD.parent.mkdir(parents=True, exist_ok=True)
+    quiet = {
+        f"{mode.__name__}, {name}": judged(mode, slowdown, seed)
+        for seed, mode in enumerate((paired, relative))
+        for name, slowdown in (("no change", 1.0), ("15 % slower", INJECTED))
+    }
+    with neighbours(2):
+        noisy = {
+            name: judged(paired, slowdown, 2) for name, slowdown in (("no change", 1.0), ("15 % slower", INJECTED))
+        }
     facts = environment.capture()
     record = {
         "what": "verdicts of the regression gate on real timings",
@@ -109,9 +145,13 @@ def test_the_gate_is_right_in_19_of_20_tries() -> None:
         "max_rounds": MAX_ROUNDS,
         "date": manifest.now(),
         "environment": {name: facts[name] for name in ("cpu", "cores", "kernel", "python", "git_revision")},
-        "results": results,
+        "as the machine was": quiet,
+        "beside two bursty neighbours, paired": noisy,
     }
+    RECORD.parent.mkdir(parents=True, exist_ok=True)
     RECORD.write_text(json.dumps(record, indent=2) + "\n")
     for mode in ("paired", "relative"):
-        assert results[f"{mode}, no change"]["verdicts"].get("pass", 0) >= 19
-        assert results[f"{mode}, 15 % slower"]["verdicts"].get("regression", 0) >= 19
+        assert quiet[f"{mode}, no change"]["verdicts"].get("pass", 0) >= 19
+        assert quiet[f"{mode}, 15 % slower"]["verdicts"].get("regression", 0) >= 19
+    assert noisy["no change"]["verdicts"].get("regression", 0) <= 1
+    assert noisy["15 % slower"]["verdicts"].get("pass", 0) <= 1
