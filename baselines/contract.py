@@ -141,6 +141,7 @@ class Counters:
     prefetch_useful_bytes: int | None = None
     prefetch_late_bytes: int | None = None
     prefetch_wasted_bytes: int | None = None
+    affinity_table_bytes: int | None = None
     cycles: list[dict[str, Any]] = field(default_factory=list)
     phases_s: dict[str, float] = field(default_factory=dict)
     oracle_prefill_s: float | None = None

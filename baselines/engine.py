@@ -12,7 +12,7 @@ from pydantic import Field
 from transformers import AutoTokenizer
 
 from baselines.contract import CapabilityCard, Counters, Generation, Request, Setting, SystemOptions, register
-from specmoe import SpecMoE, SpecOptions
+from specmoe import SpecMoE, SpecOptions, affinity
 from specmoe.calibrate import FILE as CALIBRATION
 from specmoe.convert import open_or_build
 from specmoe.placement import PlacementName
@@ -59,7 +59,9 @@ class _EngineSystem:
         )
         assert output.sequences is not None
         assert output.stats is not None
-        return Generation(output.sequences[:, request.input_ids.shape[1] :], _counters(output.stats))
+        counters = _counters(output.stats)
+        counters.affinity_table_bytes = affinity.table_bytes(self._engine.store)
+        return Generation(output.sequences[:, request.input_ids.shape[1] :], counters)
 
     def close(self) -> None:
         if self._engine is not None:

@@ -149,7 +149,10 @@ class Repetition(_Strict):
     prefetch_late_bytes: int | None = None
     prefetch_wasted_bytes: int | None = None
     phases_s: dict[str, float] = Field(default_factory=dict)
+    affinity_table_bytes: int | None = None
+    """All layers' tables of expert distances, 16 bits an entry."""
     cycles: list[dict[str, Any]] = Field(default_factory=list)
+    """One object per decode cycle; the fields are those of ``specmoe.stats.CycleStats``."""
     fidelity: float | None = None
 
 

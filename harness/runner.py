@@ -31,6 +31,7 @@ from harness.schedule import Unit
 from harness.telemetry import Telemetry
 from harness.throttle import Throttle
 from harness.worker import Answer, Job
+from specmoe.affinity import table_bytes
 from specmoe.checkpoint import checkpoint_files
 from specmoe.convert import open_or_build
 from workloads import models
@@ -73,6 +74,7 @@ class Runner:
         self._store_path = models.store_path(experiment.model, experiment.dtype)
         self._show(f"model {experiment.model}: experts in {self._store_path}")
         store = open_or_build(self._model_path, self._store_path, getattr(torch, experiment.dtype))
+        self._show(f"{store.total_bytes / 1e6:.0f} MB of experts, {table_bytes(store) / 1e3:.0f} kB of affinity tables")
         self.cells = plan(experiment, store.slot_bytes, store.total_experts)
         self._weights = achieved.Weights.of(self._model_path, store)
         self._ceilings = ceilings.latest()

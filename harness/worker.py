@@ -218,6 +218,7 @@ def _repetition(job: Job, marks: list[_Mark], generation: Any, prompt_tokens: in
         "prefetch_late_bytes": counters.prefetch_late_bytes,
         "prefetch_wasted_bytes": counters.prefetch_wasted_bytes,
         "phases_s": counters.phases_s,
+        "affinity_table_bytes": counters.affinity_table_bytes,
         "cycles": counters.cycles,
         "fidelity": fidelity(generation.new_ids.tolist(), reference),
     }
