@@ -204,6 +204,8 @@ def _judge(name: str, evidence: Evidence) -> Check:
 
 def _finished(evidence: Evidence, which: str) -> Record:
     record = evidence.records[which]
+    if record.status == "not_supported":
+        raise _Skip(record.error or "no reason given")
     assert record.status == "ok", f"{record.status}: {record.error}"
     assert record.metrics is not None
     return record
