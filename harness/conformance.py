@@ -137,8 +137,9 @@ def _scratch(name: str) -> Path:
 
 def _refusal(name: str, options: dict[str, Any], work: Path, model: Path, budget: int | None) -> Answer:
     """The answer of a worker that is given something it must refuse."""
-    result = work / "refusal.json"
+    result, reference = work / "refusal.json", work / "refusal-reference.json"
     result.unlink(missing_ok=True)
+    reference.write_text("[[0, 0]]")  # so that only the system itself can refuse
     existing = model == models.path(SMALL)
     job = Job(
         action="measure",
@@ -156,7 +157,7 @@ def _refusal(name: str, options: dict[str, Any], work: Path, model: Path, budget
         threads=1,
         warmup_tokens=0,
         repetitions=1,
-        reference_path=str(work / "none.json"),
+        reference_path=str(reference),
         result_path=str(result),
     )
     process = subprocess.run(
