@@ -137,8 +137,9 @@ def _scratch(name: str) -> Path:
 
 def _refusal(name: str, options: dict[str, Any], work: Path, model: Path, budget: int | None) -> Answer:
     """The answer of a worker that is given something it must refuse."""
-    result = work / "refusal.json"
+    result, reference = work / "refusal.json", work / "refusal-reference.json"
     result.unlink(missing_ok=True)
+    reference.write_text("[[0, 0]]")  # so that only the system itself can refuse
     existing = model == models.path(SMALL)
     job = Job(
         action="measure",
@@ -156,7 +157,7 @@ def _refusal(name: str, options: dict[str, Any], work: Path, model: Path, budget
         threads=1,
         warmup_tokens=0,
         repetitions=1,
-        reference_path=str(work / "none.json"),
+        reference_path=str(reference),
         result_path=str(result),
     )
     process = subprocess.run(
@@ -204,6 +205,8 @@ def _judge(name: str, evidence: Evidence) -> Check:
 
 def _finished(evidence: Evidence, which: str) -> Record:
     record = evidence.records[which]
+    if record.status == "not_supported":
+        raise _Skip(record.error or "no reason given")
     assert record.status == "ok", f"{record.status}: {record.error}"
     assert record.metrics is not None
     return record
