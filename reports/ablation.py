@@ -5,6 +5,7 @@ A section is one experiment; its first system is what the others are compared wi
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -41,11 +42,15 @@ def write_ablation(results: Sequence[Path], out: Path) -> Path:
     sections += [_controller(grid)] if len(grid) else []
     rounds = sorted({int(n) for n in frame.groupby("experiment")["round"].nunique()})
     inexact = frame[frame["fidelity"] < 1.0]["title"].unique()
-    head = _HEAD.format(
+    filled = _HEAD.format(
         out=out.name,
         machine=_machine(frame),
         rounds=" to ".join(str(n) for n in dict.fromkeys([rounds[0], rounds[-1]])),
         exceptions="" if not len(inexact) else f", but for {', '.join(inexact)}",
+    )
+    title, *paragraphs = filled.strip().split("\n\n")
+    head = "\n\n".join(
+        [title, *(textwrap.fill(" ".join(p.split()), 118, break_on_hyphens=False) for p in paragraphs), ""]
     )
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text("\n".join([head, *sections]), encoding="utf-8")
