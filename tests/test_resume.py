@@ -27,7 +27,7 @@ MANY = {
     "model": "embedded",
     "systems": [{"system": "specmoe", "options": {"gamma": [1, 2, 3, 4, 5, 6, 7, 8]}}, {"system": "on-demand"}],
     "batch_sizes": [1, 2, 3, 4, 5],
-    "rounds": 30,
+    "rounds": 90,
 }
 
 
@@ -88,7 +88,7 @@ def test_a_hundred_kills_lose_nothing_finished_and_repeat_nothing(tmp_path: Path
     chance = random.Random(6)
     results = tmp_path / "out" / "results.jsonl"
     _runner(tmp_path / "out")  # builds the store, so that kills fall on runs and not on that
-    total = 45 * 30
+    total = 45 * 90
     kills, kept, interrupted = 0, b"", 0
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # fork beside torch's threads; the children use none of them
