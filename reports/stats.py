@@ -70,7 +70,8 @@ def bootstrap(ratios: Sequence[float], confidence: float = 0.95, seed: int = 0) 
     if len(values) == 1:
         return Ratio(float(values[0]), None, None, 1)
     low, high = _interval((values,), lambda v, axis: np.median(v, axis=axis), confidence, seed)
-    return Ratio(float(np.median(values)), low, high, len(values))
+    median = float(np.median(values))  # percentiles are interpolated, and may round past it
+    return Ratio(median, min(low, median), max(high, median), len(values))
 
 
 def quotient(above: Sequence[float], below: Sequence[float], confidence: float = 0.95, seed: int = 0) -> Ratio:

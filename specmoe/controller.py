@@ -6,8 +6,8 @@ Per cycle with drafts of up to g tokens, over B rows::
     tokens(g) = sum over rows of 1 + a_1 + a_1 a_2 + ... + a_1 .. a_g             a_i kept given all before it
 
 All of it is estimated online; the g with the most tokens per second is taken, and rows whose chances are
-poor draft less.  Now and then a probe of the other kind (a draft where none is made, none where one is) finds
-out whether the choice is still right, ever more rarely, so that being wrong costs a few percent at most.
+poor draft less.  Where nothing is drafted for long, a probe finds out whether that is still right, ever more
+rarely, so that being wrong about speculation costs a few percent at most.
 """
 
 from __future__ import annotations
@@ -71,12 +71,9 @@ class Costs:
         self._moved = PowerLaw(floor=float(expert_bytes))
         self._rate = Average()
         self._exposed = Average()
-        self._plain_bias = Average(0.5)  # measured over predicted, for cycles without a draft
+        self._other_s = Average()
 
     def add(self, cycle: CycleStats) -> None:
-        predicted_s = self._model_s(0, cycle.positions)
-        if cycle.gamma == 0 and predicted_s > 0:
-            self._plain_bias.add(min(3.0, max(0.3, cycle.verify_s / predicted_s)))
         if cycle.gamma:
             self._draft_step_s.add(cycle.draft_s / cycle.gamma)
         self._verify_s.add(cycle.positions, max(0.0, cycle.verify_s - cycle.wait_s))
@@ -86,15 +83,7 @@ class Costs:
             self._exposed.add(min(1.0, cycle.wait_s / cycle.busy_s))
 
     def time_s(self, gamma: int, positions: float) -> float:
-        """Predicted duration of a cycle.
-
-        While drafting goes on, cycles without a draft lie outside of what the model has seen lately: there it
-        is corrected by how it did on the last ones.
-        """
-        bias = self._plain_bias.value if gamma == 0 else None
-        return self._model_s(gamma, positions) * (1.0 if bias is None else bias)
-
-    def _model_s(self, gamma: int, positions: float) -> float:
+        """Predicted duration of a cycle."""
         moved_s = min(self._all_bytes, self._moved.at(positions)) / self._rate.value if self._rate.value else 0.0
         exposed = 1.0 if self._exposed.value is None else self._exposed.value
         # a draft step was never seen: take it for a verification of one position per row, without its waits
@@ -106,10 +95,6 @@ class Costs:
         step_ms = 1e3 * (self._draft_step_s.value or 0.0)
         verify_ms, moved_mb = 1e3 * self._verify_s.at(positions), self._moved.at(positions) / 1e6
         return f"draft {step_ms:.1f} ms/token, verify {verify_ms:.1f} ms, {moved_mb:.1f} MB"
-
-
-_PROBE_ON = "probe: is a draft still not worth it?"
-_PROBE_OFF = "probe: what does a cycle without a draft cost by now?"
 
 
 class Adaptive:
@@ -125,9 +110,6 @@ class Adaptive:
 
     MARGIN = 1.03
     """A change must promise this much more tokens per second."""
-    FIRST_PROBE = 8
-    """Cycles before the first probe; each that changes nothing lengthens the wait, up to ``RAREST_PROBE``."""
-    RAREST_PROBE = 256
 
     def __init__(self, options: SpecOptions, rows: int, expert_bytes: int, all_bytes: float, most_experts: int) -> None:
         self._longest = options.gamma
@@ -136,7 +118,7 @@ class Adaptive:
         self._knobs = Knobs(min(options.draft_experts, most_experts), most_experts, options.refresh_interval)
         self._cycle = 0
         self._gamma = 0
-        self._probe_in = self._patience = self.FIRST_PROBE
+        self._probe_in, self._patience = 8, 8
 
     def choose(self, index: torch.Tensor, most: torch.Tensor) -> Setting:
         gamma, why = self._gamma_and_reason(index, most)
@@ -153,31 +135,26 @@ class Adaptive:
         held = min(self._gamma, len(rates) - 1)
         if rates[best] < self.MARGIN * rates[held]:
             best = held
-        if (best == 0) != (self._gamma == 0):
-            self._probe_in = self._patience = self.FIRST_PROBE
         self._gamma = best
-        if len(rates) > 1 and self._probe_is_due():
-            return (2 if len(rates) > 2 else 1, _PROBE_ON) if best == 0 else (0, _PROBE_OFF)
         if best == 0:
-            second = max(range(1, len(rates)), key=rates.__getitem__, default=0)
-            return 0, (
-                f"off: {rates[0]:.0f} tok/s expected, at best {rates[second]:.0f} with gamma {second}; "
-                f"acceptance {self._acceptance.mean:.2f}"
-            )
+            return self._off(rates)
         positions = len(index) + float(most.clamp_max(best).sum())
         return best, (
             f"{rates[best]:.0f} tok/s expected, {rates[0]:.0f} without a draft; "
             f"acceptance {self._acceptance.mean:.2f}, {self._costs.explain(best, positions)}"
         )
 
-    def _probe_is_due(self) -> bool:
+    def _off(self, rates: list[float]) -> tuple[int, str]:
         self._probe_in -= 1
-        if self._probe_in > 0:
-            return False
-        growth = 4 if self._gamma else 2  # a cycle without a draft gives up more than a short draft costs
-        self._patience = min(self.RAREST_PROBE, growth * self._patience)
-        self._probe_in = self._patience
-        return True
+        if self._probe_in <= 0 and len(rates) > 1:
+            self._patience = min(256, 2 * self._patience)
+            self._probe_in = self._patience
+            return min(2, len(rates) - 1), "probe: is a draft still not worth it?"
+        second = max(range(1, len(rates)), key=rates.__getitem__, default=0)
+        return 0, (
+            f"off: {rates[0]:.0f} tok/s expected, at best {rates[second]:.0f} with gamma {second}; "
+            f"acceptance {self._acceptance.mean:.2f}"
+        )
 
     def _rates(self, index: torch.Tensor, most: torch.Tensor) -> list[float]:
         """Expected tokens per second with drafts of up to 0, 1, ... tokens."""
@@ -208,7 +185,7 @@ class Adaptive:
         self._costs.add(cycle)
         self._acceptance.add(index, lengths, accepted)
         if self._gamma == 0 and cycle.drafted and cycle.accepted == cycle.drafted:
-            self._patience = 2 * self.FIRST_PROBE  # a probe that was kept whole: look again soon
+            self._patience = 8  # a probe that was kept whole: look again soon
             self._probe_in = min(self._probe_in, self._patience)
         if cycle.gamma:
             self._knobs.learn(cycle.tokens / max(1e-9, cycle.draft_s + cycle.verify_s) / cycle.rows)

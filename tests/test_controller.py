@@ -265,9 +265,7 @@ def test_speculation_is_turned_off_where_it_does_not_pay(machine: Machine) -> No
 def test_drafts_are_long_where_acceptance_is_high_and_transfers_dear() -> None:
     machine = Machine([0.95] * 2, link_bytes_s=5e7, draft_step_s=0.001)
     machine.run(_adaptive(2), 100)
-    recent = [g for g, s in zip(machine.gammas(30), machine.settings[-30:], strict=True) if "probe" not in s.why]
-    assert len(recent) >= 27
-    assert min(recent) >= 8
+    assert min(machine.gammas(30)) >= 8
     assert "tok/s expected" in machine.settings[-1].why
 
 
