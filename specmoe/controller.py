@@ -71,7 +71,6 @@ class Costs:
         self._moved = PowerLaw(floor=float(expert_bytes))
         self._rate = Average()
         self._exposed = Average()
-        self._other_s = Average()
 
     def add(self, cycle: CycleStats) -> None:
         if cycle.gamma:
