@@ -28,7 +28,7 @@ from specmoe.store import ExpertStore
 
 @dataclass
 class Assembly:
-    """The parts an engine drives; ``most_draft_experts`` is the largest N the budget can pin."""
+    """The parts an engine drives; ``most_draft_experts`` is the largest N that a controller may pin."""
 
     runtime: ExpertsRuntime
     arena: ExpertArena
@@ -61,7 +61,7 @@ def assemble(
     permanent = sum(len(set(s.tolist())) for s in slices or [])
     arena = ExpertArena(device, store.slot_bytes, budget_bytes, sum(sizes) + permanent)
     pinned = sum(min(options.draft_experts, n) for n in sizes) if options.drafts_with_experts else 0
-    most = max(1, (arena.slots - permanent) // (2 * len(sizes)))
+    most = max(1, 3 * (arena.slots - permanent) // (4 * len(sizes)))  # the rest is for the placement policy
     if options.controller == "auto" and options.drafts_with_experts:  # N is the controller's, from what fits
         pinned = sum(min(options.draft_experts, most, n) for n in sizes)
     _check_budget(arena, pinned + permanent, sum(sizes) + permanent, options)

@@ -2,22 +2,24 @@
 
 Per cycle with drafts of up to g tokens, over B rows::
 
-    time(g)   = g * t_draft + t_verify(P) + exposed * bytes(P) / link_rate        P = B + sum of draft lengths
+    time(g)   = g * t_draft(B) + t_verify(P) + exposed * (bytes(P) - g * early) / link_rate
     tokens(g) = sum over rows of 1 + a_1 + a_1 a_2 + ... + a_1 .. a_g             a_i kept given all before it
 
-All of it is estimated online; the g with the most tokens per second is taken, and rows whose chances are
-poor draft less.  Where nothing is drafted for long, a probe finds out whether that is still right, ever more
-rarely, so that being wrong about speculation costs a few percent at most.
+P = B + sum of draft lengths are the positions verified, ``early`` the bytes that a draft step prefetches.  All
+of it is estimated online; the g with the most tokens per second is taken, and rows whose chances are poor
+draft less.  Now and then a cycle tries half or twice that g, so that the estimates know its surroundings; the
+expected loss of trials is held to a share of all time.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 
-from specmoe.estimates import Acceptance, Average, Line, PowerLaw
+from specmoe.estimates import Acceptance, Average, Line, Union
 from specmoe.options import SpecOptions
 from specmoe.stats import CycleStats
 
@@ -57,123 +59,170 @@ class Fixed:
 
 
 class Costs:
-    """Estimated seconds of a cycle with a draft of g tokens and P positions verified.
+    """Estimated seconds of a cycle over B rows with drafts of up to g tokens and P positions verified.
 
     Args:
         expert_bytes: of one expert, the grain of transfers.
-        all_bytes: of all experts, more than which no pass moves.
+        absent_bytes: of all experts that the device cannot hold, about the most that a pass moves.
     """
 
-    def __init__(self, expert_bytes: int, all_bytes: float) -> None:
-        self._all_bytes = all_bytes
-        self._draft_step_s = Average()
+    def __init__(self, expert_bytes: int, absent_bytes: float) -> None:
+        self._draft_step_s = Line(slope_share=0.3)
         self._verify_s = Line(slope_share=0.5)
-        self._moved = PowerLaw(floor=float(expert_bytes))
+        self._moved = Union(absent_bytes, floor=float(expert_bytes))
+        self._early_bytes = Average()
         self._rate = Average()
         self._exposed = Average()
 
     def add(self, cycle: CycleStats) -> None:
         if cycle.gamma:
-            self._draft_step_s.add(cycle.draft_s / cycle.gamma)
+            self._draft_step_s.add(cycle.drafted / cycle.gamma, cycle.draft_s / cycle.gamma)
+            self._early_bytes.add(cycle.early_bytes / cycle.gamma)
         self._verify_s.add(cycle.positions, max(0.0, cycle.verify_s - cycle.wait_s))
         self._moved.add(cycle.positions, cycle.moved_bytes)
         if cycle.busy_s > 0:
             self._rate.add(cycle.moved_bytes / cycle.busy_s)
-            self._exposed.add(min(1.0, cycle.wait_s / cycle.busy_s))
+            late_s = cycle.busy_s * max(0.0, 1 - cycle.early_bytes / max(1, cycle.moved_bytes))
+            self._exposed.add(min(1.0, cycle.wait_s / late_s) if late_s > 0 else 0.0)
 
-    def time_s(self, gamma: int, positions: float) -> float:
+    def time_s(self, gamma: int, positions: float, rows: int) -> float:
         """Predicted duration of a cycle."""
-        moved_s = min(self._all_bytes, self._moved.at(positions)) / self._rate.value if self._rate.value else 0.0
+        drafted = (positions - rows) / max(1, gamma)
+        step_s = self._draft_step_s.at(drafted)
+        if not step_s:  # none was seen: take it for a verification of one position per row, without its waits
+            step_s = self._verify_s.at(rows)
+        late_bytes = max(0.0, self._moved.at(positions) - gamma * (self._early_bytes.value or 0.0))
+        moved_s = late_bytes / self._rate.value if self._rate.value else 0.0
         exposed = 1.0 if self._exposed.value is None else self._exposed.value
-        # a draft step was never seen: take it for a verification of one position per row, without its waits
-        step_s = self._verify_s.at(positions / (gamma + 1)) if self._draft_step_s.value is None else None
-        draft_s = gamma * (self._draft_step_s.value if step_s is None else step_s)  # type: ignore[operator]
-        return draft_s + self._verify_s.at(positions) + exposed * moved_s
+        return gamma * step_s + self._verify_s.at(positions) + exposed * moved_s
 
-    def explain(self, gamma: int, positions: float) -> str:
-        step_ms = 1e3 * (self._draft_step_s.value or 0.0)
+    def explain(self, gamma: int, positions: float, rows: int) -> str:
+        step_ms = 1e3 * self._draft_step_s.at((positions - rows) / max(1, gamma))
         verify_ms, moved_mb = 1e3 * self._verify_s.at(positions), self._moved.at(positions) / 1e6
         return f"draft {step_ms:.1f} ms/token, verify {verify_ms:.1f} ms, {moved_mb:.1f} MB"
 
 
+class Trials:
+    """When to try another gamma than the best known: rarely, and only while it costs next to nothing.
+
+    A trial's expected loss is paid from an allowance of ``SHARE`` of all time; between two lie at least so many
+    cycles, twice as many each time nothing came of it.
+    """
+
+    SHARE = 0.02
+    FEWEST, MOST = 4, 64
+
+    def __init__(self) -> None:
+        self._allowance_s = 0.0
+        self._gap = self._in = self.FEWEST
+        self._longer = False
+
+    def spent(self, seconds: float) -> None:
+        """A cycle took so long."""
+        self._allowance_s += self.SHARE * seconds
+
+    def soon(self) -> None:
+        """Something changed: what is known of other gammas is old."""
+        self._gap = self.FEWEST
+        self._in = min(self._in, self._gap)
+
+    def due(self, gamma: int, longest: int, loss_s: Callable[[int], float]) -> int | None:
+        """A gamma to try for one cycle instead of ``gamma``, up to ``longest``; ``loss_s(g)`` is what it may cost."""
+        self._in -= 1
+        if self._in > 0 or longest < 1:
+            return None
+        longer = gamma == 0 or (not self._longer and gamma < longest)
+        tried = min(longest, 2 * max(1, gamma)) if longer else gamma // 2
+        loss = max(0.0, loss_s(tried))
+        if loss > self._allowance_s:
+            return None
+        self._allowance_s -= loss
+        self._longer = longer
+        self._gap = min(self.MOST, 2 * self._gap)
+        self._in = self._gap
+        return tried
+
+
 class Adaptive:
-    """The formula above, with probes.
+    """The formula above, with trials.
 
     Args:
         options: gamma is the most tokens drafted, N and the interval where it starts.
         rows: rows of the request.
         expert_bytes: of one expert, the grain of transfers.
-        all_bytes: of all experts.
-        most_experts: largest N that the budget can pin.
+        absent_bytes: of all experts that the device cannot hold.
+        most_experts: largest N that it may pin.
     """
 
     MARGIN = 1.03
     """A change must promise this much more tokens per second."""
 
-    def __init__(self, options: SpecOptions, rows: int, expert_bytes: int, all_bytes: float, most_experts: int) -> None:
+    def __init__(
+        self, options: SpecOptions, rows: int, expert_bytes: int, absent_bytes: float, most_experts: int
+    ) -> None:
         self._longest = options.gamma
-        self._costs = Costs(expert_bytes, all_bytes)
+        self._costs = Costs(expert_bytes, absent_bytes)
         self._acceptance = Acceptance(rows, options.gamma)
         self._knobs = Knobs(min(options.draft_experts, most_experts), most_experts, options.refresh_interval)
+        self._trials = Trials()
         self._cycle = 0
         self._gamma = 0
-        self._probe_in, self._patience = 8, 8
 
     def choose(self, index: torch.Tensor, most: torch.Tensor) -> Setting:
-        gamma, why = self._gamma_and_reason(index, most)
-        lengths = self._lengths(index, most, gamma)
+        self._cycle += 1
+        lengths, why = self._finding_out(most) if self._cycle <= 2 else self._weighed(index, most)
         return Setting(lengths, self._knobs.draft_experts, self._knobs.refresh_interval, why)
 
-    def _gamma_and_reason(self, index: torch.Tensor, most: torch.Tensor) -> tuple[int, str]:
-        self._cycle += 1
-        if self._cycle <= 2:  # one cycle of each kind tells what both cost
-            gamma = 0 if self._cycle == 1 else min(4, self._longest)
-            return gamma, "finding out what a cycle " + ("without" if gamma == 0 else "with") + " a draft costs"
-        rates = self._rates(index, most)
+    def _finding_out(self, most: torch.Tensor) -> tuple[torch.Tensor, str]:
+        """One cycle of each kind tells what both cost."""
+        gamma = min(4, self._longest) if self._cycle == 1 else 0
+        return most.clamp_max(gamma), f"finding out what a cycle {'with' if gamma else 'without'} a draft costs"
+
+    def _weighed(self, index: torch.Tensor, most: torch.Tensor) -> tuple[torch.Tensor, str]:
+        """Draft lengths by the estimates, or a trial of others, and the reason."""
+        rates, times = self._rates(index, most)
         best = max(range(len(rates)), key=rates.__getitem__)
         held = min(self._gamma, len(rates) - 1)
         if rates[best] < self.MARGIN * rates[held]:
             best = held
+        if max(best, held) >= 2 * max(1, min(best, held)):
+            self._trials.soon()
         self._gamma = best
+        tried = self._trials.due(best, len(rates) - 1, lambda g: times[g] * (1 - rates[g] / rates[best]))
+        if tried is not None:
+            why = f"trial of gamma {tried}: {rates[tried]:.0f} tok/s expected, {rates[best]:.0f} with {best}"
+            return most.clamp_max(tried), why
         if best == 0:
-            return self._off(rates)
+            second = max(range(1, len(rates)), key=rates.__getitem__, default=0)
+            return most.clamp_max(0), (
+                f"off: {rates[0]:.0f} tok/s expected, at best {rates[second]:.0f} with gamma {second}; "
+                f"acceptance {self._acceptance.mean:.2f}"
+            )
         positions = len(index) + float(most.clamp_max(best).sum())
-        return best, (
+        return self._lengths(index, most, best), (
             f"{rates[best]:.0f} tok/s expected, {rates[0]:.0f} without a draft; "
-            f"acceptance {self._acceptance.mean:.2f}, {self._costs.explain(best, positions)}"
+            f"acceptance {self._acceptance.mean:.2f}, {self._costs.explain(best, positions, len(index))}"
         )
 
-    def _off(self, rates: list[float]) -> tuple[int, str]:
-        self._probe_in -= 1
-        if self._probe_in <= 0 and len(rates) > 1:
-            self._patience = min(256, 2 * self._patience)
-            self._probe_in = self._patience
-            return min(2, len(rates) - 1), "probe: is a draft still not worth it?"
-        second = max(range(1, len(rates)), key=rates.__getitem__, default=0)
-        return 0, (
-            f"off: {rates[0]:.0f} tok/s expected, at best {rates[second]:.0f} with gamma {second}; "
-            f"acceptance {self._acceptance.mean:.2f}"
-        )
-
-    def _rates(self, index: torch.Tensor, most: torch.Tensor) -> list[float]:
-        """Expected tokens per second with drafts of up to 0, 1, ... tokens."""
+    def _rates(self, index: torch.Tensor, most: torch.Tensor) -> tuple[list[float], list[float]]:
+        """Expected tokens per second, and seconds of a cycle, with drafts of up to 0, 1, ... tokens."""
         reach = self._acceptance.reach(index)  # [B, longest]
         most = most.cpu()
         reach = reach * (torch.arange(self._longest) < most[:, None])
         gained = [0.0, *reach.sum(dim=0).cumsum(0).tolist()]
         drafted = [0.0, *[float(most.clamp_max(g).sum()) for g in range(1, self._longest + 1)]]
-        longest = min(self._longest, int(most.max()))
-        rows = len(index)
-        return [(rows + gained[g]) / max(1e-9, self._costs.time_s(g, rows + drafted[g])) for g in range(longest + 1)]
+        longest, rows = min(self._longest, int(most.max())), len(index)
+        times = [max(1e-9, self._costs.time_s(g, rows + drafted[g], rows)) for g in range(longest + 1)]
+        return [(rows + gained[g]) / times[g] for g in range(longest + 1)], times
 
     def _lengths(self, index: torch.Tensor, most: torch.Tensor, gamma: int) -> torch.Tensor:
         """Each row drafts as far as one more position earns its share of the time it adds."""
         lengths = most.clamp_max(gamma)
-        if gamma == 0 or len(index) == 1 or self._cycle <= 2:
+        if len(index) == 1:
             return lengths
         rows, drafted = len(index), float(lengths.sum())
-        full = self._costs.time_s(gamma, rows + drafted)
-        per_position_s = (full - self._costs.time_s(gamma, rows + 0.5 * drafted)) / max(1.0, 0.5 * drafted)
+        full = self._costs.time_s(gamma, rows + drafted, rows)
+        per_position_s = (full - self._costs.time_s(gamma, rows + 0.5 * drafted, rows)) / max(1.0, 0.5 * drafted)
         reach = self._acceptance.reach(index)[:, :gamma]
         kept = reach * (torch.arange(gamma) < lengths.cpu()[:, None])
         per_token_s = full / (rows + float(kept.sum()))
@@ -183,9 +232,9 @@ class Adaptive:
     def learn(self, cycle: CycleStats, index: torch.Tensor, lengths: torch.Tensor, accepted: torch.Tensor) -> None:
         self._costs.add(cycle)
         self._acceptance.add(index, lengths, accepted)
+        self._trials.spent(cycle.draft_s + cycle.verify_s)
         if self._gamma == 0 and cycle.drafted and cycle.accepted == cycle.drafted:
-            self._patience = 8  # a probe that was kept whole: look again soon
-            self._probe_in = min(self._probe_in, self._patience)
+            self._trials.soon()  # kept whole: a draft may pay by now
         if cycle.gamma:
             self._knobs.learn(cycle.tokens / max(1e-9, cycle.draft_s + cycle.verify_s) / cycle.rows)
 

@@ -202,8 +202,9 @@ class SpecMoE:
     def _controller(self, rows: int) -> Controller:
         if self.options.controller == "fixed" or not self.options.speculates:
             return Fixed(self.options)
-        slot_bytes, experts = self.store.slot_bytes, self.store.total_experts
-        return Adaptive(self.options, rows, slot_bytes, slot_bytes * experts, self._parts.most_draft_experts)
+        slot_bytes = self.store.slot_bytes
+        absent_bytes = slot_bytes * max(1, self.store.total_experts - self.arena.slots)
+        return Adaptive(self.options, rows, slot_bytes, absent_bytes, self._parts.most_draft_experts)
 
     def calibrate(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> calibrate.Calibration:
         """Run sample prompts once and keep what they say of the experts beside the store.

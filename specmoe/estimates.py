@@ -66,29 +66,39 @@ class Line:
         return max(0.0, mean_y + slope * (x - mean_x))
 
 
-class PowerLaw:
-    """y = c * x^k, k from 0 to 1: how the union of experts grows with the positions verified.
+class Union:
+    """Bytes over positions verified, ``most * (1 - exp(-c * x^k))``: how the union of absent experts fills up.
+
+    With k = 1 this is what independent picks give; picks that resemble each other fill more slowly.
 
     Args:
-        prior_exponent: k with one x seen only.
+        most: bytes that a pass can move at most.
         floor: y below it counts as it; where nothing else was seen, the estimate is 0.
+        prior_exponent: k with one x seen only.
     """
 
-    def __init__(self, prior_exponent: float = 0.5, floor: float = 1.0, decay: float = 0.9) -> None:
-        self._prior, self._floor, self._fit = prior_exponent, floor, _Fit(decay)
+    _FULL = 0.98
+
+    def __init__(self, most: float, floor: float = 1.0, prior_exponent: float = 0.9, decay: float = 0.9) -> None:
+        self._most, self._floor = max(most, 2 * floor), floor
+        self._prior, self._fit = prior_exponent, _Fit(decay)
+
+    def _fill(self, y: float) -> float:
+        """log of c * x^k for ``y`` bytes."""
+        return math.log(-math.log1p(-min(self._FULL, max(y, self._floor) / self._most)))
 
     def add(self, x: float, y: float) -> None:
-        self._fit.add(math.log(x), math.log(max(y, self._floor)))
+        self._fit.add(math.log(x), self._fill(y))
 
     def at(self, x: float) -> float:
-        """The estimate at ``x`` >= 1."""
+        """The estimate at ``x`` >= 1; 0 before any point."""
         if not self._fit.weight:
             return 0.0
         mean_u, mean_v = self._fit.means()
-        if mean_v <= math.log(self._floor) + 1e-9:
+        if mean_v <= self._fill(self._floor) + 1e-9:
             return 0.0
-        exponent = min(1.0, max(0.0, self._fit.slope(self._prior, 0.3)))
-        return math.exp(mean_v + exponent * (math.log(x) - mean_u))
+        exponent = min(1.2, max(0.3, self._fit.slope(self._prior, 0.3)))
+        return self._most * -math.expm1(-math.exp(mean_v + exponent * (math.log(x) - mean_u)))
 
 
 class Acceptance:
@@ -103,8 +113,10 @@ class Acceptance:
         prior: rate before anything was seen.
     """
 
-    def __init__(self, rows: int, longest: int, prior: float = 0.6, decay: float = 0.85) -> None:
-        self._decay = decay
+    _TOKEN_DECAY, _CYCLE_DECAY = 0.98, 0.85
+    """What is known weighs less with every token tried, but in one cycle no less than the second."""
+
+    def __init__(self, rows: int, longest: int, prior: float = 0.6) -> None:
         self._tried = torch.full((longest,), 0.5)
         self._kept = self._tried * prior
         self._row_tried = torch.zeros(rows)
@@ -118,10 +130,11 @@ class Acceptance:
         places = torch.arange(len(self._tried))
         kept = places < accepted[:, None]
         tried = (places <= accepted[:, None]) & (places < lengths[:, None])  # reached with all before it kept
-        self._tried = self._decay * self._tried + tried.sum(dim=0)
-        self._kept = self._decay * self._kept + kept.sum(dim=0)
-        self._row_tried[index] = self._decay * self._row_tried[index] + tried.sum(dim=1)
-        self._row_kept[index] = self._decay * self._row_kept[index] + kept.sum(dim=1)
+        decay = max(self._CYCLE_DECAY, self._TOKEN_DECAY ** float(tried.sum()))
+        self._tried = decay * self._tried + tried.sum(dim=0)
+        self._kept = decay * self._kept + kept.sum(dim=0)
+        self._row_tried[index] = self._CYCLE_DECAY * self._row_tried[index] + tried.sum(dim=1)
+        self._row_kept[index] = self._CYCLE_DECAY * self._row_kept[index] + kept.sum(dim=1)
 
     @property
     def mean(self) -> float:

@@ -65,8 +65,9 @@ def draft(run: Run, rows: Rows, drafter: Drafter, lengths: torch.Tensor, cycle: 
     if prefetcher is not None:
         before = run.stats.cycles[-1] if run.stats.cycles else None
         prefetcher.begin(cycle.gamma, before.draft_s / before.gamma if before and before.gamma else 0.0)
+    link = run.link.snapshot()
     proposal = drafter.propose(run, rows, lengths)
-    cycle.draft_s = time.perf_counter() - started
+    cycle.draft_s, cycle.early_bytes = time.perf_counter() - started, run.link.since(link).moved_bytes
     return proposal
 
 

@@ -26,6 +26,7 @@ class CycleStats:
     seconds: ``draft_s`` and ``verify_s`` whole phases, ``wait_s`` the part of ``verify_s`` in which compute stood
     still for the link, ``refresh_s`` the part of ``verify_s`` spent on the draft set, ``other_s`` what is left of
     the cycle (acceptance, bookkeeping, controller).  ``busy_s`` is link time and runs beside the others.
+    ``early_bytes`` is the part of ``moved_bytes`` that was moved while drafting.
     """
 
     gamma: int
@@ -37,6 +38,7 @@ class CycleStats:
     accepted: int = 0
     tokens: int = 0
     moved_bytes: int = 0
+    early_bytes: int = 0
     requests: int = 0
     hits: int = 0
     draft_s: float = 0.0
