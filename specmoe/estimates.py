@@ -117,7 +117,7 @@ class Acceptance:
     """What is known weighs less with every token tried, but in one cycle no less than the second."""
 
     def __init__(self, rows: int, longest: int, prior: float = 0.6) -> None:
-        self._tried = torch.full((longest,), 0.5)
+        self._tried = torch.full((longest,), 2.0 / longest)  # the prior weighs as two tokens
         self._kept = self._tried * prior
         self._row_tried = torch.zeros(rows)
         self._row_kept = torch.zeros(rows)
