@@ -195,7 +195,7 @@ def troubled(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Record]:
     )
     possible = [how for how in TROUBLES if how != "memory" or detect().mechanism != "none"]
     systems = [{"system": "test-troubled", "options": {"how": possible}}]
-    changes = {"systems": systems, "rounds": 1, "timeout_s": 20, "process_overhead": "700MB"}
+    changes = {"systems": systems, "rounds": 1, "timeout_s": 30, "process_overhead": "700MB"}
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SPECMOE_CACHE", str(folder / "cache"))
         patch.setenv("PYTHONPATH", f"{plugin}{os.pathsep}{Path(__file__).parent.parent}")
