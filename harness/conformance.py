@@ -13,7 +13,7 @@ import subprocess
 import sys
 import uuid
 from collections.abc import Collection, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from specmoe.store import INDEX
 from workloads import models
 
 __all__ = ["CHECKS", "Check", "examine"]
+
 SMALL, LARGE = "embedded", "embedded-x8"
 WORKER_TIMEOUT_S = 300
 
@@ -64,38 +65,51 @@ def _gather(name: str, options: dict[str, Any], work: Path, runs: frozenset[str]
         contract.create(name, {**options, "no_such_option": 1})
     except ValueError as error:
         evidence.unknown_option = str(error)
-    small = {run: batch for run, batch in {"one row": 1, "ragged": 5}.items() if run in runs}
-    if small:
-        _run(name, options, work, SMALL, small, "50%", evidence)
-        if evidence.records[next(iter(small))].status == "not_supported":
-            return
-    if "large" in runs:
-        _run(name, options, work, LARGE, {"large": 3}, "25%", evidence)
+    small, large = _Place(name, options, work, SMALL), _Place(name, options, work, LARGE)
+    if "one row" in runs:
+        _run(small, "one row", evidence, batch=1, budget="50%")
+    if "ragged" in runs and not _refused(evidence):
+        _run(small, "ragged", evidence, batch=5, budget="50%")
+    if "large" in runs and not _refused(evidence):
+        _run(large, "large", evidence, batch=3, budget="25%")
         evidence.large_expert_bytes = sum(leaks.listing([models.store_path(LARGE, "float32")]).values())
         evidence.kernel_counts_reads = _kernel_counts_reads(models.store_path(LARGE, "float32") / INDEX)
-    if "refusals" in runs:
-        evidence.refusals["a model folder that does not exist"] = _refusal(
-            name, options, work, Path("/no/such/model"), None
-        )
+    if "refusals" in runs and not _refused(evidence):
+        evidence.refusals["a model folder that does not exist"] = _refusal(small, Path("/no/such/model"), None)
         if evidence.card.knows_budget:
-            evidence.refusals["an expert budget of one byte"] = _refusal(name, options, work, models.path(SMALL), 1)
+            evidence.refusals["an expert budget of one byte"] = _refusal(small, models.path(SMALL), 1)
 
 
-def _run(
-    name: str,
-    options: dict[str, Any],
-    work: Path,
-    model: str,
-    batches: dict[str, int],
-    budget: str,
-    evidence: Evidence,
-) -> None:
-    """One cell for each batch size, as a benchmark would run it; notes its record and the files it leaves."""
+@dataclass
+class _Place:
+    """Where a system is run: on which model, with references and results in which folder."""
+
+    system: str
+    options: dict[str, Any]
+    work: Path
+    model: str
+    built: dict[str, Answer] = field(default_factory=dict)
+
+    @property
+    def scratch(self) -> Path:
+        return scratch_path(models.path(self.model), models.store_path(self.model, "float32"), self.system)
+
+    def folders(self) -> list[Path]:
+        return [models.path(self.model), models.store_path(self.model, "float32"), self.scratch]
+
+
+def _refused(evidence: Evidence) -> bool:
+    """Whether the system said in its first run that it cannot run here."""
+    return any(record.status == "not_supported" for record in list(evidence.records.values())[:1])
+
+
+def _run(place: _Place, run: str, evidence: Evidence, batch: int, budget: str) -> None:
+    """One cell, as a benchmark would run it; notes its record and the files it leaves."""
     experiment = {
         "name": "conformance",
-        "model": model,
-        "systems": [{"system": name, "options": options}],
-        "batch_sizes": list(batches.values()),
+        "model": place.model,
+        "systems": [{"system": place.system, "options": place.options}],
+        "batch_sizes": [batch],
         "expert_budget": budget,
         "new_tokens": 10,
         "rounds": 1,
@@ -104,14 +118,13 @@ def _run(
         "threads": 1,
         "timeout_s": WORKER_TIMEOUT_S,
     }
-    runner = Runner(validate(experiment, "conformance"), work, show=lambda line: None)
-    units = [Unit(planned, round=0) for planned in runner.cells]
-    runner.prepare(units)
-    folders = [models.path(model), models.store_path(model, "float32"), _scratch(name, model)]
-    before = leaks.listing(folders)
-    for run, unit in zip(batches, units, strict=True):
-        (evidence.records[run],) = runner.measure(unit)
-    evidence.leftovers += [f"file {path}" for path in leaks.listing(folders).keys() - before.keys()]
+    runner = Runner(validate(experiment, "conformance"), place.work, show=lambda line: None, built=place.built)
+    (planned,) = runner.cells
+    unit = Unit(planned, round=0)
+    runner.prepare([unit])
+    before = leaks.listing(place.folders())
+    (evidence.records[run],) = runner.measure(unit)
+    evidence.leftovers += [f"file {path}" for path in leaks.listing(place.folders()).keys() - before.keys()]
 
 
 def _kernel_counts_reads(file: Path) -> bool:
@@ -123,23 +136,19 @@ def _kernel_counts_reads(file: Path) -> bool:
     return before is not None and after is not None and after > before
 
 
-def _scratch(name: str, model: str = SMALL) -> Path:
-    return scratch_path(models.path(model), models.store_path(model, "float32"), name)
-
-
-def _refusal(name: str, options: dict[str, Any], work: Path, model: Path, budget: int | None) -> Answer:
+def _refusal(place: _Place, model: Path, budget: int | None) -> Answer:
     """The answer of a worker that is given something it must refuse."""
-    result, reference = work / "refusal.json", work / "refusal-reference.json"
+    result, reference = place.work / "refusal.json", place.work / "refusal-reference.json"
     result.unlink(missing_ok=True)
     reference.write_text("[[0, 0]]")  # so that only the system itself can refuse
     existing = model == models.path(SMALL)
     job = Job(
         action="measure",
-        system=name,
-        options=options,
+        system=place.system,
+        options=place.options,
         model_path=str(model),
         store_path=str(models.store_path(SMALL, "float32") if existing else model / "store"),
-        scratch=str(_scratch(name) if existing else work / "no-scratch"),
+        scratch=str(place.scratch if existing else place.work / "no-scratch"),
         dtype="float32",
         batch_size=1,
         new_tokens=2,
