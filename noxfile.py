@@ -1,4 +1,4 @@
-"""Sessions: ``tests``, ``adapters``, ``cluster``, ``bench``, ``lint``, ``reproduce``, each from nothing."""
+"""Sessions: ``tests``, ``adapters``, ``cluster``, ``bench``, ``lint``, ``docs``, ``reproduce``, each from nothing."""
 
 from __future__ import annotations
 
@@ -9,6 +9,9 @@ import nox
 
 nox.options.sessions = ["tests"]
 nox.options.default_venv_backend = "venv"
+
+# Two tests at once, never two of one file or of one system: they share what was made for the first.
+SIDE_BY_SIDE = ("--numprocesses=2", "--dist=loadgroup", "--no-loadscope-reorder")
 
 
 def _install(session: nox.Session, *extras: str) -> None:
@@ -23,7 +26,15 @@ def _install(session: nox.Session, *extras: str) -> None:
 def tests(session: nox.Session) -> None:
     """All tests, the slow ones included; arguments go to pytest (``nox -s tests -- -m "not slow"``)."""
     _install(session, "test")
-    session.run("pytest", *session.posargs)
+    session.run("pytest", *SIDE_BY_SIDE, *session.posargs)
+
+
+@nox.session
+def wheels(session: nox.Session) -> None:
+    """Compile what ``adapters`` needs into a folder: ``nox -s wheels -- FOLDER``, then ``PIP_FIND_LINKS=FOLDER``."""
+    (folder,) = session.posargs
+    extras = nox.project.load_toml("pyproject.toml")["project"]["optional-dependencies"]
+    session.run("pip", "wheel", "--no-deps", "--wheel-dir", folder, *extras["llamacpp"], *extras["deepspeed"])
 
 
 @nox.session
@@ -34,7 +45,8 @@ def adapters(session: nox.Session) -> None:
     with its headers (without libaio the NVMe variant is skipped, with the reason).
     """
     _install(session, "test", "deepspeed", "llamacpp")
-    session.run("pytest", "tests/test_adapters.py", *(session.posargs or ["-k", "deepspeed or llama or gguf"]))
+    chosen = session.posargs or ["-k", "deepspeed or llama or gguf"]
+    session.run("pytest", *SIDE_BY_SIDE, "tests/test_adapters.py", *chosen)
 
 
 @nox.session
@@ -58,6 +70,14 @@ def lint(session: nox.Session) -> None:
     session.run("ruff", "format", "--check", ".")
     session.run("ruff", "check", ".")
     session.run("mypy")
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """The documentation as a site in ``site/``, to be read from disk; a broken link is an error."""
+    extras = nox.project.load_toml("pyproject.toml")["project"]["optional-dependencies"]
+    session.install(*extras["docs"])
+    session.run("mkdocs", "build", "--strict", *session.posargs)
 
 
 @nox.session

@@ -6,21 +6,20 @@ count against the process limit.  The card's grain is what moves where there is 
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from accelerate import cpu_offload
 
 from baselines import fused
-from baselines.contract import CapabilityCard, Generation, Request, Setting, SystemOptions, register
-from baselines.hf import check_room, greedy, shell_without_experts
+from baselines.contract import CapabilityCard, Setting, register
+from baselines.hf import GreedySystem, check_room, shell_without_experts
 from specmoe.checkpoint import expert_modules
-from specmoe.convert import open_or_build
 from specmoe.store import ExpertStore
 
 
 @register
-class AccelerateCpuSystem:
+class AccelerateCpuSystem(GreedySystem):
     """``cpu_offload`` on every experts module, the rest on the device."""
 
     card: ClassVar[CapabilityCard] = CapabilityCard(
@@ -32,15 +31,6 @@ class AccelerateCpuSystem:
         tiers=("gpu", "ram"),
     )
 
-    class Options(SystemOptions):
-        pass
-
-    def __init__(self, options: Any) -> None:
-        self._model: Any = None
-
-    def build(self, setting: Setting) -> None:
-        open_or_build(setting.model_path, setting.store_path, setting.dtype)
-
     def prepare(self, setting: Setting) -> None:
         device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
         store = ExpertStore.open(setting.store_path)
@@ -51,9 +41,3 @@ class AccelerateCpuSystem:
             held = {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}
             cpu_offload(modules[spec.module], execution_device=device, state_dict=held)
         self._model = model
-
-    def generate(self, request: Request) -> Generation:
-        return greedy(self._model, request)
-
-    def close(self) -> None:
-        self._model = None

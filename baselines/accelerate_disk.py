@@ -8,14 +8,14 @@ and to what the experts implementation touches; the kernel's counters say how ma
 from __future__ import annotations
 
 import shutil
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from accelerate import dispatch_model
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from baselines.contract import CapabilityCard, Generation, Request, Setting, SystemOptions, register
-from baselines.hf import greedy, shell_without_experts
+from baselines.contract import CapabilityCard, Setting, register
+from baselines.hf import GreedySystem, shell_without_experts
 from specmoe.checkpoint import build_shell, expert_modules
 
 _FOLDER = "offload"
@@ -34,7 +34,7 @@ def _device_map(model: PreTrainedModel) -> dict[str, str]:
 
 
 @register
-class AccelerateDiskSystem:
+class AccelerateDiskSystem(GreedySystem):
     """``device_map`` with every experts module on disk, the rest in memory."""
 
     card: ClassVar[CapabilityCard] = CapabilityCard(
@@ -44,12 +44,6 @@ class AccelerateDiskSystem:
         grain="modules",
         knows_budget=False,
     )
-
-    class Options(SystemOptions):
-        pass
-
-    def __init__(self, options: Any) -> None:
-        self._model: Any = None
 
     def build(self, setting: Setting) -> None:
         """Let transformers write its offload folder once, outside of the limit."""
@@ -83,9 +77,3 @@ class AccelerateDiskSystem:
             offload_index=index,
             force_hooks=True,
         )
-
-    def generate(self, request: Request) -> Generation:
-        return greedy(self._model, request)
-
-    def close(self) -> None:
-        self._model = None

@@ -129,6 +129,8 @@ class Counters:
     decode_steps: int | None = None
     tokens_per_step: float | None = None
     prefill_link_bytes: int | None = None
+    prefill_link_busy_s: float | None = None
+    prefill_link_wait_s: float | None = None
     decode_link_bytes: int | None = None
     decode_link_busy_s: float | None = None
     decode_link_wait_s: float | None = None

@@ -11,19 +11,9 @@ from typing import Any, ClassVar
 
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from baselines.contract import (
-    CapabilityCard,
-    Generation,
-    NotSupported,
-    Request,
-    Setting,
-    SystemOptions,
-    register,
-    require,
-)
+from baselines.contract import CapabilityCard, NotSupported, Setting, SystemOptions, register, require
 from baselines.deepspeed_common import EXTRA, SingleProcessGroup, compile_ops
-from baselines.hf import check_room, greedy
-from specmoe.convert import open_or_build
+from baselines.hf import GreedySystem, check_room
 from specmoe.store import ExpertStore
 
 
@@ -43,7 +33,7 @@ def _check_policy(model_path: Path) -> None:
 
 
 @register
-class DeepSpeedInferenceSystem:
+class DeepSpeedInferenceSystem(GreedySystem):
     """``deepspeed.init_inference`` on one process."""
 
     card: ClassVar[CapabilityCard] = CapabilityCard(
@@ -60,33 +50,30 @@ class DeepSpeedInferenceSystem:
         kernel_inject: bool = False
 
     def __init__(self, options: Any) -> None:
-        self._kernel_inject = options.kernel_inject
+        super().__init__(options)
         self._group: SingleProcessGroup | None = None
-        self._engine: Any = None
 
     def build(self, setting: Setting) -> None:
         compile_ops(setting, [])
-        open_or_build(setting.model_path, setting.store_path, setting.dtype)
+        super().build(setting)
 
     def prepare(self, setting: Setting) -> None:
         deepspeed = require("deepspeed", EXTRA)
-        if self._kernel_inject:
+        if self.options.kernel_inject:
             _check_policy(setting.model_path)
         check_room(setting, ExpertStore.open(setting.store_path).total_bytes, self.card.name)
         self._group = SingleProcessGroup(setting)
         model = AutoModelForCausalLM.from_pretrained(setting.model_path, dtype=setting.dtype)
-        self._engine = deepspeed.init_inference(
+        engine = deepspeed.init_inference(
             model.eval(),
             dtype=setting.dtype,
             tensor_parallel={"tp_size": 1},
-            replace_with_kernel_inject=self._kernel_inject,
+            replace_with_kernel_inject=self.options.kernel_inject,
         )
-
-    def generate(self, request: Request) -> Generation:
-        return greedy(self._engine.module, request)
+        self._model = engine.module
 
     def close(self) -> None:
-        self._engine = None  # its destroy() fails unless CUDA kernels were injected
+        super().close()  # not the engine's destroy(): it fails unless CUDA kernels were injected
         if self._group is not None:
             self._group.close()
             self._group = None

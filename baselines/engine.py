@@ -74,6 +74,8 @@ def _counters(stats: GenerationStats) -> Counters:
         decode_steps=stats.target_passes,
         tokens_per_step=stats.tokens_per_step if stats.row_steps else None,
         prefill_link_bytes=stats.prefill.link.moved_bytes,
+        prefill_link_busy_s=stats.prefill.link.busy_s,
+        prefill_link_wait_s=stats.prefill.link.wait_s,
         decode_link_bytes=stats.decode.link.moved_bytes,
         decode_link_busy_s=stats.decode.link.busy_s,
         decode_link_wait_s=stats.decode.link.wait_s,

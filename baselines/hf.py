@@ -5,13 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from transformers import PreTrainedModel
 
-from baselines.contract import Counters, Generation, NotSupported, Request, Setting
+from baselines.contract import Counters, Generation, NotSupported, Request, Setting, SystemOptions
 from specmoe.checkpoint import Checkpoint, build_shell
+from specmoe.convert import open_or_build
 
 Experts = Literal["grouped_mm", "batched_mm", "eager"]
 
@@ -44,6 +45,28 @@ def greedy(model: Any, request: Request) -> Generation:
     )
     new_ids = sequences[:, request.input_ids.shape[1] :].cpu()
     return Generation(new_ids, Counters(decode_steps=request.new_tokens - 1, tokens_per_step=1.0))
+
+
+class GreedySystem:
+    """The shape of an adapter whose whole state is one transformers model.
+
+    A subclass gives its card, its options and ``prepare``, which sets ``_model``; ``build`` makes the expert store.
+    """
+
+    Options: ClassVar[type[SystemOptions]] = SystemOptions
+
+    def __init__(self, options: Any) -> None:
+        self.options = options
+        self._model: Any = None
+
+    def build(self, setting: Setting) -> None:
+        open_or_build(setting.model_path, setting.store_path, setting.dtype)
+
+    def generate(self, request: Request) -> Generation:
+        return greedy(self._model, request)
+
+    def close(self) -> None:
+        self._model = None
 
 
 def shell_without_experts(setting: Setting, device: torch.device) -> PreTrainedModel:

@@ -5,17 +5,17 @@ Not a rival: it has memory the others do not, and its records say so (no limit e
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from transformers import AutoModelForCausalLM
 
-from baselines.contract import CapabilityCard, Generation, Request, Setting, SystemOptions, register
-from baselines.hf import Experts, greedy
+from baselines.contract import CapabilityCard, Setting, SystemOptions, register
+from baselines.hf import Experts, GreedySystem
 
 
 @register
-class ResidentSystem:
+class ResidentSystem(GreedySystem):
     """``AutoModelForCausalLM.from_pretrained``, on the GPU where there is one."""
 
     card: ClassVar[CapabilityCard] = CapabilityCard(
@@ -31,21 +31,11 @@ class ResidentSystem:
     class Options(SystemOptions):
         experts: Experts = "grouped_mm"
 
-    def __init__(self, options: Any) -> None:
-        self._experts = options.experts
-        self._model: Any = None
-
     def build(self, setting: Setting) -> None:
         pass
 
     def prepare(self, setting: Setting) -> None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
         model = AutoModelForCausalLM.from_pretrained(setting.model_path, dtype=setting.dtype)
-        model.set_experts_implementation(self._experts)
+        model.set_experts_implementation(self.options.experts)
         self._model = model.eval().to(device)
-
-    def generate(self, request: Request) -> Generation:
-        return greedy(self._model, request)
-
-    def close(self) -> None:
-        self._model = None

@@ -7,15 +7,15 @@ writes them fused, so that the mapped file is the parameter and nothing is copie
 from __future__ import annotations
 
 import shutil
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
 from baselines import fused
-from baselines.contract import CapabilityCard, Generation, Request, Setting, SystemOptions, register
-from baselines.hf import Experts, greedy, place_experts, shell_without_experts
+from baselines.contract import CapabilityCard, Setting, SystemOptions, register
+from baselines.hf import Experts, GreedySystem, place_experts, shell_without_experts
 from specmoe.checkpoint import expert_modules
 from specmoe.convert import open_or_build
 
@@ -23,7 +23,7 @@ _FOLDER = "fused"
 
 
 @register
-class MmapSystem:
+class MmapSystem(GreedySystem):
     """Experts as mapped safetensors parameters, everything else in memory."""
 
     card: ClassVar[CapabilityCard] = CapabilityCard(
@@ -36,10 +36,6 @@ class MmapSystem:
 
     class Options(SystemOptions):
         experts: Experts = "grouped_mm"
-
-    def __init__(self, options: Any) -> None:
-        self._experts = options.experts
-        self._model: Any = None
 
     def build(self, setting: Setting) -> None:
         folder = setting.scratch / _FOLDER
@@ -62,11 +58,5 @@ class MmapSystem:
                 for key in opened.keys():  # noqa: SIM118 (safe_open is no mapping)
                     module, _, name = key.rpartition(".")
                     place_experts(modules[module], {name: opened.get_tensor(key)})
-        model.set_experts_implementation(self._experts)
+        model.set_experts_implementation(self.options.experts)
         self._model = model
-
-    def generate(self, request: Request) -> Generation:
-        return greedy(self._model, request)
-
-    def close(self) -> None:
-        self._model = None

@@ -8,23 +8,14 @@ compute, over the same link) takes the longer of compute and link busy time; ``e
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import pairwise
 from typing import Literal
 
 from baselines.contract import CapabilityCard, Generation, Request, SystemOptions, register
 from baselines.engine import OnDemandSystem
-from specmoe.link import LinkStats
 
 Hidden = Literal["behind-compute", "entirely"]
-
-
-@dataclass(frozen=True)
-class _Mark:
-    """A moment: the clock and the link's totals."""
-
-    seconds: float
-    link: LinkStats
 
 
 def hidden_s(wall_s: float, wait_s: float, busy_s: float, hidden: Hidden) -> float:
@@ -50,26 +41,16 @@ class OverlapSystem(OnDemandSystem):
         hidden: Hidden = "behind-compute"
 
     def generate(self, request: Request) -> Generation:
-        marks = [self._mark()]
+        marks = [time.perf_counter()]
 
         def first_token() -> None:
-            marks.append(self._mark())
+            marks.append(time.perf_counter())
             request.on_prefill_done()
 
         generation = super().generate(replace(request, on_prefill_done=first_token))
-        marks.append(self._mark())
-        prefill_s, decode_s = (
-            hidden_s(
-                after.seconds - before.seconds,
-                after.link.wait_s - before.link.wait_s,
-                after.link.busy_s - before.link.busy_s,
-                self.options.hidden,
-            )
-            for before, after in pairwise(marks)
-        )
-        generation.counters.oracle_prefill_s, generation.counters.oracle_decode_s = prefill_s, decode_s
+        marks.append(time.perf_counter())
+        prefill_s, decode_s = (after - before for before, after in pairwise(marks))
+        c, hidden = generation.counters, self.options.hidden
+        c.oracle_prefill_s = hidden_s(prefill_s, c.prefill_link_wait_s or 0.0, c.prefill_link_busy_s or 0.0, hidden)
+        c.oracle_decode_s = hidden_s(decode_s, c.decode_link_wait_s or 0.0, c.decode_link_busy_s or 0.0, hidden)
         return generation
-
-    def _mark(self) -> _Mark:
-        assert self._engine is not None
-        return _Mark(time.perf_counter(), self._engine.link.snapshot())

@@ -120,6 +120,8 @@ def _parser() -> argparse.ArgumentParser:
     conformance = commands.add_parser("conformance", help="does a system keep the adapter contract?")
     conformance.add_argument("system")
     conformance.add_argument("--options", type=json.loads, default={}, help='its options as JSON: {"policy": "lru"}')
+    conformance.add_argument("--check", action="append", default=[], metavar="NAME", help="this check only; repeatable")
+    conformance.add_argument("--work", type=Path, help="folder that keeps reference outputs for the next system")
     conformance.set_defaults(handler=_conformance)
 
     generate = commands.add_parser("generate", help="continue a text with SpecMoE")
@@ -259,7 +261,7 @@ def _conformance(args: argparse.Namespace) -> int:
     from harness.conformance import examine
 
     with tempfile.TemporaryDirectory(prefix="specmoe-bench-") as work:
-        checks = examine(args.system, args.options, Path(work))
+        checks = examine(args.system, args.options, args.work or Path(work), args.check)
     for check in checks:
         print(f"{check.status:8} {check.name:26} {check.detail}")
     return 1 if any(check.status == "failed" for check in checks) else 0

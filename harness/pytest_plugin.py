@@ -34,6 +34,16 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("conformance_check", list(CHECKS), indirect=True)
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Under pytest-xdist (``--dist loadgroup``) a system's checks go to one worker, which runs it once for all."""
+    if not config.pluginmanager.hasplugin("xdist"):
+        return
+    for item in items:
+        marker = item.get_closest_marker("conformance")
+        if marker is not None and item.get_closest_marker("xdist_group") is None:
+            item.add_marker(pytest.mark.xdist_group(_key(marker)))
+
+
 @pytest.fixture
 def conformance_check(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Check:
     """The verdict on the marked system under this test's check; skips where the check does not apply."""
@@ -42,7 +52,7 @@ def conformance_check(request: pytest.FixtureRequest, tmp_path_factory: pytest.T
     marker = request.node.get_closest_marker("conformance")
     if marker is None or len(marker.args) != 1:
         pytest.fail("mark the test with @pytest.mark.conformance('SYSTEM', option=value, ...)")
-    key = json.dumps([marker.args[0], marker.kwargs], sort_keys=True)
+    key = _key(marker)
     results = request.config.stash[_RESULTS]
     if key not in results:
         work = tmp_path_factory.getbasetemp() / "conformance"
@@ -51,3 +61,7 @@ def conformance_check(request: pytest.FixtureRequest, tmp_path_factory: pytest.T
     if check.status == "skipped":
         pytest.skip(check.detail)
     return check
+
+
+def _key(marker: pytest.Mark) -> str:
+    return json.dumps([*marker.args, marker.kwargs], sort_keys=True)

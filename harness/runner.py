@@ -54,7 +54,10 @@ class Outcome:
 
 
 class Runner:
-    """Runs one experiment into one folder: ``results.jsonl``, ``manifest.json`` and the files workers exchange."""
+    """Runs one experiment into one folder: ``results.jsonl``, ``manifest.json`` and the files workers exchange.
+
+    ``built`` is what came of builds on the same model: those in it are not repeated, new ones are added.
+    """
 
     def __init__(
         self,
@@ -62,6 +65,7 @@ class Runner:
         out: Path,
         show: Callable[[str], None] = print,
         executor: Executor | None = None,
+        built: dict[str, Answer] | None = None,
     ) -> None:
         import torch
 
@@ -79,7 +83,7 @@ class Runner:
         self._weights = achieved.Weights.of(self._model_path, store)
         self._ceilings = ceilings.latest()
         self._environment = environment.capture() | {"seed": experiment.seed}
-        self._built: dict[str, Answer] = {}
+        self._built: dict[str, Answer] = {} if built is None else built
         config = experiment.model_dump_json()
         self._run_id = f"{experiment.name}-{hashlib.sha256(config.encode()).hexdigest()[:8]}"
         self._session = uuid.uuid4().hex[:12]

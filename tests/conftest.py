@@ -25,6 +25,15 @@ torch.set_num_threads(1)
 VOCAB = 97
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Side by side, a file's tests share a worker for the sake of its fixtures; the longest files go first."""
+    for item in items:
+        if item.get_closest_marker("xdist_group") is None and item.get_closest_marker("conformance") is None:
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 def _common(**extra: object) -> dict[str, object]:
     shape = {
         "vocab_size": VOCAB,

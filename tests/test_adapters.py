@@ -313,6 +313,12 @@ LIES = {
 }
 
 
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Reference outputs, shared by the command line's conformance runs."""
+    return str(tmp_path_factory.mktemp("work"))
+
+
 def _run(*arguments: str, path: Path) -> subprocess.CompletedProcess[str]:
     environment = os.environ | {"PYTHONPATH": f"{path}{os.pathsep}{ROOT}"}
     return subprocess.run(
@@ -344,21 +350,21 @@ class TestAnExternalPackage:
     def test_is_listed(self, installed: Path) -> None:
         assert "example-reload" in _run("list", path=installed).stdout
 
-    def test_conforms(self, installed: Path) -> None:
-        outcome = _run("conformance", "example-reload", path=installed)
+    def test_conforms(self, installed: Path, work: str) -> None:
+        outcome = _run("conformance", "example-reload", "--work", work, path=installed)
         assert outcome.returncode == 0, outcome.stdout + outcome.stderr
         assert all(name in outcome.stdout for name in CHECKS)
         assert outcome.stdout.count("passed") >= len(CHECKS) - 1  # it counts no link bytes
 
     @pytest.mark.parametrize("check", LIES)
-    def test_is_found_to_lie_when_it_does(self, installed: Path, tmp_path: Path, check: str) -> None:
+    def test_is_found_to_lie_when_it_does(self, installed: Path, work: str, tmp_path: Path, check: str) -> None:
         honest, lie = LIES[check]
         text = (installed / "example_system.py").read_text()
         assert honest in text
         for entry in installed.glob("*.dist-info"):
             (tmp_path / entry.name).symlink_to(entry)
         (tmp_path / "example_system.py").write_text(text.replace(honest, lie))
-        outcome = _run("conformance", "example-reload", path=tmp_path)
+        outcome = _run("conformance", "example-reload", "--check", check, "--work", work, path=tmp_path)
         assert outcome.returncode == 1, outcome.stdout
         verdict = next(line for line in outcome.stdout.splitlines() if f" {check} " in line)
         assert verdict.startswith("failed"), outcome.stdout

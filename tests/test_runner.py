@@ -173,35 +173,44 @@ class _Troubled:
     def close(self) -> None: ...
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("how", "status", "message"),
-    [
-        ("unsupported", "not_supported", "needs a unicorn"),
-        ("error", "failed", "RuntimeError: disk on fire"),
-        ("slow", "timeout", "raise timeout_s"),
-        ("memory", "failed", "memory"),
-        ("silent", "failed", "first token 0 times"),
-        ("wrong", "ok", None),
-    ],
-)
-def test_trouble_becomes_a_record_and_never_stops_the_run(
-    how: str, status: str, message: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache: Path
-) -> None:
-    if how == "memory" and detect().mechanism == "none":
-        pytest.skip("no memory limit here")
-    plugin = tmp_path / "plugin"
+TROUBLES = {
+    "unsupported": ("not_supported", "needs a unicorn"),
+    "error": ("failed", "RuntimeError: disk on fire"),
+    "slow": ("timeout", "raise timeout_s"),
+    "memory": ("failed", "memory"),
+    "silent": ("failed", "first token 0 times"),
+    "wrong": ("ok", None),
+}
+
+
+@pytest.fixture(scope="module")
+def troubled(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Record]:
+    """One run of cells that are all in trouble: records by trouble."""
+    folder = tmp_path_factory.mktemp("troubled")
+    plugin = folder / "plugin"
     (plugin / "troubled-1.dist-info").mkdir(parents=True)
     (plugin / "troubled-1.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: troubled\nVersion: 1\n")
     (plugin / "troubled-1.dist-info" / "entry_points.txt").write_text(
         "[specmoe_bench.systems]\ntroubled = tests.test_runner:_Troubled\n"
     )
-    monkeypatch.setenv("PYTHONPATH", f"{plugin}{os.pathsep}{Path(__file__).parent.parent}")
-    systems = [{"system": "test-troubled", "options": {"how": how}}]
-    changes = {"systems": systems, "rounds": 1, "timeout_s": 20, "process_overhead": "700MB"}
-    runner = Runner(validate(SMALL | changes, "test"), tmp_path / "out", show=lambda line: None)
-    runner.run()
-    (record,) = runner.results.read()
+    possible = [how for how in TROUBLES if how != "memory" or detect().mechanism != "none"]
+    systems = [{"system": "test-troubled", "options": {"how": possible}}]
+    changes = {"systems": systems, "rounds": 1, "timeout_s": 30, "process_overhead": "700MB"}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SPECMOE_CACHE", str(folder / "cache"))
+        patch.setenv("PYTHONPATH", f"{plugin}{os.pathsep}{Path(__file__).parent.parent}")
+        runner = Runner(validate(SMALL | changes, "test"), folder / "out", show=lambda line: None)
+        runner.run()
+    return {str(record.cell.options["how"]): record for record in runner.results.read()}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", TROUBLES)
+def test_trouble_becomes_a_record_and_never_stops_the_run(how: str, troubled: dict[str, Record]) -> None:
+    if how == "memory" and detect().mechanism == "none":
+        pytest.skip("no memory limit here")
+    status, message = TROUBLES[how]
+    record = troubled[how]
     assert record.status == status
     if message is None:
         assert record.metrics.fidelity < 1.0, "tokens that differ from the reference must show"
