@@ -120,10 +120,14 @@ def config_of(records: list[Record]) -> dict[str, Any]:
             f"the baseline holds {len(known)} configurations, one is needed: give a results.jsonl of one experiment"
         )
     payload: dict[str, Any] = json.loads(known.pop())
-    for name in ("model", "prompts"):  # the other revision runs in another folder
-        if payload.get(name) and Path(payload[name]).exists():
-            payload[name] = str(Path(payload[name]).resolve())
+    payload["model"] = _resolved(payload["model"])  # the other revision runs in another folder
+    named = payload.get("prompts")
+    payload["prompts"] = [_resolved(name) for name in named] if isinstance(named, list) else _resolved(named)
     return payload
+
+
+def _resolved(name: str | None) -> str | None:
+    return str(Path(name).resolve()) if name and Path(name).exists() else name
 
 
 def _one_round(code: Path, payload: dict[str, Any], number: int, out: Path) -> list[Record]:
