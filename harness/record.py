@@ -52,7 +52,7 @@ class Cell(_Strict):
     disk_read_limit_bytes_s: int | None = Field(default=None, gt=0)
     """Kernel throttle on reads from disk, to emulate a slower one."""
     prompts: str | None = None
-    """The prompt set: a name, a file, or ``hf:...``; None is the default set."""
+    """The prompt set: a name, a file, or ``hf:...``; None is the set that the model is measured on."""
     prompt_tokens: Length | None = None
     """Length of prompts: a number of tokens or a distribution; None is as long as they are."""
     output_tokens: Length | None = None

@@ -77,7 +77,7 @@ class Runner:
         self._show(f"{store.total_bytes / 1e6:.0f} MB of experts, {table_bytes(store) / 1e3:.0f} kB of affinity tables")
         self.cells = plan(experiment, store.slot_bytes, store.total_experts)
         for name in set(experiment.prompts):  # refused now rather than in every worker
-            prompts.load(name or prompts.DEFAULT)
+            prompts.load(self._prompts(name))
         self._weights = achieved.Weights.of(self._model_path, store)
         self._ceilings = ceilings.latest()
         self._environment = environment.capture() | {"seed": experiment.seed}
@@ -170,10 +170,14 @@ class Runner:
             (self._model_path / "config.json").stat().st_mtime_ns,
             cell.dtype,
             cell.requests,
-            prompts.fingerprint(cell.prompts or prompts.DEFAULT),
+            prompts.fingerprint(self._prompts(cell.prompts)),
         ]
         name = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
         return self._out / "references" / f"{name}.json"
+
+    def _prompts(self, name: str | None) -> str:
+        """The named prompt set, or the one that the model is measured on."""
+        return name or models.find(self.experiment.model).prompts
 
     def _measure(self, planned: PlannedCell, number: int, attempt: int) -> Record:
         started_at = manifest.now()
@@ -289,7 +293,7 @@ class Runner:
             batch_size=cell.batch_size,
             new_tokens=cell.new_tokens,
             prompt_offset=cell.prompt_offset,
-            prompts=cell.prompts,
+            prompts=self._prompts(cell.prompts),
             shape=cell.shape.model_dump(mode="json"),
             expert_budget_bytes=cell.expert_budget_bytes,
             threads=cell.threads,

@@ -96,7 +96,7 @@ def workload_names(frame: pd.DataFrame) -> dict[str, str]:
             "model": first["model"].astype(str),
             "dtype": first["dtype"].astype(str),
             "length": first["new_tokens"].map(lambda n: f"{n} new tokens"),
-            "set": first["prompts"].map(lambda name: f"prompts {name or 'embedded'}"),
+            "set": first["prompts"].map(lambda name: f"{name or 'default'} prompts"),
             "lengths": first["lengths"],
             "prompts": first["prompt_offset"].map(lambda n: f"prompts from {n or 0}"),
             "limit": first["process_limit_bytes"].map(

@@ -3,10 +3,10 @@
 ``FIELD`` may lead into nested values (``translation.en``); one that holds messages becomes messages.  ``hf:NAME``
 alone is enough for the data sets in ``KNOWN``.  ``NAME`` may be a folder made by ``save_to_disk``.
 
-The work is done by a process of its own (``workloads.prompt_hub_export``), so that the library is never loaded by what is
-measured.  What the local cache holds is taken from there without asking the network; only then the hub is asked, if
-it answers at all and ``HF_HUB_OFFLINE`` does not forbid it.  Exports are kept in the cache folder: remove one there
-to have it made anew.
+The work is done by a process of its own (``workloads.prompt_hub_export``), so that the library is never loaded by
+what is measured.  What the local cache holds is taken from there without asking the network; only then the hub is
+asked, if it answers at all and ``HF_HUB_OFFLINE`` does not forbid it.  Exports are kept in the cache folder: remove
+one there to have it made anew.
 """
 
 from __future__ import annotations

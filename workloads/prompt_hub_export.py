@@ -1,4 +1,4 @@
-"""Writes rows of a data set as prompts: the process behind ``workloads.prompt_hub``, which says what its arguments are."""
+"""Writes rows of a data set as prompts: the process behind ``workloads.prompt_hub``."""
 
 from __future__ import annotations
 

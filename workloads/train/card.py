@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 
+from workloads.model_card import LayerSkew
 from workloads.train.corpus import Corpus
 from workloads.train.recipe import Recipe
-from workloads.train.routing import LayerSkew
 
 
 def render(

@@ -2,28 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
-
-@dataclass(frozen=True)
-class LayerSkew:
-    """Routing skew of one MoE layer.
-
-    ``top_10_percent_share``: part of all activations that falls on the most used ``ceil(E / 10)`` experts.
-    ``gini``: Gini coefficient of activations over experts (0 even, 1 all on one).
-    ``repeat_rate``: part of a token's experts that the previous token of the same sequence used too.
-    """
-
-    layer: int
-    top_10_percent_share: float
-    gini: float
-    unused_experts: int
-    repeat_rate: float
+from workloads.model_card import LayerSkew
 
 
 @torch.no_grad()
