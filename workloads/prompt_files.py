@@ -32,7 +32,7 @@ def read(path: Path, category: str = "general") -> list[Prompt]:
             continue
         try:
             prompt = _prompt(json.loads(line), category)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
             raise ValueError(f"{path}:{number} is not a prompt ({error!r}): {_MEND}") from error
         if prompt.id in prompts:
             raise ValueError(f"{path}:{number} has the id {prompt.id!r} of an earlier line: give each its own")

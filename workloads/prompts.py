@@ -68,16 +68,15 @@ def catalogue() -> Mapping[str, PromptSet]:
     """
     sets = {file.stem: _described(file.stem) for file in sorted(FOLDER.glob("*.jsonl"))}
     parts = tuple(name for name, described in sets.items() if described.source == QUESTIONS_SOURCE)
-    licences, languages = ({getattr(sets[name], field) for name in parts} for field in ("licence", "language"))
-    sets[MIXED] = PromptSet(
-        MIXED,
-        f"{', '.join(parts)}: one of each in turn",
-        QUESTIONS_SOURCE,
-        ", ".join(sorted(licences)),
-        ", ".join(sorted(languages)),
-        parts=parts,
-    )
+    licence, language = (_all_of([getattr(sets[name], field) for name in parts]) for field in ("licence", "language"))
+    title = f"{', '.join(parts)}: one of each in turn"
+    sets[MIXED] = PromptSet(MIXED, title, QUESTIONS_SOURCE, licence, language, parts=parts)
     return sets
+
+
+def _all_of(lists: Sequence[str]) -> str:
+    """What is named in any of several comma-separated lists."""
+    return ", ".join(dict.fromkeys(item for listed in lists for item in listed.split(", ")))
 
 
 def _described(name: str) -> PromptSet:

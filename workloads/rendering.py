@@ -45,6 +45,11 @@ def plain(messages: tuple[Message, ...]) -> str:
     return "\n\n".join([*said, "Assistant:"])
 
 
+def whole_text(prompt: Prompt) -> str:
+    """All of a prompt where no tokenizer is at hand: its text, or its messages rendered plainly."""
+    return prompt.text or plain(prompt.messages)
+
+
 def words(prompt: Prompt) -> str:
     """The prompt's own words without any template: its text, or its last message."""
     return prompt.text or prompt.messages[-1].content
