@@ -32,6 +32,7 @@ from workloads import models
 __all__ = ["CHECKS", "Check", "examine"]
 
 SMALL, LARGE = "embedded", "embedded-x8"
+RAGGED = {"distribution": "uniform", "low": 2, "high": 14}
 WORKER_TIMEOUT_S = 300
 
 
@@ -69,7 +70,7 @@ def _gather(name: str, options: dict[str, Any], work: Path, runs: frozenset[str]
     if "one row" in runs:
         _run(small, "one row", evidence, batch=1, budget="50%")
     if "ragged" in runs and not _refused(evidence):
-        _run(small, "ragged", evidence, batch=5, budget="50%")
+        _run(small, "ragged", evidence, batch=5, budget="50%", new_tokens=RAGGED)
     if "large" in runs and not _refused(evidence):
         _run(large, "large", evidence, batch=3, budget="25%")
         evidence.large_expert_bytes = sum(leaks.listing([models.store_path(LARGE, "float32")]).values())
@@ -103,7 +104,7 @@ def _refused(evidence: Evidence) -> bool:
     return any(record.status == "not_supported" for record in list(evidence.records.values())[:1])
 
 
-def _run(place: _Place, run: str, evidence: Evidence, batch: int, budget: str) -> None:
+def _run(place: _Place, run: str, evidence: Evidence, batch: int, budget: str, new_tokens: Any = 10) -> None:
     """One cell, as a benchmark would run it; notes its record and the files it leaves."""
     experiment = {
         "name": "conformance",
@@ -111,7 +112,7 @@ def _run(place: _Place, run: str, evidence: Evidence, batch: int, budget: str) -
         "systems": [{"system": place.system, "options": place.options}],
         "batch_sizes": [batch],
         "expert_budget": budget,
-        "new_tokens": 10,
+        "new_tokens": new_tokens,
         "rounds": 1,
         "warmup_tokens": 2,
         "repetitions": 2,

@@ -74,9 +74,21 @@ def _equal_tokens(which: str) -> Callable[[Evidence], str]:
         if not evidence.card.lossless:
             raise _Skip(f"the card says lossy; fidelity {fidelity}")
         assert fidelity == 1.0, f"fidelity {fidelity} against transformers' greedy tokens in float32: 1.0 is asked"
-        return f"{record.cell.batch_size} x {record.cell.new_tokens} tokens equal transformers' in float32"
+        tokens = record.repetitions[0].new_tokens
+        return f"{tokens} tokens of {record.cell.batch_size} rows equal transformers' in float32"
 
     return check
+
+
+def _rows_end_at_their_own_length(evidence: Evidence) -> str:
+    """The worker refuses an answer with a row that is too long or too short; here is what was asked for."""
+    record = _finished(evidence, "ragged")
+    asked = record.cell.shape.output_lengths(record.cell.batch_size)
+    for repetition in record.repetitions:
+        given = repetition.new_tokens_by_row
+        assert given == asked, f"rows came back with {given} tokens, {asked} were asked for"
+        assert repetition.new_tokens == sum(asked), f"{repetition.new_tokens} tokens counted, {sum(asked)} asked for"
+    return f"rows of {', '.join(map(str, asked))} tokens"
 
 
 def _budget_is_kept(evidence: Evidence) -> str:
@@ -143,6 +155,7 @@ def _mb(nbytes: int | None) -> str:
 CHECKS: dict[str, Callable[[Evidence], str]] = {
     "equal-tokens": _equal_tokens("one row"),
     "equal-tokens-ragged-batch": _equal_tokens("ragged"),
+    "ragged-output-lengths": _rows_end_at_their_own_length,
     "equal-tokens-tight-memory": _equal_tokens("large"),
     "budget-kept": _budget_is_kept,
     "bytes-agree-with-kernel": _bytes_agree,
@@ -154,6 +167,7 @@ CHECKS: dict[str, Callable[[Evidence], str]] = {
 NEEDS: dict[str, frozenset[str]] = {
     "equal-tokens": frozenset({"one row"}),
     "equal-tokens-ragged-batch": frozenset({"ragged"}),
+    "ragged-output-lengths": frozenset({"ragged"}),
     "equal-tokens-tight-memory": frozenset({"large"}),
     "budget-kept": frozenset({"ragged", "large"}),
     "bytes-agree-with-kernel": frozenset({"large"}),
