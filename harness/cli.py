@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness import generate as generation
+from harness import trace_command
 
 if TYPE_CHECKING:
     from harness.record import Record
@@ -125,6 +126,10 @@ def _parser() -> argparse.ArgumentParser:
     generate = commands.add_parser("generate", help="continue a text with SpecMoE")
     generation.add_arguments(generate)
     generate.set_defaults(handler=_generate)
+
+    trace = commands.add_parser("trace", help="routing and acceptance traces: record, make, show, replay")
+    trace_command.add_arguments(trace)
+    trace.set_defaults(handler=trace_command.run)
     return parser
 
 
