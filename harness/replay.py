@@ -21,6 +21,7 @@ from specmoe.assemble import make_policies
 from specmoe.calibrate import Calibration
 from specmoe.device import CpuDevice
 from specmoe.link import Transfer
+from specmoe.placement import Placement
 from specmoe.residency import Residency
 from specmoe.runtime import INITIAL_TAIL, ExpertsRuntime
 from specmoe.store import ExpertStore, LayerSpec
@@ -117,7 +118,13 @@ class _NoMemory(CpuDevice):
         return torch.empty(nbytes, dtype=torch.uint8, device="meta")
 
 
-def replay(trace: Trace, options: SpecOptions, budget_bytes: int, counts: list[torch.Tensor] | None = None) -> Replayed:
+def replay(
+    trace: Trace,
+    options: SpecOptions,
+    budget_bytes: int,
+    counts: list[torch.Tensor] | None = None,
+    placement: Placement | None = None,
+) -> Replayed:
     """Run the trace's passes through placement and draft selection.
 
     Args:
@@ -125,6 +132,7 @@ def replay(trace: Trace, options: SpecOptions, budget_bytes: int, counts: list[t
         options: those of the run, or others to try on the same tokens.
         budget_bytes: device memory for experts.
         counts: use of each expert ([E] per layer) on calibration prompts, for ``selection="hot-global"``.
+        placement: a policy instead of the one the options name, such as a cache with room for transit beside it.
 
     Raises:
         TraceError: options whose decisions depend on time or on weights.
@@ -132,7 +140,7 @@ def replay(trace: Trace, options: SpecOptions, budget_bytes: int, counts: list[t
         OptionError: ``hot-global`` without counts.
     """
     _refuse_what_depends_on_time(options)
-    return _Replay(trace, options, budget_bytes, counts).run()
+    return _Replay(trace, options, budget_bytes, counts, placement).run()
 
 
 def _refuse_what_depends_on_time(options: SpecOptions) -> None:
@@ -146,7 +154,12 @@ def _refuse_what_depends_on_time(options: SpecOptions) -> None:
 
 class _Replay:
     def __init__(
-        self, trace: Trace, options: SpecOptions, budget_bytes: int, counts: list[torch.Tensor] | None
+        self,
+        trace: Trace,
+        options: SpecOptions,
+        budget_bytes: int,
+        counts: list[torch.Tensor] | None,
+        placement: Placement | None,
     ) -> None:
         self._trace, self._options = trace, options
         geometry = trace.geometry
@@ -155,9 +168,10 @@ class _Replay:
         arena = ExpertArena(_NoMemory(), geometry.slot_bytes, budget_bytes, geometry.total_experts)
         calibration = Calibration(0, counts, []) if counts is not None else None
         chosen = make_policies(sizes, options, arena, calibration)
-        self._residency = Residency(_store(geometry), arena, self._ledger, chosen.placement)
+        policy = placement or chosen.placement
+        self._residency = Residency(_store(geometry), arena, self._ledger, policy)
         tables = [torch.empty(n, 0) for n in sizes]  # distances say who stands in, which a replay does not ask
-        self._runtime = ExpertsRuntime(options, self._residency, chosen.placement, chosen.selection, tables)
+        self._runtime = ExpertsRuntime(options, self._residency, policy, chosen.selection, tables)
 
     def run(self) -> Replayed:
         result = Replayed(self._trace.geometry)

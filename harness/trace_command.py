@@ -23,6 +23,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     recording.add_argument("--prompts", type=Path, help="JSONL prompt set (default: the embedded one)")
     recording.set_defaults(trace=_record)
 
+    cells = actions.add_parser("record-cells", help="the traces that cells of result files need to be replayed")
+    cells.add_argument("results", type=Path, nargs="+", help="results.jsonl files")
+    cells.add_argument("--out", type=Path, required=True, help="folder; traces that are there stay as they are")
+    cells.set_defaults(trace=_record_cells)
+
     making = actions.add_parser("make", help="a synthetic trace with stated skew, locality and acceptance")
     making.add_argument("out", type=Path, help="FILE.parquet")
     making.add_argument("--geometry", default="6x64,2,3932160", help="LAYERSxEXPERTS,TOP_K,EXPERT_BYTES")
@@ -68,6 +73,16 @@ def _record(args: argparse.Namespace) -> None:
         prompts=args.prompts,
     )
     files.write(record(wanted), args.out)
+    print(args.out)
+
+
+def _record_cells(args: argparse.Namespace) -> None:
+    from tqdm import tqdm
+
+    from harness.projection import cells
+
+    for measured in tqdm(cells.load(args.results), unit="cell"):
+        cells.trace_of(measured, args.out, may_record=True)
     print(args.out)
 
 

@@ -40,6 +40,7 @@ class Recipe:
         repeat: chance that a token takes the experts of the token before it.
         correlation: chance that a token takes the draw common to all rows.
         prompt_tokens: per row.
+        cycles: end after so many cycles instead, with every row in all of them (the steady state of long outputs).
     """
 
     rows: int
@@ -51,6 +52,7 @@ class Recipe:
     correlation: float = 0.0
     prompt_tokens: int = 16
     seed: int = 0
+    cycles: int | None = None
 
     def __post_init__(self) -> None:
         for name in ("acceptance", "repeat", "correlation"):
@@ -121,8 +123,10 @@ class _Maker:
         self._keep(rows, picks, lengths - 1)
         trace.passes.append(_pass(0, "prefill", 0, rows, rows * 0, lengths, picks, lengths - 1))
         room = torch.full((recipe.rows,), recipe.new_tokens - 1)
+        if recipe.cycles is not None:
+            room = torch.full((recipe.rows,), recipe.cycles * (recipe.gamma + 1) + 1)  # more than can be used
         cycle = 0
-        while len(rows):
+        while len(rows) and cycle != recipe.cycles:
             cycle += 1
             drafted = (room - 1).clamp_max(recipe.gamma)
             picks = self._draw(rows, int(drafted.max()) + 1)
