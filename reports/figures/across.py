@@ -21,12 +21,15 @@ _BY = ["kind", "title", "system", "batch_size"]
 def _compared(material: Material) -> pd.DataFrame:
     """Rows of systems that have a speed-up over on-demand, with their model and link."""
     summary = material.summary
-    keep = (summary["reference_system"] == REFERENCE) & ~summary["is_reference"] & summary["speedup"].notna()
+    reference = summary["is_reference"].astype(bool)
+    keep = (summary["reference_system"] == REFERENCE).astype(bool) & ~reference & summary["speedup"].notna()
     facts = material.records.drop_duplicates("workload").set_index("workload")
-    return summary[keep].assign(
-        model=summary["workload"].map(facts["model"]),
-        throttle=summary["workload"].map(facts["disk_read_limit_bytes_s"]),
-        on_disk=summary["workload"].map({name: _from_disk(row["record"]) for name, row in facts.iterrows()}),
+    rows = summary[keep]
+    disk = {name: _from_disk(row["record"]) for name, row in facts.iterrows()}
+    return rows.assign(
+        model=rows["workload"].map(facts["model"]),
+        throttle=rows["workload"].map(facts["disk_read_limit_bytes_s"]),
+        on_disk=rows["workload"].map(disk),
     )
 
 
