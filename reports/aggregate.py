@@ -10,6 +10,7 @@ from reports.load import METRICS
 from reports.stats import Ratio, bootstrap, geometric_mean, stability
 
 REFERENCE = "on-demand"
+SUBJECT = "specmoe"
 KINDS = ("measured", "emulated", "oracle", "projected")
 
 _GROUP = ["workload", "kind", "title", "batch_size"]
@@ -41,9 +42,10 @@ def summarize(frame: pd.DataFrame, reference: str = REFERENCE) -> pd.DataFrame:
 
     Medians over the finished rounds under the names of ``METRICS``, with ``_low`` and ``_high`` for the
     smallest and largest round; ``speedup``, ``link_ratio`` and ``kernel_ratio`` are ratios within a round to
-    the system named ``reference``, with ``_low``, ``_high`` (95 % interval) and ``_n``.  ``status`` is ``ok``
-    if any round finished, ``reason`` says what happened in the others.  ``stability`` says whether the speed-ups
-    of the rounds allow a conclusion (``reports.stats``); it is empty without a reference.
+    the system named ``reference`` (where the workload has none, to the first one its experiment names), with
+    ``_low``, ``_high`` (95 % interval) and ``_n``.  ``status`` is ``ok`` if any round finished, ``reason`` says what
+    happened in the others.  ``stability`` says whether the speed-ups of the rounds allow a conclusion
+    (``reports.stats``); it is empty without a reference.
     """
     rows = []
     for (workload, kind, title, batch), part in frame.groupby(_GROUP, sort=False):
@@ -53,6 +55,7 @@ def summarize(frame: pd.DataFrame, reference: str = REFERENCE) -> pd.DataFrame:
         other = _reference(frame, row, reference)
         row["reference"] = None if other is None else str(other["title"].iloc[0])
         row["reference_kind"] = None if other is None else str(other["kind"].iloc[0])
+        row["reference_system"] = None if other is None else str(other["system"].iloc[0])
         row["is_reference"] = (row["reference"], row["reference_kind"]) == (title, kind)
         for name, column in _RATIOS.items():
             ratio = Ratio(None, None, None, 0) if other is None else within_rounds(finished, other, column)
@@ -80,6 +83,21 @@ def mean_over_batches(frame: pd.DataFrame, rows: list[dict[str, Any]]) -> Ratio:
         if reference is not None:
             cells.append(round_ratios(frame[same], reference, "decode_tok_s"))
     return geometric_mean(cells)
+
+
+def first_named(workload: pd.DataFrame) -> str | None:
+    """Title of what stands for a missing reference: the first system the experiment names (rounds are shuffled).
+
+    Where different systems are compared it is the first that is not the subject; None if fewer than two are named.
+    """
+    systems = (workload["record"].iloc[0].get("config") or {}).get("systems") or []
+    if len(systems) < 2:
+        return None
+    others = [entry for entry in systems if entry.get("system") != SUBJECT]
+    first = (others or systems)[0]
+    label = first.get("label") or first.get("system")
+    titles = workload[workload["label"] == label]["title"]
+    return str(titles.iloc[0]) if len(titles) else None
 
 
 def ratio_of(row: dict[str, Any], name: str = "speedup") -> Ratio:
@@ -124,10 +142,13 @@ def _outcome(part: pd.DataFrame) -> dict[str, Any]:
 def _reference(frame: pd.DataFrame, row: dict[str, Any], system: str) -> pd.DataFrame | None:
     """Finished rounds of the reference for a row: of its own kind, or measured if the row is an oracle's.
 
-    Of several, the one with the row's budget, else the first.
+    Of several, the one with the row's budget, else the first.  Where the workload never had the system, the first
+    one its experiment names takes its place (an ablation's first setting).
     """
-    same = (frame["workload"] == row["workload"]) & (frame["batch_size"] == row["batch_size"])
-    found = frame[same & (frame["system"] == system) & (frame["status"] == "ok")]
+    workload = frame[frame["workload"] == row["workload"]]
+    finished = workload[(workload["batch_size"] == row["batch_size"]) & (workload["status"] == "ok")]
+    named = system in set(workload["system"])
+    found = finished[finished["system"] == system] if named else finished[finished["title"] == first_named(workload)]
     kinds = [row["kind"], "measured"] if row["kind"] == "oracle" else [row["kind"]]
     for kind in kinds:
         ours = found[found["kind"] == kind]

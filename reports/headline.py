@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from reports.aggregate import KINDS, REFERENCE, mean_over_batches, ratio_of, within_rounds
+from reports.aggregate import KINDS, REFERENCE, SUBJECT, mean_over_batches, ratio_of, within_rounds
+from reports.tables import number
 
-SUBJECT = "specmoe"
 NAMES = {"specmoe": "SpecMoE"}
 
 Row = dict[str, Any]
@@ -35,6 +35,8 @@ def headline(summary: pd.DataFrame, frame: pd.DataFrame, subject: str = SUBJECT)
     if not len(ours):
         return Headline(f"{name} was not measured here.", [])
     finished = ours[ours["status"] == "ok"]
+    if len(finished) and summary["system"].nunique() == 1 and finished["title"].nunique() > 1:
+        return _settings(name, finished)
     if not len(finished):
         return Headline(f"{name} gave no result: {ours['reason'].iloc[0]}.", [])
     if not finished["speedup"].notna().any():
@@ -52,6 +54,31 @@ def headline(summary: pd.DataFrame, frame: pd.DataFrame, subject: str = SUBJECT)
     return Headline(_overall(who, rows), sentences)
 
 
+def _settings(name: str, finished: pd.DataFrame) -> Headline:
+    """An ablation: the fastest setting of each batch against the first one the experiment names."""
+    sentences = [_fastest(part) for _, part in finished.groupby("batch_size") if part["speedup"].notna().any()]
+    said = f"{finished['title'].nunique()} settings of {name} beside each other"
+    if len(sentences) == 1:
+        return Headline(f"{said}: {sentences[0][0].lower()}{sentences[0][1:]}", [])
+    return Headline(f"{said}.", sentences)
+
+
+def _fastest(part: pd.DataFrame) -> str:
+    others = part[~part["is_reference"] & part["speedup"].notna()]
+    best, first = others.loc[others["speedup"].idxmax()], part[part["is_reference"]].iloc[0]
+    ratio = ratio_of(best.to_dict())
+    steps = f"{number(best['tokens_per_step'])} against {number(first['tokens_per_step'])} tokens per step"
+    at = f"At batch {best['batch_size']}"
+    words = f"{best['title']} decodes {ratio} as fast as {first['title']}, with {steps}"
+    match ratio.verdict:
+        case "faster":
+            return f"{at} {words}."
+        case "slower":
+            return f"{at} none is faster than {first['title']}; nearest, {words}."
+        case _:
+            return f"{at} none can be told apart as faster than {first['title']}; {words}."
+
+
 def _spokesman(finished: pd.DataFrame) -> tuple[str, int]:
     means = finished.assign(log=np.log(finished["speedup"].astype(float))).groupby("title")["log"].mean()
     return str(means.idxmax()), len(means)
@@ -60,8 +87,9 @@ def _spokesman(finished: pd.DataFrame) -> tuple[str, int]:
 def _overall(who: str, rows: list[Row]) -> str:
     if len(rows) == 1:
         return f"{who} {_claim(rows[0])}{_bytes(rows[0])}."
+    other = _other(rows[0])
     words = {
-        "faster": f"faster than {REFERENCE}",
+        "faster": f"faster than {other}",
         "slower": "slower",
         "same": "not to be told apart from it",
         "single": "measured in one round only",
@@ -71,8 +99,8 @@ def _overall(who: str, rows: list[Row]) -> str:
     for verdict, word in words.items():
         batches = [row["batch_size"] for row in rows if ratio_of(row).verdict == verdict]
         if batches:
-            word = f"slower than {REFERENCE}" if verdict == "slower" and not parts else word
-            word = f"not to be told apart from {REFERENCE}" if verdict == "same" and not parts else word
+            word = f"slower than {other}" if verdict == "slower" and not parts else word
+            word = f"not to be told apart from {other}" if verdict == "same" and not parts else word
             parts.append(f"{word} at batch {_listed(batches)}")
     return f"{who} is {', '.join(parts)}."
 
@@ -85,21 +113,26 @@ def _sentence(name: str, row: Row) -> str:
     return f"{name} {_claim(row)}{_bytes(row)}."
 
 
+def _other(row: Row) -> str:
+    """Whom the row's ratio is to."""
+    return str(row["reference"] or REFERENCE)
+
+
 def _claim(row: Row) -> str:
-    ratio, at = ratio_of(row), f"at batch {row['batch_size']}"
+    ratio, at, other = ratio_of(row), f"at batch {row['batch_size']}", _other(row)
     if ratio.median is None:
-        return f"has no {REFERENCE} result to be compared with {at}"
+        return f"has no {other} result to be compared with {at}"
     interval = f"[{ratio.low:.2f}, {ratio.high:.2f}]" if ratio.low is not None else ""
     speed = f"{ratio.median:.2f}×"
     match ratio.verdict:
         case "faster":
-            return f"decodes {speed} {interval} as fast as {REFERENCE} {at}"
+            return f"decodes {speed} {interval} as fast as {other} {at}"
         case "slower":
-            return f"is slower than {REFERENCE} {at}: it decodes at {speed} {interval} its speed"
+            return f"is slower than {other} {at}: it decodes at {speed} {interval} its speed"
         case "same":
-            return f"cannot be told apart from {REFERENCE} in decode speed {at} ({speed} {interval})"
+            return f"cannot be told apart from {other} in decode speed {at} ({speed} {interval})"
         case _:
-            return f"decoded {speed} as fast as {REFERENCE} {at} in the one round measured (n=1, no interval)"
+            return f"decoded {speed} as fast as {other} {at} in the one round measured (n=1, no interval)"
 
 
 def _bytes(row: Row) -> str:

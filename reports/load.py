@@ -62,10 +62,10 @@ def load(paths: Iterable[Path]) -> pd.DataFrame:
     """One row per record, in file order.
 
     Columns: the record's own fields, those of its cell, ``METRICS`` as floats (NaN where not applicable),
-    ``limit_*``, and ``record`` with the parsed line.  Added: ``file``, ``line``, ``workload`` (equal for
-    records that may stand in one table), ``host`` and ``title`` (the label, told apart where one label names
-    several cells).  A record written again for the same run, cell, kind and round replaces the earlier one;
-    ``failed_attempts`` counts the earlier ones that had failed.
+    ``limit_*``, and ``record`` with the parsed line.  Added: ``file``, ``line``, ``experiment`` (its name, empty if
+    unnamed), ``workload`` (equal for records that may stand in one table), ``host`` and ``title`` (the label, told
+    apart where one label names several cells).  A record written again for the same run, cell, kind and round
+    replaces the earlier one; ``failed_attempts`` counts the earlier ones that had failed.
 
     Raises:
         ReportError: a missing file, no record at all, or a line that is JSON but not a record.
@@ -86,6 +86,20 @@ def load(paths: Iterable[Path]) -> pd.DataFrame:
         frame = frame.drop_duplicates(_IDENTITY, keep="last").reset_index(drop=True)
     frame["title"] = _titles(frame)
     return frame
+
+
+def configured_order(frame: pd.DataFrame) -> pd.DataFrame:
+    """The same rows, systems in the order their experiment names them (rounds are shuffled), batches ascending."""
+    place = []
+    for record, label in zip(frame["record"], frame["label"], strict=True):
+        systems = (record.get("config") or {}).get("systems") or []
+        names = [entry.get("label") or entry.get("system") for entry in systems]
+        starts = [i for i, name in enumerate(names) if label == name or str(label).startswith(f"{name} ")]
+        place.append(max(starts, key=lambda i: len(names[i]), default=len(names)))
+    experiment = {name: i for i, name in enumerate(frame["workload"].unique())}
+    keyed = frame.assign(_workload=frame["workload"].map(experiment), _place=place)
+    ordered = keyed.sort_values(["_workload", "_place", "batch_size"], kind="stable")
+    return ordered.drop(columns=["_workload", "_place"]).reset_index(drop=True)
 
 
 def workload_names(frame: pd.DataFrame) -> dict[str, str]:
@@ -162,8 +176,11 @@ def _row(path: Path, number: int, record: dict[str, Any]) -> dict[str, Any]:
     throttle = cell.get("disk_read_limit_bytes_s")
     asked = {name: cell[name] for name in _REQUEST if cell.get(name)}
     row["lengths"] = _lengths(cell)
+    config = record.get("config") or {}
+    row["experiment"] = str(config.get("name") or "")
     row["workload"] = json.dumps(
         [
+            row["experiment"],
             row["host"],
             *(cell.get(name) for name in same),
             *([throttle] if throttle else []),

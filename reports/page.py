@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import base64
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 from jinja2 import Environment, FileSystemLoader
+from markupsafe import Markup, escape
 
-from reports.aggregate import REFERENCE
+from reports import against_paper, glance, paper
+from reports.commands import measured_by, redrawn_by
+from reports.details import Detail, details
 from reports.doubts import doubts
-from reports.figures import Figure
+from reports.figures import Figure, Spec, missing
 from reports.headline import Headline, headline
+from reports.parts import Part
 from reports.tables import NONE, Table, mark_budgets, markdown, number, tables
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -33,22 +37,15 @@ GRAINS = {
 
 
 @dataclass(frozen=True)
-class Detail:
-    """All that is known of one cell, over its rounds, as JSON text."""
-
-    name: str
-    status: str
-    cell: str
-    config: str
-    rounds: str
-
-
-@dataclass(frozen=True)
 class Section:
-    """The report of one workload."""
+    """The report of one experiment on one workload; ``short`` is its name in lists."""
 
     anchor: str
+    title: str
+    short: str
     name: str
+    commands: list[str]
+    reference: str
     headline: Headline
     doubts: list[str]
     setup: list[tuple[str, str]]
@@ -58,33 +55,92 @@ class Section:
     details: list[Detail]
 
 
+@dataclass(frozen=True)
+class Content:
+    """All of a page: its sections, the parts that span them, and the figures that lack records."""
+
+    sections: list[Section]
+    parts: list[Part]
+    left_out: list[Spec]
+
+
 def section(place: int, summary: pd.DataFrame, frame: pd.DataFrame, figures: list[Figure], name: str) -> Section:
     """Gather what a page says of one workload (the ``place``-th, from 1)."""
+    config = frame["record"].iloc[0].get("config") or {}
+    experiment = str(config.get("name") or "")
+    references = summary["reference"].dropna().unique()
     return Section(
         anchor=f"workload-{place}",
+        title=str(config.get("title") or experiment or name),
+        short=experiment or name,
         name=name,
+        commands=measured_by(frame),
+        reference=" or ".join(map(str, references)) or NONE,
         headline=headline(summary, frame),
         doubts=doubts(summary, frame),
         setup=_setup(summary, frame),
         fairness=_fairness(summary),
         tables=tables(summary),
         figures=figures,
-        details=_details(frame),
+        details=details(frame),
     )
 
 
-def render(sections: list[Section], frame: pd.DataFrame, title: str | None) -> tuple[str, str]:
+def common_parts(frame: pd.DataFrame, summary: pd.DataFrame, across: list[Figure]) -> list[Part]:
+    """What spans the sections: figures over several experiments, and the paper's figures beside ours."""
+    parts = []
+    if across:
+        parts.append(Part("across", "Across experiments", figures=across))
+    beside = against_paper.table(frame, summary)
+    if beside is not None:
+        parts.append(Part("paper", "Beside the paper", [_ABOUT_PAPER], [beside]))
+    return parts
+
+
+_ABOUT_PAPER = (
+    f"The paper (arXiv {paper.ARXIV}) measured on one H100 with experts in host memory over PCIe 5.0; the last column "
+    "says what stands behind ours. An error is the distance between two machines, two models and two sets of "
+    "experts, not a fault of either; absolute speeds are therefore not compared. Ratios are of decode speed."
+)
+
+
+def left_out(drawn: list[Figure]) -> list[Spec]:
+    """Figures without records; ``settings`` stands in for the sweeps and is not missed where they are."""
+    return [spec for spec in missing(drawn) if spec.id != "settings"]
+
+
+def glance_text(frame: pd.DataFrame, summary: pd.DataFrame) -> str:
+    """The headline table for a terminal."""
+    return glance.as_text(glance.table(frame, summary))
+
+
+def _told_apart(sections: list[Section]) -> list[Section]:
+    """Sections whose short names differ: an experiment on several workloads is named with each of them."""
+    shorts = [section.short for section in sections]
+    return [replace(s, short=f"{s.short}: {s.name}") if shorts.count(s.short) > 1 else s for s in sections]
+
+
+def _with_code(text: str) -> Markup:
+    """Text whose ``backticked`` words become code."""
+    parts = text.split("`")
+    return Markup("").join(Markup("<code>{}</code>").format(p) if i % 2 else escape(p) for i, p in enumerate(parts))
+
+
+def render(content: Content, frame: pd.DataFrame, summary: pd.DataFrame, title: str | None) -> tuple[str, str]:
     """The HTML page and the markdown text."""
     context = {
         "title": title or DEFAULT_TITLE,
-        "sections": sections,
+        "glance": glance.table(frame, summary),
+        "sections": _told_apart(content.sections),
+        "parts": content.parts,
+        "left_out": content.left_out,
         "environments": _environments(frame),
-        "commands": _commands(frame),
+        "commands": measured_by(frame),
+        "redraw": redrawn_by(frame),
         "started": _span(frame),
-        "reference": REFERENCE,
     }
     html = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    html.filters |= {"data_uri": _data_uri}
+    html.filters |= {"data_uri": _data_uri, "code": _with_code}
     plain = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=False, trim_blocks=True, lstrip_blocks=True)
     plain.filters |= {"table": markdown}
     page = html.get_template("report.html.j2").render(context)
@@ -166,23 +222,6 @@ def _fairness(summary: pd.DataFrame) -> list[str]:
     return [*lines, *PROTOCOL]
 
 
-def _details(frame: pd.DataFrame) -> list[Detail]:
-    out = []
-    for (kind, title, batch, cell_id), part in frame.groupby(["kind", "title", "batch_size", "cell_id"], sort=False):
-        records = list(part["record"])
-        hidden = ("cell", "config", "environment", "schema_version", "cell_id")
-        rounds = [{key: value for key, value in record.items() if key not in hidden} for record in records]
-        name = f"{title}, batch {batch}, cell {cell_id}" + (f" ({kind})" if kind != "measured" else "")
-        status = ", ".join(f"{n} {status}" for status, n in part["status"].value_counts().items())
-        config = records[-1].get("config") or {}
-        out.append(Detail(name, status, _json(records[-1]["cell"]), _json(config), _json(rounds)))
-    return out
-
-
-def _json(value: Any) -> str:
-    return json.dumps(value, indent=1, ensure_ascii=False)
-
-
 def _environments(frame: pd.DataFrame) -> list[tuple[str, list[tuple[str, str]]]]:
     """Each distinct environment with the runs it held for, its entries as (name, text)."""
     runs: dict[str, list[str]] = {}
@@ -203,16 +242,13 @@ def _plain(key: str, value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
-def _commands(frame: pd.DataFrame) -> list[str]:
-    found = [(record.get("config") or {}).get("command") for record in frame["record"]]
-    texts = [" ".join(map(str, command)) if isinstance(command, list) else command for command in found]
-    return list(dict.fromkeys(str(text) for text in texts if text))
-
-
 def _span(frame: pd.DataFrame) -> str:
     days = sorted({str(started)[:10] for started in frame["started_at"].dropna()})
     return _range(days[:1] + days[-1:])
 
 
-def _data_uri(png: Path) -> str:
-    return "data:image/png;base64," + base64.b64encode(png.read_bytes()).decode("ascii")
+_TYPES = {".png": "image/png", ".svg": "image/svg+xml", ".csv": "text/csv"}
+
+
+def _data_uri(file: Path) -> str:
+    return f"data:{_TYPES[file.suffix]};base64," + base64.b64encode(file.read_bytes()).decode("ascii")

@@ -111,7 +111,7 @@ COLUMNS = (
     Column("system", system_text, system_text),
     Column("batch", lambda row: str(row["batch_size"]), lambda row: float(row["batch_size"])),
     _number("decode_tok_s", "decode tok/s"),
-    Column("ratio to on-demand [95 % CI]", _ratio_text, lambda row: ratio_of(row).median),
+    Column("ratio to reference [95 % CI]", _ratio_text, lambda row: ratio_of(row).median),
     _number("ttft_s", "TTFT s"),
     _number("tpot_s", "TPOT s"),
     _number("link_bytes_per_token", "link MB per token", 1e6),

@@ -1,0 +1,87 @@
+"""Figures from records alone: PNG and SVG, each with a CSV of exactly the data drawn beside it."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import pandas as pd
+
+from reports import style
+from reports.commands import measured_by
+from reports.figures import across, drafting, memory, phases, speedup, sweeps, systems
+from reports.figures.spec import Figure, Material, Spec
+from reports.style import Looks
+
+__all__ = ["REGISTRY", "Figure", "Material", "Spec", "draw", "looks_of", "missing"]
+
+REGISTRY: tuple[Spec, ...] = (
+    *systems.SPECS[:2],
+    *speedup.SPECS,
+    *systems.SPECS[2:4],
+    *phases.SPECS,
+    *sweeps.SPECS,
+    *systems.SPECS[4:6],
+    *drafting.SPECS,
+    *memory.SPECS,
+    *systems.SPECS[6:],
+    *across.SPECS,
+)
+
+
+def looks_of(records: pd.DataFrame) -> Looks:
+    """The look of every title of some records."""
+    return style.assign(zip(records["title"], records["system"], strict=True))
+
+
+def draw(
+    material: Material,
+    folder: Path,
+    suffix: str = "",
+    scope: str = "section",
+    specs: Sequence[Spec] = REGISTRY,
+) -> list[Figure]:
+    """Write the figures of a scope to ``folder``, which is made if missing; those without data are left out.
+
+    Args:
+        suffix: appended to every file name.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    looks = looks_of(material.records)
+    command = "; ".join(measured_by(material.records))
+    drawn = []
+    for spec in specs:
+        if spec.scope != scope or (spec.of_systems and not material.compares_systems):
+            continue
+        data = spec.data(material)
+        if len(data):
+            seen = looks if scope == "section" else looks_of(data)  # variants beyond the picture take no shades
+            drawn.append(_write(spec, data, seen, folder, suffix, command))
+    return drawn
+
+
+def missing(drawn: Sequence[Figure], specs: Sequence[Spec] = REGISTRY) -> list[Spec]:
+    """Figures that no section had the records for."""
+    known = {figure.id for figure in drawn}
+    return [spec for spec in specs if spec.id not in known]
+
+
+def _write(spec: Spec, data: pd.DataFrame, looks: Looks, folder: Path, suffix: str, command: str) -> Figure:
+    png, svg, csv = (folder / f"{spec.id}{suffix}.{kind}" for kind in ("png", "svg", "csv"))
+    data.to_csv(csv, index=False)
+    style.setup()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="All-NaN")  # a group of failed cells has no values
+        picture = spec.paint(data, looks)
+    picture.suptitle(spec.title, x=0.01, ha="left", fontsize=12.5, fontweight="bold")
+    width, height = picture.get_size_inches()
+    picture.set_size_inches(width, height + 0.3)  # the title's
+    picture.canvas.draw()
+    picture.set_layout_engine("none")  # the same layout in every format
+    picture.savefig(png)
+    picture.savefig(svg, metadata={"Date": None})
+    plt.close(picture)
+    alt = spec.alt(data)
+    return Figure(spec.id, spec.title, spec.question, spec.caption, alt, command, png, svg, csv)

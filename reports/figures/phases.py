@@ -1,0 +1,96 @@
+"""Where decode time goes: drafting, verifying, waiting for the link."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+
+from reports import style
+from reports.figures import paint
+from reports.figures.intervals import columns, decoded_tokens, median_of, repetitions
+from reports.figures.spec import Material, Spec
+from reports.style import Looks
+from reports.tables import number, system_text
+
+_NAMES = {"draft": "draft", "verify": "verify", "link_wait": "wait for link", "refresh": "refresh", "python": "other"}
+_WHOLE = "not told apart"
+_COLUMNS = ["kind", "title", "system", "batch_size", "phase", "ms_per_token", "total_ms"]
+
+
+def _data(material: Material) -> pd.DataFrame:
+    rows = []
+    by = ["kind", "title", "system", "batch_size"]
+    for names, part in material.records[material.records["status"] == "ok"].groupby(by, sort=False):
+        found: dict[str, list[float]] = {}
+        totals = []
+        for record in part["record"]:
+            for repetition in repetitions(record):
+                tokens = decoded_tokens(record, repetition)
+                totals.append(1e3 * repetition["decode_s"] / tokens)
+                known = repetition.get("phases_s") or {}
+                split = {text: known[name] for name, text in _NAMES.items() if name in known}
+                for text, seconds in (split or {_WHOLE: repetition["decode_s"]}).items():
+                    found.setdefault(text, []).append(1e3 * seconds / tokens)
+        total = columns("total_ms", median_of(totals))
+        medians = {text: float(pd.Series(values).median()) for text, values in found.items()}
+        rows += [
+            dict(zip(by, names, strict=True)) | {"phase": text, "ms_per_token": value} | total
+            for text, value in medians.items()
+        ]
+    data = pd.DataFrame(rows, columns=[*_COLUMNS, "total_ms_low", "total_ms_high", "n"])
+    told = data["phase"] != _WHOLE
+    return data if told.any() else data.iloc[:0]
+
+
+def _paint(data: pd.DataFrame, looks: Looks) -> Any:
+    batches = sorted(data["batch_size"].unique())
+    most = max(part["title"].nunique() for _, part in data.groupby("batch_size"))
+    figure, grid = paint.panels(len(batches), 1 if len(batches) < 4 else 2, 0.62 + 0.26 * most)
+    for axes, batch in zip(grid, batches, strict=True):
+        part = data[data["batch_size"] == batch].assign(
+            title=[system_text(row) for row in data[data["batch_size"] == batch].to_dict("records")]
+        )
+        titles = list(dict.fromkeys(part["title"]))
+        paint.stacked(axes, titles, part, "phase", "ms_per_token", style.PHASES)
+        totals = part.drop_duplicates("title").set_index("title").loc[titles].reset_index()
+        axes.errorbar(
+            totals["total_ms"],
+            range(len(titles)),
+            xerr=paint.whiskers(totals, "total_ms"),
+            fmt="none",
+            ecolor=style.INK,
+            elinewidth=1.2,
+            capsize=2.5,
+        )
+        axes.set_title(f"batch {batch}")
+        axes.set_xlim(0, 1.05 * totals[["total_ms", "total_ms_high"]].max().max())
+    for axes in grid[-2:] if len(batches) > 3 else grid[-1:]:
+        axes.set_xlabel("ms per token of the batch")
+    shown = {name: look for name, look in style.PHASES.items() if name in set(data["phase"])}
+    paint.legend(figure, paint.part_handles(shown), list(data["kind"]))
+    return figure
+
+
+def _alt(data: pd.DataFrame) -> str:
+    parts = []
+    for (title, batch), part in data.groupby(["title", "batch_size"], sort=False):
+        split = ", ".join(f"{row['phase']} {number(row['ms_per_token'])}" for row in part.to_dict("records"))
+        parts.append(f"{title} at batch {batch}: {split}")
+    return f"Milliseconds of decode time per token, by phase. {'; '.join(parts)}."
+
+
+SPECS = (
+    Spec(
+        id="phases",
+        title="Time breakdown by phase",
+        question="What does the time go to: computing, or waiting for experts?",
+        caption="Decode time over tokens of the whole batch; segments are medians of each phase, whiskers the 95 % "
+        "interval of the whole. Waiting is what compute stood still for the link, not all of its busy time.",
+        needs="finished cells of a system that tells its phases apart",
+        command="nox -s reproduce",
+        data=_data,
+        paint=_paint,
+        alt=_alt,
+    ),
+)
