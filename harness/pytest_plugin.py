@@ -12,6 +12,7 @@ A system is run once per session and option set; a check that does not apply is 
 from __future__ import annotations
 
 import json
+import re
 from typing import TYPE_CHECKING
 
 import pytest
@@ -41,7 +42,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         marker = item.get_closest_marker("conformance")
         if marker is not None and item.get_closest_marker("xdist_group") is None:
-            item.add_marker(pytest.mark.xdist_group(_key(marker)))
+            name = re.sub(r"[^\w.-]+", "-", _key(marker))  # xdist takes no brackets in it
+            item.add_marker(pytest.mark.xdist_group(name))
 
 
 @pytest.fixture

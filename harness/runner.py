@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -28,6 +27,7 @@ from harness.executors import Executor, LocalExecutor
 from harness.limits import MemoryLimit, clean_stale_groups, detect, drop_page_cache
 from harness.record import Cell, Limit, Metrics, Record, Repetition, ResultFile, Usage
 from harness.schedule import Unit
+from harness.summary import summarise
 from harness.telemetry import Telemetry
 from harness.throttle import Throttle
 from harness.worker import Answer, Job
@@ -241,7 +241,7 @@ class Runner:
             return [], None
         try:
             repetitions = [Repetition(**r) for r in answer.repetitions]
-            metrics = summarise(repetitions, cell.batch_size, outcome)
+            metrics = summarise(repetitions, cell.batch_size, answer.peak_expert_bytes, outcome.usage)
             return repetitions, achieved.complete(metrics, repetitions, cell, self._ceilings, self._weights)
         except (ValueError, TypeError, ArithmeticError) as error:
             answer.status = "failed"
@@ -330,43 +330,6 @@ def _read_answer(result: Path, returncode: int, stderr: str, limit: MemoryLimit)
     if limit.oom_kills():
         last = "killed by the kernel at the memory limit: raise process_overhead or lower expert_budget"
     return Answer("failed", f"worker ended with code {returncode}: {last}")
-
-
-def summarise(repetitions: list[Repetition], batch_size: int, outcome: Outcome) -> Metrics:
-    """Medians over repetitions; rates and per-token figures are computed per repetition first."""
-
-    def median(values: list[float | None]) -> float | None:
-        present = [v for v in values if v is not None]
-        return statistics.median(present) if present else None
-
-    def required(values: list[float]) -> float:
-        return statistics.median(values)
-
-    decoded = [r.new_tokens - batch_size for r in repetitions]  # the prefill gives each row its first token
-    pairs = list(zip(repetitions, decoded, strict=True))
-    link = median([r.decode_link_bytes for r in repetitions])
-    kernel = median([r.decode_kernel_read_bytes for r in repetitions])
-    return Metrics(
-        prefill_tok_s=required([r.prompt_tokens / r.prefill_s for r in repetitions]),
-        decode_tok_s=required([n / r.decode_s for r, n in pairs]),
-        ttft_s=required([r.prefill_s for r in repetitions]),
-        tpot_s=required([r.decode_s * batch_size / n for r, n in pairs]),
-        tokens_per_step=required([r.tokens_per_step or n / (r.decode_steps * batch_size) for r, n in pairs]),
-        acceptance_rate=median([_ratio(r.accepted_tokens, r.drafted_tokens) for r in repetitions]),
-        hit_rate=median([_ratio(r.expert_hits, r.expert_requests) for r in repetitions]),
-        link_bytes=None if link is None else int(link),
-        link_bytes_per_token=median([_ratio(r.decode_link_bytes, n) for r, n in pairs]),
-        kernel_read_bytes=None if kernel is None else int(kernel),
-        kernel_read_bytes_per_token=median([_ratio(r.decode_kernel_read_bytes, n) for r, n in pairs]),
-        achieved_link_gb_s=median([_ratio(r.decode_link_bytes, r.decode_link_busy_s, scale=1e-9) for r in repetitions]),
-        peak_device_expert_bytes=outcome.answer.peak_expert_bytes,
-        peak_rss_bytes=outcome.usage.peak_rss_bytes if outcome.usage else None,
-        fidelity=min((r.fidelity for r in repetitions if r.fidelity is not None), default=None),
-    )
-
-
-def _ratio(part: float | None, whole: float | None, scale: float = 1.0) -> float | None:
-    return None if part is None or not whole else part / whole * scale
 
 
 def _headline(record: Record) -> str:
