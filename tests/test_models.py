@@ -75,7 +75,7 @@ def test_trained_models_run_token_for_token_through_the_engine(spec: ModelSpec, 
     folder = spec.folder()
     model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
-    texts = [p.text for p in prompt_sets.select(2, offset=7, path=spec.prompt_file())]
+    texts = [p.text for p in prompt_sets.load(spec.prompt_file())[7:9]]
     encoded = tokenizer(texts, return_tensors="pt", padding=True)
     ids, mask = encoded["input_ids"], encoded["attention_mask"]
     with SpecMoE.from_pretrained(
@@ -158,7 +158,7 @@ def test_models_are_listed_with_size_skew_and_state(capsys: pytest.CaptureFixtur
     assert cli.main(["list", "models"]) == 0
     listed = capsys.readouterr().out
     row = next(line for line in listed.splitlines() if line.startswith("  embedded "))
-    assert row.split() == ["embedded", "14.1", "M", "11.8", "M", "64", "top-2", "0.61", "0.72", "0.19", "built"]
-    assert "systems" not in listed.splitlines()
+    assert row.split() == ["embedded", "14.1", "M", "23.6", "MB", "64", "top-2", "0.61", "0.72", "0.19", "built"]
+    assert "presets" not in listed.splitlines()
     assert cli.main(["list", "nothing"]) == 2
-    assert "use systems, models" in capsys.readouterr().err
+    assert "use systems, models, " in capsys.readouterr().err

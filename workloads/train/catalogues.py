@@ -86,7 +86,7 @@ def french_catalogues(folder: Path) -> Corpus:
         train=train,
         held_out=[f"{pair.prompt} {pair.reference}" for pair in held_out],
         source="French gettext catalogues of the Debian packages " + ", ".join(versions),
-        licence="the packages' own, named with each",
+        licence="GPL-2+, GPL-3+, LGPL-2+ and MPL-2.0: the packages' own, named with each",
         sha256=digest.hexdigest(),
         tags=(SOURCE_TAG, TARGET_TAG),
         pairs=held_out,
