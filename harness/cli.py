@@ -8,9 +8,10 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from harness import generate as generation
+from harness import listing
 
 if TYPE_CHECKING:
     from harness.record import Record
@@ -60,8 +61,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--debug", action="store_true", help="show tracebacks of expected errors")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    listing = commands.add_parser("list", help="systems, models and presets")
-    listing.set_defaults(handler=_list)
+    listed = commands.add_parser("list", help="systems, models and presets")
+    listing.add_arguments(listed)
+    listed.set_defaults(handler=_list)
 
     doctor = commands.add_parser("doctor", help="what this machine can enforce and measure")
     doctor.set_defaults(handler=_doctor)
@@ -129,34 +131,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _list(args: argparse.Namespace) -> int:
-    from baselines import contract
-    from harness.config import presets
-
-    print("systems")
-    for name, system in contract.systems().items():
-        card = system.card
-        print(f"  {name:20} {card.summary}")
-        print(f"  {'':20} moves {card.grain}; tiers {', '.join(card.tiers)}; {', '.join(_facts(card))}")
-        for option, field in system.Options.model_fields.items():
-            print(f"  {'':20}   {option} = {field.default!r}")
-    print("models\n  embedded           trained Qwen3-MoE, 6 layers, 64 experts top-2")
-    print("  embedded-xF        the same function with experts F times wider (F a power of two)")
-    print("  FOLDER             any Hugging Face MoE checkpoint in safetensors")
-    print("presets")
-    for name, experiment in presets().items():
-        print(f"  {name:22} {experiment.title}: {experiment.model}, batch {experiment.batch_sizes}")
+    listing.run(args)
     return 0
-
-
-def _facts(card: Any) -> list[str]:
-    """What a user should know of a system before comparing it."""
-    facts = [f"kind {card.kind}", "lossless" if card.lossless else "lossy", *card.sampling]
-    facts.append("keeps the expert budget itself" if card.knows_budget else "held by the process limit")
-    if not card.limited:
-        facts[-1] = "runs without a limit"
-    if card.extra:
-        facts.append(f"needs pip install 'specmoe-bench[{card.extra}]'")
-    return facts
 
 
 def _doctor(args: argparse.Namespace) -> int:

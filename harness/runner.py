@@ -289,7 +289,7 @@ class Runner:
             batch_size=cell.batch_size,
             new_tokens=cell.new_tokens,
             prompt_offset=cell.prompt_offset,
-            prompts=self.experiment.prompts,
+            prompts=self.experiment.prompts or str(models.find(self.experiment.model).prompt_file()),
             expert_budget_bytes=cell.expert_budget_bytes,
             threads=cell.threads,
             warmup_tokens=cell.warmup_tokens,

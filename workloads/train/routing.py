@@ -2,28 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
-
-@dataclass(frozen=True)
-class LayerSkew:
-    """Routing skew of one MoE layer.
-
-    ``top_10_percent_share``: part of all activations that falls on the most used ``ceil(E / 10)`` experts.
-    ``gini``: Gini coefficient of activations over experts (0 even, 1 all on one).
-    ``repeat_rate``: part of a token's experts that the previous token of the same sequence used too.
-    """
-
-    layer: int
-    top_10_percent_share: float
-    gini: float
-    unused_experts: int
-    repeat_rate: float
+from workloads.model_card import LayerSkew
 
 
 @torch.no_grad()
@@ -39,7 +23,8 @@ def measure_skew(
         logits = model(rows, use_cache=False, output_router_logits=True).router_logits
         chosen = [layer.topk(top_k, dim=-1).indices.view(len(rows), length, top_k) for layer in logits]
         picks = [torch.cat(pair) for pair in zip(picks, chosen, strict=True)] if picks else chosen
-    return [_describe(layer, pick, model.config.num_experts) for layer, pick in enumerate(picks)]
+    layers = [layer for layer, block in enumerate(model.model.layers) if hasattr(block.mlp, "experts")]
+    return [_describe(layer, pick, model.config.num_experts) for layer, pick in zip(layers, picks, strict=True)]
 
 
 def _describe(layer: int, picks: torch.Tensor, experts: int) -> LayerSkew:
