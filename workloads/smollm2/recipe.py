@@ -15,34 +15,40 @@ class Recipe:
     ``regrown``: share of an expert's neurons, those least used on its cluster's inputs, that start anew.
     ``router_margin``: median gap between the two best clusters' router logits over the inputs.
     ``shard_spread``: standard deviation of the logits' difference between shards of one cluster (``shards`` > 1).
-    ``train_tokens``: tokens of each layer's distillation, in sequences of ``sequence_length``.
+    ``train_tokens``: tokens of each layer's distillation, in sequences of ``sequence_length``; ``chat_share`` of them
+    are chats, and so many of the ``held_out_tokens``.
     """
 
     name: str
     clusters: int
     shards: int
     experts_per_token: int
-    regrown: float = 0.25
+    regrown: float = 0.1
     router_margin: float = 1.0
     shard_spread: float = 0.0
-    train_tokens: int = 160_000
+    train_tokens: int = 65_536
     chat_share: float = 0.25
-    held_out_tokens: int = 32_768
+    held_out_tokens: int = 16_384
     sequence_length: int = 512
-    step_tokens: int = 2048
-    learning_rate: float = 5e-4
-    router_learning_rate: float = 1e-3
+    step_tokens: int = 1024
+    learning_rate: float = 1.5e-3
+    router_learning_rate: float = 2e-3
     seed: int = 4
 
     @property
     def experts(self) -> int:
         return self.clusters * self.shards
 
+    def sequences(self, tokens: int) -> tuple[int, int]:
+        """How many sequences of documents and of chats make up so many tokens."""
+        chats = round(tokens * self.chat_share / self.sequence_length)
+        return tokens // self.sequence_length - chats, chats
+
 
 RECIPES = {
     recipe.name: recipe
     for recipe in (
         Recipe("smollm2-moe", clusters=8, shards=1, experts_per_token=2),
-        Recipe("smollm2-moe-fine", clusters=8, shards=8, experts_per_token=8, shard_spread=0.3),
+        Recipe("smollm2-moe-fine", clusters=8, shards=4, experts_per_token=8, shard_spread=0.05),
     )
 }

@@ -67,4 +67,5 @@ def with_shards(router: Tensor, inputs: Tensor, strengths: Tensor, spread: float
     ridge = 1e-2 * gram.diagonal().mean() * torch.eye(width)
     answer = torch.linalg.solve(gram + ridge, x.T @ target).T  # [shards, H]
     answer = answer * (spread / (x @ answer.T).std().clamp_min(1e-9))
-    return (router[:, None, :] + answer[None]).reshape(clusters * shards, width)
+    rows: Tensor = router[:, None, :] + answer[None]
+    return rows.reshape(clusters * shards, width)

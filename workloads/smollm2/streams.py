@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from transformers import LlamaForCausalLM
+from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 CHUNK = 8  # sequences at a time
 
@@ -81,11 +82,12 @@ def loss(model: LlamaForCausalLM, stream: Tensor, tokens: Tensor) -> float:
     return total / len(stream)
 
 
-def _attend(block: torch.nn.Module, hidden: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
+def _attend(block: LlamaDecoderLayer, hidden: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
     dtype = block.mlp.down_proj.weight.dtype
     normed = block.input_layernorm(hidden).to(dtype)
     mixed, _ = block.self_attn(hidden_states=normed, position_embeddings=rotary, attention_mask=None)
-    return hidden + mixed.float()
+    attended: Tensor = hidden + mixed.float()
+    return attended
 
 
 def _chunks(count: int) -> Iterator[slice]:
