@@ -26,9 +26,9 @@ class Recipe:
     regrown: float = 0.1
     router_margin: float = 1.0
     shard_spread: float = 0.0
-    train_tokens: int = 65_536
-    chat_share: float = 0.25
-    held_out_tokens: int = 16_384
+    train_tokens: int = 49_152
+    chat_share: float = 0.2
+    held_out_tokens: int = 12_288
     sequence_length: int = 512
     step_tokens: int = 1024
     learning_rate: float = 1.5e-3
