@@ -56,7 +56,7 @@ NLLB_LIKE = Recipe(
     name="nllb-like",
     summary="a translator from English to French after NLLB-MoE's geometry",
     data="french-catalogues",
-    data_sha256="",
+    data_sha256="106b398eff791b1f7d51eb14422f41b66b1d8e3a930cd3479d9b24e46bb43095",
     vocab_size=6144,
     hidden_size=192,
     layers=8,
@@ -66,8 +66,10 @@ NLLB_LIKE = Recipe(
     experts=128,
     expert_intermediate_size=24,
     source_loss_weight=0.2,
-    steps=1800,
-    learning_rate=3e-3,
+    sequences_per_step=10,
+    steps=1300,
+    learning_rate=2.5e-3,
+    warmup_steps=100,
 )
 
 SCOUT_LIKE = Recipe(
@@ -82,7 +84,9 @@ SCOUT_LIKE = Recipe(
     experts_per_token=1,
     expert_intermediate_size=32,
     shared_expert_intermediate_size=96,
-    steps=1800,
+    sequences_per_step=10,
+    steps=1000,
+    warmup_steps=100,
 )
 
 MIXTRAL_LIKE = Recipe(
@@ -94,7 +98,9 @@ MIXTRAL_LIKE = Recipe(
     experts=8,
     experts_per_token=2,
     expert_intermediate_size=72,
-    steps=1800,
+    sequences_per_step=10,
+    steps=1000,
+    warmup_steps=100,
 )
 
 RECIPES = {recipe.name: recipe for recipe in (EMBEDDED, NLLB_LIKE, SCOUT_LIKE, MIXTRAL_LIKE)}

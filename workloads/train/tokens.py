@@ -62,7 +62,7 @@ def stream(
 ) -> Stream:
     """The documents encoded; with ``tags`` (source, target), what precedes the target counts ``source_weight``.
 
-    The target's tokens and the ``<|endoftext|>`` that ends them count 1.
+    The target's tokens, the ``<|endoftext|>`` that ends them and the tag that opens the next document count 1.
     """
     ids = encode(documents, tokenizer)
     weights = np.ones(len(ids), dtype=np.float32)
