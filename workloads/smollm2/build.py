@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import hashlib
 import json
 import shutil
 import time
@@ -22,7 +21,6 @@ from workloads.smollm2.checkpoint import Work
 from workloads.smollm2.distil import ExpertsLayer
 from workloads.smollm2.prepare import Material
 from workloads.smollm2.recipe import RECIPES, Recipe
-from workloads.smollm2.source import DJANGO, SMOLLM2
 from workloads.smollm2.streams import Streams, Task
 from workloads.smollm2.upcycle import DenseFFN
 
@@ -56,10 +54,16 @@ def build(name: str, folder: Path, progress: Progress) -> Path:
     )
 
 
-def build_from(recipe: Recipe, folder: Path, material: Callable[[], Material], progress: Progress) -> Path:
+def build_from(
+    recipe: Recipe,
+    folder: Path,
+    material: Callable[[], Material],
+    progress: Progress,
+    needed_bytes: int = NEEDED_BYTES,
+) -> Path:
     """The same for any recipe and dense model (``material`` is asked when its turn has come)."""
     work = Work(folder.with_name(folder.name + ".building"))
-    with _held(work, recipe), _room(work.folder):
+    with _held(work, recipe), _room(work.folder, needed_bytes):
         progress(f"{recipe.name}: dense model and text")
         given = material()
         progress(f"{recipe.name}: {work.finished_layers()} of {len(given.model.model.layers)} layers are done")
@@ -68,12 +72,6 @@ def build_from(recipe: Recipe, folder: Path, material: Callable[[], Material], p
         _finish(recipe, given, flow, work)
         work.folder.rename(folder)
     return folder
-
-
-def revision(name: str) -> str:
-    """Eight digits that change with the recipe and the packages it reads."""
-    facts = json.dumps([asdict(RECIPES[name]), asdict(SMOLLM2), asdict(DJANGO)])
-    return hashlib.sha256(facts.encode()).hexdigest()[:8]
 
 
 def _tune(recipe: Recipe, given: Material, work: Work) -> Streams:
@@ -168,10 +166,10 @@ def _held(work: Work, recipe: Recipe) -> Iterator[None]:
 
 
 @contextmanager
-def _room(folder: Path) -> Iterator[None]:
+def _room(folder: Path, needed_bytes: int) -> Iterator[None]:
     """Ask for the disk space a build takes before it starts, and say so when it runs out all the same."""
-    full = f"no room in {folder.parent}: a build takes {NEEDED_BYTES / 1e9:.0f} GB; free some or set SPECMOE_CACHE"
-    if shutil.disk_usage(folder).free < NEEDED_BYTES - sum(f.stat().st_size for f in folder.iterdir()):
+    full = f"no room in {folder.parent}: a build takes {needed_bytes / 1e9:.0f} GB; free some or set SPECMOE_CACHE"
+    if shutil.disk_usage(folder).free < needed_bytes - sum(f.stat().st_size for f in folder.iterdir()):
         raise BuildError(full)
     try:
         yield

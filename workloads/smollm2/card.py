@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,10 +14,10 @@ from transformers import AutoTokenizer, MixtralForCausalLM
 
 from workloads.model_card import LayerSkew, ModelCard, sha256_of
 from workloads.smollm2 import streams
+from workloads.smollm2.archives import DJANGO, SMOLLM2
 from workloads.smollm2.checkpoint import Work
 from workloads.smollm2.prepare import Material
 from workloads.smollm2.recipe import Recipe
-from workloads.smollm2.source import DJANGO, SMOLLM2
 from workloads.smollm2.streams import Streams
 
 LOG = "log.jsonl"
@@ -88,8 +89,6 @@ def _facts(recipe: Recipe, given: Material, losses: Losses, layers: list[dict[st
 
 
 def _sha256(content: bytes) -> str:
-    import hashlib
-
     return hashlib.sha256(content).hexdigest()
 
 

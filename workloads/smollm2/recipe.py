@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+
+from workloads.smollm2.archives import DJANGO, SMOLLM2
 
 
 @dataclass(frozen=True)
@@ -52,3 +56,15 @@ RECIPES = {
         Recipe("smollm2-moe-fine", clusters=8, shards=4, experts_per_token=8, shard_spread=0.05),
     )
 }
+
+
+def revision(name: str) -> str:
+    """Eight digits that change with the recipe and the packages it reads."""
+    facts = json.dumps([asdict(RECIPES[name]), asdict(SMOLLM2), asdict(DJANGO)])
+    return hashlib.sha256(facts.encode()).hexdigest()[:8]
+
+
+def summary(name: str) -> str:
+    """One line that says what the model is and that it was constructed."""
+    recipe = RECIPES[name]
+    return f"constructed from SmolLM2-135M-Instruct: {recipe.experts} experts top-{recipe.experts_per_token}, upcycled"

@@ -21,7 +21,7 @@ def cluster(inputs: Tensor, clusters: int, generator: torch.Generator) -> Tensor
     if len(inputs) < clusters:
         raise ValueError(f"{len(inputs)} inputs cannot form {clusters} clusters: give more text")
     directions = F.normalize(inputs.float(), dim=1)
-    centres = _spread_out(directions, clusters, generator)
+    centres = spread_out(directions, clusters, generator)
     for _ in range(ITERATIONS):
         fit, nearest = (directions @ centres.T).max(dim=1)
         sums = torch.zeros_like(centres).index_add_(0, nearest, directions)
@@ -31,8 +31,8 @@ def cluster(inputs: Tensor, clusters: int, generator: torch.Generator) -> Tensor
     return centres
 
 
-def _spread_out(directions: Tensor, clusters: int, generator: torch.Generator) -> Tensor:
-    """k-means++ seeding: each next centre drawn with probability as its squared distance from the present ones."""
+def spread_out(directions: Tensor, clusters: int, generator: torch.Generator) -> Tensor:
+    """Rows of unit ``directions`` to begin k-means with (k-means++): each next drawn by its squared distance."""
     first = int(torch.randint(len(directions), (1,), generator=generator))
     chosen = [first]
     distance = 1 - directions @ directions[first]

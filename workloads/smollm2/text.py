@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import LlamaForCausalLM, PreTrainedTokenizerBase
 
-from workloads.smollm2 import source
+from workloads.smollm2 import archives
 from workloads.smollm2.recipe import Recipe
 
 DOCUMENTS_HELD_OUT_ONE_IN = 20
@@ -94,10 +94,10 @@ CHAT_TEMPERATURE = 0.8
 
 def documents(folder: Path) -> tuple[list[str], list[str]]:
     """Train and held-out files of Django's documentation (reStructuredText); held out by SHA-1 of the path."""
-    archive = source.fetch(source.DJANGO, folder)
+    archive = archives.fetch(archives.DJANGO, folder)
     train: list[str] = []
     held_out: list[str] = []
-    for path, text in source.text_members(archive, "docs", ".txt"):
+    for path, text in archives.text_members(archive, "docs", ".txt"):
         key = int.from_bytes(hashlib.sha1(path.encode()).digest()[:8], "big")
         (held_out if key % DOCUMENTS_HELD_OUT_ONE_IN == 0 else train).append(text)
     return train, held_out
@@ -115,7 +115,7 @@ def document_sequences(texts: list[str], tokenizer: PreTrainedTokenizerBase, cou
         ids += [end, *tokenizer(text)["input_ids"]]
         if len(ids) >= count * length:
             return torch.tensor(ids[: count * length]).view(count, length)
-    raise source.SourceError(f"the text gives {len(ids)} tokens of {count * length}: choose fewer")
+    raise archives.SourceError(f"the text gives {len(ids)} tokens of {count * length}: choose fewer")
 
 
 def questions(seed: int) -> list[str]:
@@ -165,7 +165,7 @@ def chat_sequences(
         ids: list[int] = []
         while len(ids) < wanted * length:
             if not asked:
-                raise source.SourceError(
+                raise archives.SourceError(
                     f"{len(QUESTIONS) * len(TOPICS)} questions do not give {wanted * length} tokens"
                 )
             batch, asked = asked[:CHAT_BATCH], asked[CHAT_BATCH:]

@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from workloads.smollm2 import routers
+
 
 @dataclass
 class DenseFFN:
@@ -58,7 +60,7 @@ def partition(activations: Tensor, shards: int, generator: torch.Generator) -> T
     if shards == 1:
         return torch.arange(count)[None]
     profile = F.normalize(activations.abs().float().T, dim=1)  # [I, T]
-    centres = profile[torch.randperm(count, generator=generator)[:shards]]
+    centres = routers.spread_out(profile, shards, generator)
     for _ in range(8):
         likeness = profile @ centres.T  # [I, shards]
         members = _fill(likeness, count // shards)
