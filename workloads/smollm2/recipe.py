@@ -30,7 +30,7 @@ class Recipe:
     regrown: float = 0.1
     router_margin: float = 1.0
     shard_spread: float = 0.0
-    train_tokens: int = 49_152
+    train_tokens: int = 32_768
     chat_share: float = 0.2
     held_out_tokens: int = 12_288
     sequence_length: int = 512
