@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -93,18 +93,20 @@ class Setting:
 
 @dataclass(frozen=True)
 class Request:
-    """One batch: ids and mask are long [B, S], padded on the left; exactly ``new_tokens`` per row, greedy.
+    """One batch: ids and mask are long [B, S], padded on the left; greedy, exactly ``lengths[b]`` tokens for row b.
 
+    ``new_tokens`` is the longest of them; where ``output_tokens`` is None, every row is asked for as many.
     ``on_prefill_done`` must be called once, as soon as the first token of every row is known.
 
     Raises:
-        ValueError: shapes that do not fit, an empty row, padding on the right, ``new_tokens`` below 1.
+        ValueError: shapes that do not fit, an empty row, padding on the right, a row asked for less than 1 token.
     """
 
     input_ids: torch.Tensor
     attention_mask: torch.Tensor
     new_tokens: int
     on_prefill_done: Callable[[], None]
+    output_tokens: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         ids, mask = self.input_ids, self.attention_mask
@@ -114,6 +116,20 @@ class Request:
             raise ValueError("every row needs a token and its padding on the left: use padding_side='left'")
         if self.new_tokens < 1:
             raise ValueError(f"new_tokens is {self.new_tokens}: ask for 1 or more")
+        if len(self.lengths) != len(ids) or min(self.lengths) < 1 or max(self.lengths) != self.new_tokens:
+            raise ValueError(
+                f"output_tokens {list(self.lengths)} do not fit {len(ids)} rows of at most {self.new_tokens} tokens: "
+                "give each row 1 or more, the longest exactly new_tokens"
+            )
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """New tokens asked for, by row."""
+        return self.output_tokens or (self.new_tokens,) * len(self.input_ids)
+
+    def cut(self, new_ids: torch.Tensor) -> list[torch.Tensor]:
+        """Each row's own tokens of ``new_ids`` (long [B, new_tokens]), for systems that end all rows together."""
+        return [row[:length] for row, length in zip(new_ids, self.lengths, strict=True)]
 
 
 @dataclass
@@ -150,10 +166,14 @@ class Counters:
 
 @dataclass
 class Generation:
-    """``new_ids`` is long [B, new_tokens], the prompt left out."""
+    """``new_ids`` holds each row's new tokens, the prompt left out: long [B, new_tokens], or one tensor per row."""
 
-    new_ids: torch.Tensor
+    new_ids: torch.Tensor | Sequence[torch.Tensor]
     counters: Counters = field(default_factory=Counters)
+
+    def rows(self) -> list[list[int]]:
+        """The new tokens of each row."""
+        return [row.tolist() for row in self.new_ids]
 
 
 class System(Protocol):

@@ -53,7 +53,7 @@ class _EngineSystem:
         output = self._engine.generate(
             request.input_ids,
             request.attention_mask,
-            max_new_tokens=request.new_tokens,
+            max_new_tokens=request.lengths,
             eos_token_id=None,
             on_first_token=request.on_prefill_done,
         )
@@ -61,7 +61,7 @@ class _EngineSystem:
         assert output.stats is not None
         counters = _counters(output.stats)
         counters.affinity_table_bytes = affinity.table_bytes(self._engine.store)
-        return Generation(output.sequences[:, request.input_ids.shape[1] :], counters)
+        return Generation(request.cut(output.sequences[:, request.input_ids.shape[1] :]), counters)
 
     def close(self) -> None:
         if self._engine is not None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, StoppingCriteria, StoppingCriteriaList
 
 from baselines.contract import Counters, Generation, NotSupported, Request, Setting
 from specmoe.checkpoint import Checkpoint, build_shell
@@ -31,8 +31,23 @@ class _FirstToken:
         pass
 
 
+class _OwnLengths(StoppingCriteria):
+    """Ends each row at its own number of new tokens."""
+
+    eos_token_id = None  # transformers feeds ended rows padding only where a criterion has this attribute
+
+    def __init__(self, request: Request, device: torch.device) -> None:
+        self._ends = request.input_ids.shape[1] + torch.tensor(request.lengths, device=device)
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
+        return self._ends <= input_ids.shape[1]  # bool [B]
+
+
 def greedy(model: Any, request: Request) -> Generation:
-    """``transformers``' own greedy loop, never stopping early."""
+    """``transformers``' own greedy loop; rows end at their own length, as those do that meet a stop token.
+
+    An ended row stays in the batch until the last one ends, and is fed padding: that is what transformers does.
+    """
     sequences = model.generate(
         input_ids=request.input_ids.to(model.device),
         attention_mask=request.attention_mask.to(model.device),
@@ -41,9 +56,10 @@ def greedy(model: Any, request: Request) -> Generation:
         eos_token_id=None,
         pad_token_id=0,
         streamer=_FirstToken(request.on_prefill_done),
+        stopping_criteria=StoppingCriteriaList([_OwnLengths(request, model.device)]),
     )
     new_ids = sequences[:, request.input_ids.shape[1] :].cpu()
-    return Generation(new_ids, Counters(decode_steps=request.new_tokens - 1, tokens_per_step=1.0))
+    return Generation(request.cut(new_ids), Counters(decode_steps=request.new_tokens - 1, tokens_per_step=1.0))
 
 
 def shell_without_experts(setting: Setting, device: torch.device) -> PreTrainedModel:

@@ -51,10 +51,10 @@ class _Context:
             raise RuntimeError(f"llama.cpp made no context for {rows} rows of {width} tokens: lower the batch size")
         self._batch = lib.llama_batch_init(self.capacity, 0, 1)
 
-    def step(self, tokens: Sequence[Sequence[int]], starts: Sequence[int]) -> list[int]:
-        """Feed each row's tokens at its position; returns each row's most likely next token."""
+    def step(self, rows: Sequence[int], tokens: Sequence[Sequence[int]], starts: Sequence[int]) -> list[int]:
+        """Feed tokens to some rows, each at its position; returns the most likely next token of each."""
         batch, place, last = self._batch, 0, []
-        for row, (ids, start) in enumerate(zip(tokens, starts, strict=True)):
+        for row, ids, start in zip(rows, tokens, starts, strict=True):
             for offset, token in enumerate(ids):
                 batch.token[place], batch.pos[place] = token, start + offset
                 batch.n_seq_id[place], batch.seq_id[place][0] = 1, row
@@ -122,14 +122,18 @@ class LlamaCppSystem:
         ]
         context = _Context(self._lib, self._model, request, self._setting, self._ubatch)
         try:
-            new = [context.step(prompts, [0] * len(prompts))]
+            new = [[token] for token in context.step(range(len(prompts)), prompts, [0] * len(prompts))]
             request.on_prefill_done()
-            for done in range(request.new_tokens - 1):
-                new.append(context.step([[token] for token in new[-1]], [len(p) + done for p in prompts]))
+            while going := [row for row, length in enumerate(request.lengths) if len(new[row]) < length]:
+                places = [len(prompts[row]) + len(new[row]) - 1 for row in going]
+                for row, token in zip(
+                    going, context.step(going, [new[row][-1:] for row in going], places), strict=True
+                ):
+                    new[row].append(token)
         finally:
             context.close()
         counters = Counters(decode_steps=request.new_tokens - 1, tokens_per_step=1.0)
-        return Generation(torch.tensor(new).T.contiguous(), counters)
+        return Generation([torch.tensor(row) for row in new], counters)
 
     def close(self) -> None:
         if self._model is not None:

@@ -178,5 +178,5 @@ def relative_speeds(records: Sequence[Record], reference: str) -> dict[str, list
 
 def _place(cell: Cell) -> tuple[object, ...]:
     """What two cells must have in common for a ratio between them to mean something."""
-    names = ("model", "dtype", "batch_size", "new_tokens", "prompt_offset", "threads", "disk_read_limit_bytes_s")
+    names = ("model", "dtype", "batch_size", "requests", "threads", "disk_read_limit_bytes_s")
     return tuple(getattr(cell, name) for name in names)

@@ -61,7 +61,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--debug", action="store_true", help="show tracebacks of expected errors")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    listed = commands.add_parser("list", help="systems, models and presets")
+    listed = commands.add_parser("list", help="systems, models, workloads and presets")
     listing.add_arguments(listed)
     listed.set_defaults(handler=_list)
 

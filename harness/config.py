@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
+from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 
 from baselines import contract
 from harness import overrides
 from harness.record import Cell
 from specmoe.sizes import parse_bytes
+from workloads.requests import Fixed, Length
 
 Bytes = int | str
 
@@ -62,6 +63,8 @@ class Experiment(BaseModel):
     reads, to emulate a slower disk; such results are of kind ``emulated``.  A failed or timed-out cell is tried
     again ``retries`` times; every failure keeps its record.
     Bounds that hold everything (card ``limited=False``) run without it, and their record says so.
+    ``prompts`` is anything ``workloads.prompts.load`` takes; ``prompt_tokens`` and ``new_tokens`` (or
+    ``output_tokens``, which is the same) are lengths as in ``workloads.requests``, drawn with ``request_seed``.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -72,7 +75,9 @@ class Experiment(BaseModel):
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     systems: list[SystemEntry] = Field(min_length=1)
     batch_sizes: list[int] = Field(min_length=1)
-    new_tokens: Swept[Annotated[int, Field(ge=2)]] = Field(default=[32])
+    new_tokens: Swept[Length] = Field(default=[Fixed(32)], validation_alias=AliasChoices("new_tokens", "output_tokens"))
+    prompt_tokens: Swept[Length | None] = Field(default=[None])
+    request_seed: int = 0
     expert_budget: Swept[Bytes] = Field(default=["25%"])
     process_overhead: Bytes | None = "900MB"
     rounds: int = Field(default=3, ge=1)
@@ -81,7 +86,7 @@ class Experiment(BaseModel):
     threads: Swept[Annotated[int, Field(ge=1)]] = Field(default=[2])
     prompt_offset: Swept[Annotated[int, Field(ge=0)]] = Field(default=[0])
     disk_read_limit: Swept[Bytes | None] = Field(default=[None])
-    prompts: str | None = None
+    prompts: Swept[str | None] = Field(default=[None])
     timeout_s: float = Field(default=600, gt=0, allow_inf_nan=False)
     retries: int = Field(default=0, ge=0, le=10)
     seed: int = 0
@@ -92,6 +97,13 @@ class Experiment(BaseModel):
         if any(size < 1 for size in sizes):
             raise ValueError("batch sizes must be 1 or more")
         return sizes
+
+    @field_validator("new_tokens")
+    @classmethod
+    def _decoded(cls, lengths: list[Length]) -> list[Length]:
+        if any(length.lowest < 2 for length in lengths):
+            raise ValueError("the first token of a row comes from the prefill: ask for 2 or more")
+        return lengths
 
 
 class PlannedCell(BaseModel):
@@ -118,9 +130,11 @@ def plan(experiment: Experiment, slot_bytes: int, total_slots: int) -> list[Plan
         limit = max([*common, *own]) + overhead
     throttles = [None if v is None else _bytes(v, None, "disk_read_limit") for v in experiment.disk_read_limit]
     planned = []
-    for batch, tokens, offset, threads, throttle, entry in itertools.product(
+    for batch, tokens, prompts, prompt_tokens, offset, threads, throttle, entry in itertools.product(
         experiment.batch_sizes,
         experiment.new_tokens,
+        experiment.prompts,
+        experiment.prompt_tokens,
         experiment.prompt_offset,
         experiment.threads,
         throttles,
@@ -134,7 +148,11 @@ def plan(experiment: Experiment, slot_bytes: int, total_slots: int) -> list[Plan
                 model=experiment.model,
                 dtype=experiment.dtype,
                 batch_size=batch,
-                new_tokens=tokens,
+                new_tokens=tokens.highest,
+                output_tokens=None if isinstance(tokens, Fixed) else tokens,
+                prompts=prompts,
+                prompt_tokens=prompt_tokens,
+                request_seed=experiment.request_seed,
                 prompt_offset=offset,
                 expert_budget_bytes=budget,
                 process_limit_bytes=limit,

@@ -29,6 +29,7 @@ from specmoe.store import INDEX
 from workloads import models
 
 SMALL, LARGE = "embedded", "embedded-x8"
+RAGGED = {"distribution": "uniform", "low": 2, "high": 14}
 SLACK_BYTES = 64 << 20
 BYTES_TOLERANCE = 0.1
 WORKER_TIMEOUT_S = 300
@@ -88,7 +89,7 @@ def _run_all(name: str, options: dict[str, Any], work: Path, evidence: Evidence)
         return
     folders = [models.path(SMALL), models.store_path(SMALL, "float32"), _scratch(name)]
     before = leaks.listing(folders)
-    evidence.records["ragged"] = _run(name, options, work, SMALL, batch=5, budget="50%")
+    evidence.records["ragged"] = _run(name, options, work, SMALL, batch=5, budget="50%", new_tokens=RAGGED)
     evidence.leftovers += [f"file {path}" for path in leaks.listing(folders).keys() - before.keys()]
     evidence.records["large"] = _run(name, options, work, LARGE, batch=3, budget="25%")
     evidence.large_expert_bytes = sum(leaks.listing([models.store_path(LARGE, "float32")]).values())
@@ -100,7 +101,9 @@ def _run_all(name: str, options: dict[str, Any], work: Path, evidence: Evidence)
         evidence.refusals["an expert budget of one byte"] = _refusal(name, options, work, models.path(SMALL), 1)
 
 
-def _run(name: str, options: dict[str, Any], work: Path, model: str, batch: int, budget: str) -> Record:
+def _run(
+    name: str, options: dict[str, Any], work: Path, model: str, batch: int, budget: str, new_tokens: Any = 10
+) -> Record:
     """One cell through the runner, as a benchmark would."""
     experiment = {
         "name": "conformance",
@@ -108,7 +111,7 @@ def _run(name: str, options: dict[str, Any], work: Path, model: str, batch: int,
         "systems": [{"system": name, "options": options}],
         "batch_sizes": [batch],
         "expert_budget": budget,
-        "new_tokens": 10,
+        "new_tokens": new_tokens,
         "rounds": 1,
         "warmup_tokens": 2,
         "repetitions": 2,
@@ -220,9 +223,21 @@ def _equal_tokens(which: str) -> Callable[[Evidence], str]:
         if not evidence.card.lossless:
             raise _Skip(f"the card says lossy; fidelity {fidelity}")
         assert fidelity == 1.0, f"fidelity {fidelity} against transformers' greedy tokens in float32: 1.0 is asked"
-        return f"{record.cell.batch_size} x {record.cell.new_tokens} tokens equal transformers' in float32"
+        tokens = record.repetitions[0].new_tokens
+        return f"{tokens} tokens of {record.cell.batch_size} rows equal transformers' in float32"
 
     return check
+
+
+def _rows_end_at_their_own_length(evidence: Evidence) -> str:
+    """The worker refuses an answer with a row that is too long or too short; here is what was asked for."""
+    record = _finished(evidence, "ragged")
+    asked = record.cell.shape.output_lengths(record.cell.batch_size)
+    for repetition in record.repetitions:
+        given = repetition.new_tokens_by_row
+        assert given == asked, f"rows came back with {given} tokens, {asked} were asked for"
+        assert repetition.new_tokens == sum(asked), f"{repetition.new_tokens} tokens counted, {sum(asked)} asked for"
+    return f"rows of {', '.join(map(str, asked))} tokens"
 
 
 def _budget_is_kept(evidence: Evidence) -> str:
@@ -289,6 +304,7 @@ def _mb(nbytes: int | None) -> str:
 CHECKS: dict[str, Callable[[Evidence], str]] = {
     "equal-tokens": _equal_tokens("one row"),
     "equal-tokens-ragged-batch": _equal_tokens("ragged"),
+    "ragged-output-lengths": _rows_end_at_their_own_length,
     "equal-tokens-tight-memory": _equal_tokens("large"),
     "budget-kept": _budget_is_kept,
     "bytes-agree-with-kernel": _bytes_agree,

@@ -92,7 +92,7 @@ def both_revisions(then: list[Record], revision: str, out: Path, max_rounds: int
     """
     if revision.startswith("-"):
         raise RunError(f"{revision!r} is no revision: name a branch, a tag or a commit")
-    payload = config_of(then)
+    payload = _for_another_folder(config_of(then))
     here = Path(__file__).resolve().parent.parent
     with tempfile.TemporaryDirectory(prefix="specmoe-bench-revision-") as folder:
         there = Path(folder) / "code"
@@ -109,21 +109,31 @@ def both_revisions(then: list[Record], revision: str, out: Path, max_rounds: int
 
 
 def config_of(records: list[Record]) -> dict[str, Any]:
-    """The one configuration a baseline was recorded with.
+    """The one configuration a baseline was recorded with, less what is as by default.
 
     Raises:
         RecordError: none, or several.
+        ConfigError: this release cannot run it.
     """
     known = {json.dumps({**r.config, "rounds": 0}, sort_keys=True) for r in records if r.config}
     if len(known) != 1:
         raise RecordError(
             f"the baseline holds {len(known)} configurations, one is needed: give a results.jsonl of one experiment"
         )
-    payload: dict[str, Any] = json.loads(known.pop())
-    for name in ("model", "prompts"):  # the other revision runs in another folder
-        if payload.get(name) and Path(payload[name]).exists():
-            payload[name] = str(Path(payload[name]).resolve())
-    return payload
+    experiment = validate(json.loads(known.pop()) | {"rounds": 1}, "the baseline")
+    return experiment.model_dump(mode="json", exclude_defaults=True)  # fields that an older revision may not know
+
+
+def _for_another_folder(payload: dict[str, Any]) -> dict[str, Any]:
+    """The configuration with its files named from the root."""
+
+    def resolved(name: str | None) -> str | None:
+        return str(Path(name).resolve()) if name and Path(name).exists() else name
+
+    files: dict[str, Any] = {"model": resolved(payload["model"])}
+    if "prompts" in payload:
+        files["prompts"] = [resolved(name) for name in payload["prompts"]]
+    return payload | files
 
 
 def _one_round(code: Path, payload: dict[str, Any], number: int, out: Path) -> list[Record]:

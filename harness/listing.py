@@ -1,8 +1,9 @@
-"""``specmoe-bench list``: systems, models and presets, one section each."""
+"""``specmoe-bench list``: systems, models, workloads and presets, one section each."""
 
 from __future__ import annotations
 
 import argparse
+import statistics
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -62,6 +63,31 @@ def models() -> list[str]:
     ]
 
 
+def workloads() -> list[str]:
+    """Each prompt set with its size, median length and origin; then the other ways to name one."""
+    from tokenizers import Tokenizer
+
+    from workloads import prompts
+    from workloads.models import path
+    from workloads.rendering import whole_text
+
+    tokenizer = Tokenizer.from_file(str(path("embedded") / "tokenizer.json"))
+    lines = [f"{'':20} {'prompts':>8} {'median tokens':>14}"]
+    for name, described in prompts.catalogue().items():
+        loaded = prompts.load(name)
+        texts = [whole_text(prompt) for prompt in loaded]
+        tokens = statistics.median(len(encoded.ids) for encoded in tokenizer.encode_batch(texts))
+        kinds = ", ".join(dict.fromkeys(prompt.category for prompt in loaded))
+        lines.append(f"{name:20} {len(loaded):8} {tokens:14.0f}  {described.title}")
+        lines.append(f"{'':20}   {kinds}; {described.language}; {described.source}; {described.licence}")
+    return [
+        *lines,
+        f"{'FILE.jsonl':20} prompts of your own, or Spec-Bench's questions (docs/workloads.md)",
+        f"{'hf:NAME':20} any datasets name as hf:NAME[:CONFIG]:SPLIT:FIELD; cnn_dailymail and wmt14 need no more",
+        "median tokens: by the embedded model's tokenizer, which knows Python better than prose",
+    ]
+
+
 def presets() -> list[str]:
     """Each preset with what it runs."""
     from harness.config import presets as load
@@ -69,7 +95,12 @@ def presets() -> list[str]:
     return [f"{name:22} {e.title}: {e.model}, batch {e.batch_sizes}" for name, e in load().items()]
 
 
-SECTIONS: dict[str, Callable[[], list[str]]] = {"systems": systems, "models": models, "presets": presets}
+SECTIONS: dict[str, Callable[[], list[str]]] = {
+    "systems": systems,
+    "models": models,
+    "workloads": workloads,
+    "presets": presets,
+}
 
 
 def _figures(spec: ModelSpec) -> str:

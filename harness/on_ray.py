@@ -86,7 +86,7 @@ def _groups(units: list[Unit]) -> list[deque[Unit]]:
     def key(unit: Unit) -> tuple[Any, ...]:
         cell = unit.planned.cell
         throttle = cell.disk_read_limit_bytes_s or 0
-        return unit.round, cell.batch_size, cell.new_tokens, cell.prompt_offset, cell.threads, throttle
+        return unit.round, cell.batch_size, cell.requests, cell.threads, throttle
 
     return [deque(group) for _, group in groupby(sorted(units, key=key), key)]
 

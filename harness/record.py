@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from reports.lines import read_lines, seal
 from reports.migrate import SCHEMA
+from workloads.requests import Fixed, Length, RequestShape
 
 Kind = Literal["measured", "emulated", "oracle", "projected"]
 Status = Literal["ok", "failed", "timeout", "not_supported"]
@@ -50,6 +51,28 @@ class Cell(_Strict):
     repetitions: int = Field(default=1, ge=1)
     disk_read_limit_bytes_s: int | None = Field(default=None, gt=0)
     """Kernel throttle on reads from disk, to emulate a slower one."""
+    prompts: str | None = None
+    """The prompt set: a name, a file, or ``hf:...``; None is the set that the model is measured on."""
+    prompt_tokens: Length | None = None
+    """Length of prompts: a number of tokens or a distribution; None is as long as they are."""
+    output_tokens: Length | None = None
+    """Distribution of output lengths, of which ``new_tokens`` is the longest; None is ``new_tokens`` for every row."""
+    request_seed: int = 0
+    """Of the lengths drawn from distributions."""
+
+    @property
+    def shape(self) -> RequestShape:
+        """Lengths of the rows."""
+        return RequestShape(
+            prompt_tokens=self.prompt_tokens,
+            output_tokens=self.output_tokens or Fixed(self.new_tokens),
+            seed=self.request_seed,
+        )
+
+    @property
+    def requests(self) -> str:
+        """Equal for cells that are asked for the same: their prompts and lengths."""
+        return json.dumps([self.prompts, self.prompt_offset, self.batch_size, self.shape.model_dump(mode="json")])
 
     @property
     def cell_id(self) -> str:
@@ -60,7 +83,7 @@ class Cell(_Strict):
         return hashlib.sha256(canonical.encode()).hexdigest()[:12]
 
 
-_ADDED_TO_CELL = ("disk_read_limit_bytes_s",)
+_ADDED_TO_CELL = ("disk_read_limit_bytes_s", "prompts", "prompt_tokens", "output_tokens", "request_seed")
 
 
 class Limit(_Strict):
@@ -130,6 +153,7 @@ class Repetition(_Strict):
     decode_s: float
     prompt_tokens: int
     new_tokens: int
+    """Of all rows: what each row was asked for, no more."""
     decode_steps: int
     tokens_per_step: float | None = None
     prefill_link_bytes: int | None = None
@@ -153,6 +177,8 @@ class Repetition(_Strict):
     """All layers' tables of expert distances, 16 bits an entry."""
     cycles: list[dict[str, Any]] = Field(default_factory=list)
     """One object per decode cycle; the fields are those of ``specmoe.stats.CycleStats``."""
+    new_tokens_by_row: list[int] | None = None
+    """Where rows were asked for different numbers."""
     fidelity: float | None = None
 
 

@@ -34,7 +34,7 @@ from harness.worker import Answer, Job
 from specmoe.affinity import table_bytes
 from specmoe.checkpoint import checkpoint_files
 from specmoe.convert import open_or_build
-from workloads import models
+from workloads import models, prompts
 
 BUILD_TIMEOUT_S = 1800.0
 
@@ -76,6 +76,8 @@ class Runner:
         store = open_or_build(self._model_path, self._store_path, getattr(torch, experiment.dtype))
         self._show(f"{store.total_bytes / 1e6:.0f} MB of experts, {table_bytes(store) / 1e3:.0f} kB of affinity tables")
         self.cells = plan(experiment, store.slot_bytes, store.total_experts)
+        for name in set(experiment.prompts):  # refused now rather than in every worker
+            prompts.load(self._prompts(name))
         self._weights = achieved.Weights.of(self._model_path, store)
         self._ceilings = ceilings.latest()
         self._environment = environment.capture() | {"seed": experiment.seed}
@@ -157,8 +159,8 @@ class Runner:
         outcome = self._work("reference", planned, None, BUILD_TIMEOUT_S)
         if outcome.answer.status != "ok":
             raise RunError(
-                f"no reference for batch {planned.cell.batch_size}: {outcome.answer.error}; "
-                "the resident model must fit this machine: choose a smaller model"
+                f"no reference for batch {planned.cell.batch_size}: {outcome.answer.error} "
+                "(the resident model must fit this machine: if it does not, choose a smaller one)"
             )
 
     def _reference_path(self, planned: PlannedCell) -> Path:
@@ -167,13 +169,15 @@ class Runner:
             str(self._model_path.resolve()),
             (self._model_path / "config.json").stat().st_mtime_ns,
             cell.dtype,
-            cell.batch_size,
-            cell.new_tokens,
-            cell.prompt_offset,
-            self.experiment.prompts,
+            cell.requests,
+            prompts.fingerprint(self._prompts(cell.prompts)),
         ]
         name = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
         return self._out / "references" / f"{name}.json"
+
+    def _prompts(self, name: str | None) -> str:
+        """The named prompt set, or the one that the model is measured on."""
+        return name or models.find(self.experiment.model).prompts
 
     def _measure(self, planned: PlannedCell, number: int, attempt: int) -> Record:
         started_at = manifest.now()
@@ -289,7 +293,8 @@ class Runner:
             batch_size=cell.batch_size,
             new_tokens=cell.new_tokens,
             prompt_offset=cell.prompt_offset,
-            prompts=self.experiment.prompts or str(models.find(self.experiment.model).prompt_file()),
+            prompts=self._prompts(cell.prompts),
+            shape=cell.shape.model_dump(mode="json"),
             expert_budget_bytes=cell.expert_budget_bytes,
             threads=cell.threads,
             warmup_tokens=cell.warmup_tokens,

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, get_args
+from types import UnionType
+from typing import Annotated, Any, Union, get_args, get_origin
 
 from pydantic import BaseModel
 
@@ -55,6 +56,10 @@ def _table(model: type[BaseModel]) -> str:
 
 
 def _type_name(annotation: Any) -> str:
+    if get_origin(annotation) is Annotated:
+        return _type_name(get_args(annotation)[0])
+    if get_origin(annotation) in (Union, UnionType):
+        return " | ".join("None" if part is type(None) else _type_name(part) for part in get_args(annotation))
     name = annotation.__name__ if isinstance(annotation, type) and not get_args(annotation) else str(annotation)
     return name.replace("typing.", "").replace("harness.record.", "")
 

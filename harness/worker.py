@@ -15,7 +15,11 @@ import time
 import traceback
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from baselines.contract import Generation, Request
+    from workloads.requests import Batch
 
 _PR_SET_PDEATHSIG = 1
 LEFT_BEHIND = "left behind after close: "
@@ -24,7 +28,11 @@ Status = Literal["ok", "failed", "timeout", "not_supported"]
 
 @dataclass
 class Job:
-    """What the parent asks for; ``action`` is ``build``, ``measure`` or ``reference``."""
+    """What the parent asks for; ``action`` is ``build``, ``measure`` or ``reference``.
+
+    ``prompts`` is a name or file that ``workloads.prompts`` knows, ``shape`` the fields of a ``RequestShape``; None
+    is the default set, and ``new_tokens`` for every row.
+    """
 
     action: str
     system: str
@@ -44,6 +52,7 @@ class Job:
     reference_path: str
     result_path: str
     process_limit_bytes: int | None = None
+    shape: dict[str, Any] | None = None
 
 
 @dataclass
@@ -117,24 +126,36 @@ def run(job: Job) -> Answer:
     return answer
 
 
-def _calibration_texts(job: Job, count: int = 32) -> tuple[str, ...]:
-    """The last prompts of the cell's set, which measured batches reach last."""
-    from workloads import prompts
-
-    return tuple(p.text for p in prompts.load(Path(job.prompts) if job.prompts else prompts.EMBEDDED)[-count:])
-
-
-def batch(job: Job) -> tuple[Any, Any]:
-    """The cell's prompts as (input_ids, attention_mask), long [B, S], padded on the left."""
+def _calibration_texts(job: Job) -> tuple[str, ...]:
+    """Prompts to profile the model with, as the model is fed them; none is ever measured."""
     from transformers import AutoTokenizer
 
     from workloads import prompts
+    from workloads.rendering import render
+
+    tokenizer = AutoTokenizer.from_pretrained(job.model_path)
+    chosen = prompts.calibration(prompts.load(job.prompts or prompts.DEFAULT))
+    rendered = [render(prompt, tokenizer) for prompt in chosen]
+    return tuple(one.body + one.end for one in rendered)
+
+
+def batch(job: Job) -> Batch:
+    """The cell's request: its prompts as ids, and how many tokens each row is asked for."""
+    from transformers import AutoTokenizer
+
+    from workloads import prompts, requests
 
     tokenizer = AutoTokenizer.from_pretrained(job.model_path, padding_side="left")
-    source = Path(job.prompts) if job.prompts else prompts.EMBEDDED
-    chosen = prompts.select(job.batch_size, job.prompt_offset, source)
-    encoded = tokenizer([p.text for p in chosen], return_tensors="pt", padding=True)
-    return encoded["input_ids"], encoded["attention_mask"]
+    chosen = prompts.measured(prompts.load(job.prompts or prompts.DEFAULT))
+    shape = requests.RequestShape.model_validate(job.shape or {"output_tokens": job.new_tokens})
+    return requests.make(chosen, tokenizer, shape, job.batch_size, job.prompt_offset, _context_tokens(job))
+
+
+def _context_tokens(job: Job) -> int | None:
+    """Positions of the model, where its configuration says so."""
+    config = json.loads((Path(job.model_path) / "config.json").read_text(encoding="utf-8"))
+    positions = config.get("text_config", config).get("max_position_embeddings")
+    return int(positions) if positions else None
 
 
 def _reference(job: Job) -> Answer:
@@ -142,12 +163,14 @@ def _reference(job: Job) -> Answer:
     import torch
     from transformers import AutoModelForCausalLM
 
-    ids, mask = batch(job)
+    asked = batch(job)
+    ids, mask, new_tokens = asked.input_ids, asked.attention_mask, max(asked.output_tokens)
     model = AutoModelForCausalLM.from_pretrained(job.model_path, dtype=getattr(torch, job.dtype))
     output = model.generate(
-        ids, attention_mask=mask, max_new_tokens=job.new_tokens, do_sample=False, eos_token_id=None, pad_token_id=0
+        ids, attention_mask=mask, max_new_tokens=new_tokens, do_sample=False, eos_token_id=None, pad_token_id=0
     )
-    tokens = output[:, ids.shape[1] :].tolist()
+    rows = output[:, ids.shape[1] :].tolist()
+    tokens = [row[:length] for row, length in zip(rows, asked.output_tokens, strict=True)]
     Path(job.reference_path).parent.mkdir(parents=True, exist_ok=True)
     partial = Path(f"{job.reference_path}.partial")
     partial.write_text(json.dumps(tokens))
@@ -158,18 +181,22 @@ def _reference(job: Job) -> Answer:
 def _measure(job: Job, system: Any, prepare_s: float) -> Answer:
     from baselines.contract import Request
 
-    ids, mask = batch(job)
+    asked = batch(job)
+    ids, mask, lengths = asked.input_ids, asked.attention_mask, asked.output_tokens
+    ragged = lengths if len(set(lengths)) > 1 else None
     reference = json.loads(Path(job.reference_path).read_text())
     answer = Answer(phases_s={"prepare": prepare_s})
     if job.warmup_tokens:
         system.generate(Request(ids, mask, job.warmup_tokens, lambda: None))
     for _ in range(job.repetitions):
         marks = [_Mark.now()]
-        generation = system.generate(Request(ids, mask, job.new_tokens, lambda: marks.append(_Mark.now())))  # noqa: B023
+        request = Request(ids, mask, max(lengths), lambda: marks.append(_Mark.now()), ragged)  # noqa: B023
+        generation = system.generate(request)
         marks.append(_Mark.now())
         if len(marks) != 3:
             raise RuntimeError(f"{job.system} reported its first token {len(marks) - 2} times: exactly once is asked")
-        repetition = _repetition(job, marks, generation, int(mask.sum()), reference)
+        _check_lengths(generation, request)
+        repetition = _repetition(marks, generation, request, reference)
         answer.repetitions.append(repetition | _oracle_times(system.card, generation.counters))
         answer.phases_s |= generation.counters.phases_s
         answer.peak_expert_bytes = generation.counters.peak_expert_bytes
@@ -190,16 +217,31 @@ class _Mark:
         return cls(time.perf_counter(), kernel_read_bytes())
 
 
-def _repetition(job: Job, marks: list[_Mark], generation: Any, prompt_tokens: int, reference: Any) -> dict[str, Any]:
-    counters = generation.counters
+def _check_lengths(generation: Generation, request: Request) -> None:
+    """Every row has what it was asked for: no rate counts other tokens.
+
+    Raises:
+        RuntimeError: naming the first row that has not.
+    """
+    given = [len(row) for row in generation.rows()]
+    if len(given) != len(request.lengths):
+        raise RuntimeError(f"{len(given)} rows came back, {len(request.lengths)} were asked for")
+    for row, (length, asked) in enumerate(zip(given, request.lengths, strict=True)):
+        if length != asked:
+            raise RuntimeError(f"row {row} came back with {length} tokens, {asked} were asked for")
+
+
+def _repetition(marks: list[_Mark], generation: Generation, request: Request, reference: Any) -> dict[str, Any]:
+    counters, tokens = generation.counters, generation.rows()
     start, first, end = marks
     drafted, accepted = counters.drafted_by_position, counters.accepted_by_position
     return {
         "prefill_s": first.seconds - start.seconds,
         "decode_s": end.seconds - first.seconds,
-        "prompt_tokens": prompt_tokens,
-        "new_tokens": int(generation.new_ids.numel()),
-        "decode_steps": counters.decode_steps or job.new_tokens - 1,
+        "prompt_tokens": int(request.attention_mask.sum()),
+        "new_tokens": sum(map(len, tokens)),
+        "new_tokens_by_row": list(request.lengths) if request.output_tokens else None,
+        "decode_steps": counters.decode_steps or request.new_tokens - 1,
         "tokens_per_step": counters.tokens_per_step,
         "prefill_link_bytes": counters.prefill_link_bytes,
         "decode_link_bytes": counters.decode_link_bytes,
@@ -220,7 +262,7 @@ def _repetition(job: Job, marks: list[_Mark], generation: Any, prompt_tokens: in
         "phases_s": counters.phases_s,
         "affinity_table_bytes": counters.affinity_table_bytes,
         "cycles": counters.cycles,
-        "fidelity": fidelity(generation.new_ids.tolist(), reference),
+        "fidelity": fidelity(tokens, reference),
     }
 
 

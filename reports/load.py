@@ -47,7 +47,9 @@ _CELL = (
     "process_limit_bytes",
     "threads",
     "disk_read_limit_bytes_s",
+    "prompts",
 )
+_REQUEST = ("prompts", "prompt_tokens", "output_tokens", "request_seed")
 _HOST = ("cpu", "cores", "gpu")
 _IDENTITY = ["run_id", "cell_id", "kind", "round"]
 
@@ -94,6 +96,8 @@ def workload_names(frame: pd.DataFrame) -> dict[str, str]:
             "model": first["model"].astype(str),
             "dtype": first["dtype"].astype(str),
             "length": first["new_tokens"].map(lambda n: f"{n} new tokens"),
+            "set": first["prompts"].map(lambda name: f"{name or 'default'} prompts"),
+            "lengths": first["lengths"],
             "prompts": first["prompt_offset"].map(lambda n: f"prompts from {n or 0}"),
             "limit": first["process_limit_bytes"].map(
                 lambda n: "no limit" if pd.isna(n) else f"limit {n / 1e9:.4g} GB"
@@ -156,8 +160,29 @@ def _row(path: Path, number: int, record: dict[str, Any]) -> dict[str, Any]:
     row["host"] = ", ".join(f"{value} cores" if name == "cores" else str(value) for name, value in host)
     same = ("model", "dtype", "new_tokens", "prompt_offset", "process_limit_bytes", "threads")
     throttle = cell.get("disk_read_limit_bytes_s")
-    row["workload"] = json.dumps([row["host"], *(cell.get(name) for name in same), *([throttle] if throttle else [])])
+    asked = {name: cell[name] for name in _REQUEST if cell.get(name)}
+    row["lengths"] = _lengths(cell)
+    row["workload"] = json.dumps(
+        [
+            row["host"],
+            *(cell.get(name) for name in same),
+            *([throttle] if throttle else []),
+            *([asked] if asked else []),
+        ]
+    )
     return row
+
+
+def _lengths(cell: dict[str, Any]) -> str:
+    """Prompt and output lengths in words."""
+    prompt, output = cell.get("prompt_tokens"), cell.get("output_tokens")
+    return f"prompts {_length(prompt) or 'as they are'}, outputs {_length(output) or 'all alike'}"
+
+
+def _length(length: Any) -> str:
+    if isinstance(length, dict):
+        return " ".join(f"{value:g}" if name != "distribution" else str(value) for name, value in length.items())
+    return f"of {length} tokens" if length else ""
 
 
 def _titles(frame: pd.DataFrame) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -122,7 +122,7 @@ class SpecMoE:
         input_ids: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
         *,
-        max_new_tokens: int | None = None,
+        max_new_tokens: int | Sequence[int] | None = None,
         max_length: int | None = None,
         eos_token_id: int | list[int] | type[_FromConfig] | None = _FromConfig,
         pad_token_id: int | None = None,
@@ -140,7 +140,8 @@ class SpecMoE:
         Args:
             input_ids: long [B, S], padded on the left.
             attention_mask: [B, S], 0 on padding; default all ones.
-            max_new_tokens: tokens per row, at most; default 20, or what ``max_length`` leaves.
+            max_new_tokens: tokens per row, at most: one number, or one per row; default 20, or what ``max_length``
+                leaves.
             max_length: longest row, its padded prompt included; as in transformers, ``max_new_tokens`` wins.
             eos_token_id: stop tokens; default from the generation config, None for none.
             pad_token_id: fills rows that stopped early; default from the generation config, else a stop token.
@@ -177,8 +178,8 @@ class SpecMoE:
         padded = torch.tensor([tokens + [pad] * (width - len(tokens)) for tokens in new])
         return GenerateOutput(torch.cat([input_ids, padded.to(input_ids)], dim=1), run.stats)
 
-    def _run(self, prompts: list[torch.Tensor], room: int, sampler: Greedy | Sampling, timeline: Timeline) -> Run:
-        longest = max(len(p) for p in prompts) + room + self.options.gamma + 1
+    def _run(self, prompts: list[torch.Tensor], room: list[int], sampler: Greedy | Sampling, timeline: Timeline) -> Run:
+        longest = max(len(p) + new for p, new in zip(prompts, room, strict=True)) + self.options.gamma + 1
         cache = RaggedCache(self.model.config.get_text_config(), len(prompts), longest, self.model.device)
         stats = GenerationStats(prompt_tokens=sum(len(p) for p in prompts))
         stats.drafted_by_position = [0] * self.options.gamma
@@ -187,12 +188,12 @@ class SpecMoE:
         return Run(self.model, self._runtime, self.link, cache, sampler, stats, timeline)
 
     def _prefill(
-        self, run: Run, prompts: list[torch.Tensor], room: int, stop: frozenset[int], on_tokens: OnTokens | None
+        self, run: Run, prompts: list[torch.Tensor], room: list[int], stop: frozenset[int], on_tokens: OnTokens | None
     ) -> Rows:
         """Run the prompts; the rows that result hold their first token."""
         with _Phase(self, run.stats.prefill):
             first = prefill(run, prompts)
-        left = torch.tensor([1 if token in stop else room for token in first.tolist()], device=first.device)
+        left = torch.tensor([1 if t in stop else r for t, r in zip(first.tolist(), room, strict=True)]).to(first)
         index = torch.arange(len(prompts), device=first.device)
         rows = Rows(first, left - 1, index, [p.tolist() for p in prompts], stop, on_tokens)
         for row, token in enumerate(first.tolist()):
@@ -277,7 +278,9 @@ def parse_budget(budget: int | str | None, store: ExpertStore) -> int:
     return everything if budget is None else parse_bytes(budget, everything, "expert budget")
 
 
-def _room(input_ids: torch.Tensor, mask: torch.Tensor, max_new_tokens: int | None, max_length: int | None) -> int:
+def _room(
+    input_ids: torch.Tensor, mask: torch.Tensor, max_new_tokens: int | Sequence[int] | None, max_length: int | None
+) -> list[int]:
     """Check the inputs; returns how many tokens each row may gain."""
     if input_ids.ndim != 2 or input_ids.shape != mask.shape:
         raise ValueError(
@@ -287,10 +290,15 @@ def _room(input_ids: torch.Tensor, mask: torch.Tensor, max_new_tokens: int | Non
         raise ValueError("a row of attention_mask is all zeros: every row needs a token")
     if bool((mask[:, 1:] < mask[:, :-1]).any()):
         raise ValueError("attention_mask has padding on the right: pad prompts on the left")
+    rows, limit = len(input_ids), f"max_new_tokens is {max_new_tokens}"
     if max_new_tokens is None and max_length is not None:
-        room, limit = max_length - input_ids.shape[1], f"max_length is {max_length}"
+        room, limit = [max_length - input_ids.shape[1]] * rows, f"max_length is {max_length}"
+    elif max_new_tokens is None or isinstance(max_new_tokens, int):
+        room = [20 if max_new_tokens is None else max_new_tokens] * rows
     else:
-        room, limit = 20 if max_new_tokens is None else max_new_tokens, f"max_new_tokens is {max_new_tokens}"
-    if room < 1:
+        room = list(max_new_tokens)
+    if len(room) != rows:
+        raise ValueError(f"{limit}, for {rows} rows: give one number, or one per row")
+    if min(room, default=1) < 1:
         raise ValueError(f"{limit}, which leaves no room: ask for at least 1 new token")
     return room

@@ -14,6 +14,7 @@ import yaml
 
 from harness import cli, evidence
 from harness.check import EXIT_CODES, Evidence, gate, judge
+from harness.config import validate
 from harness.record import Cell, Limit, Metrics, Record, ResultFile
 from harness.runner import RunError
 
@@ -216,3 +217,12 @@ def test_two_revisions_are_run_in_turns(tmp_path: Path, cache: Path) -> None:
     assert "was" not in str(judgement), "deterministic figures match"
     with pytest.raises(RunError, match="name a revision"):
         next(evidence.both_revisions(then, "no-such-revision", tmp_path / "no", max_rounds=1))
+
+
+def test_a_baseline_is_run_again_without_the_fields_that_are_as_by_default() -> None:
+    """So that an older revision, which may not know them, can run it too."""
+    experiment = validate(EXPERIMENT | {"rounds": 7}, "test")
+    (one, *_) = rounds(1)
+    config = evidence.config_of([one.model_copy(update={"config": experiment.model_dump(mode="json")})])
+    assert set(config) == set(EXPERIMENT)
+    assert validate(config | {"rounds": 7}, "test") == experiment

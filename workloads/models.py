@@ -172,6 +172,7 @@ def _smollm2(name: str) -> ModelSpec:
         source=f"{SMOLLM2.package} {SMOLLM2.version} on PyPI",
         licence=SMOLLM2.licence,
         constructed=True,
+        prompts="questions",
         revision=smollm2_recipes.revision(name),
         builder=build,
     )

@@ -104,7 +104,7 @@ class ExampleReload:
                 request.on_prefill_done()
         counters = Counters(decode_steps=request.new_tokens - 1, tokens_per_step=1.0)
         counters.peak_expert_bytes, counters.phases_s = self._layer_bytes, {"read": self._read_s}
-        return Generation(torch.cat(new, dim=1), counters)
+        return Generation(request.cut(torch.cat(new, dim=1)), counters)
 
     def close(self) -> None:
         self._model = None

@@ -1,0 +1,138 @@
+"""Prompts from any ``datasets`` name: ``hf:NAME[:CONFIG]:SPLIT:FIELD``, exported once to JSON lines.
+
+``FIELD`` may lead into nested values (``translation.en``); one that holds messages becomes messages.  ``hf:NAME``
+alone is enough for the data sets in ``KNOWN``.  ``NAME`` may be a folder made by ``save_to_disk``.
+
+The work is done by a process of its own (``workloads.prompt_hub_export``), so that the library is never loaded by
+what is measured.  What the local cache holds is taken from there without asking the network; only then the hub is
+asked, if it answers at all and ``HF_HUB_OFFLINE`` does not forbid it.  Exports are kept in the cache folder: remove
+one there to have it made anew.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from workloads.prompts import HUB
+
+ROWS = 1024
+"""Rows exported at most: four times the largest batch."""
+NOT_CACHED, UNREACHABLE, NO_SUCH = 3, 4, 5
+"""Exit codes of ``workloads.prompt_hub_export``."""
+_FORM = "write hf:NAME:SPLIT:FIELD or hf:NAME:CONFIG:SPLIT:FIELD, such as hf:cnn_dailymail:3.0.0:test:article"
+
+
+@dataclass(frozen=True)
+class Source:
+    """Which field of which rows; ``instruction`` has a place for the text, None leaves the text as it is."""
+
+    name: str
+    config: str | None
+    split: str
+    field: str
+    category: str = "general"
+    instruction: str | None = None
+
+
+_CNN = Source(
+    "abisee/cnn_dailymail",
+    "3.0.0",
+    "test",
+    "article",
+    "summarisation",
+    "Summarise this article in a few sentences.\n\n{text}",
+)
+_WMT = Source(
+    "wmt/wmt14", "fr-en", "test", "translation.en", "translation", "Translate this sentence into French.\n\n{text}"
+)
+KNOWN = {"cnn_dailymail": _CNN, _CNN.name: _CNN, "wmt14": _WMT, _WMT.name: _WMT}
+"""Data sets of the paper, which need no more than their name; their texts come with an instruction."""
+
+
+def parse(name: str) -> Source:
+    """Take ``hf:...`` apart.
+
+    Raises:
+        ValueError: too few or too many parts, or a bare name that is not known.
+    """
+    parts = name.removeprefix(HUB).split(":")
+    if not all(parts) or len(parts) not in (1, 3, 4):
+        raise ValueError(f"{name!r} names no prompts: {_FORM}")
+    if len(parts) == 1:
+        if parts[0] not in KNOWN:
+            raise ValueError(f"{name!r} does not say which split and field: {_FORM}")
+        return KNOWN[parts[0]]
+    repository = KNOWN[parts[0]].name if parts[0] in KNOWN else parts[0]
+    return Source(repository, parts[1] if len(parts) == 4 else None, parts[-2], parts[-1])
+
+
+def exported(name: str) -> Path:
+    """The JSON lines of a ``hf:`` name, made on first use.
+
+    Raises:
+        ValueError: the library is missing, the data is neither cached nor to be had, or split or field do not exist.
+    """
+    from workloads.models import cache_dir
+
+    source = parse(name)
+    saved = [(file.name, file.stat().st_mtime_ns) for file in sorted(Path(source.name).glob("**/*"))]
+    digest = hashlib.sha256(repr((source, ROWS, saved)).encode()).hexdigest()[:12]
+    out = cache_dir() / "prompts" / f"{source.name.strip('/').replace('/', '--')[-60:]}-{digest}.jsonl"
+    if out.exists():
+        return out
+    if importlib.util.find_spec("datasets") is None:
+        raise ValueError(f"{name} needs the datasets library: pip install 'specmoe-bench[datasets]'")
+    code, said = _export(source, out, offline=True)
+    if code == NOT_CACHED and _told_offline() is None:
+        code, said = _export(source, out, offline=False)
+    if code:
+        raise ValueError(_why(name, code, said))
+    return out
+
+
+def _export(source: Source, out: Path, offline: bool) -> tuple[int, str]:
+    """Run the export; returns its exit code and the last thing it said."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    arguments = [source.name, source.config or "", source.split, source.field, source.category]
+    command = [
+        sys.executable,
+        "-m",
+        "workloads.prompt_hub_export",
+        *arguments,
+        source.instruction or "",
+        str(ROWS),
+        str(out),
+    ]
+    given = {"HF_HUB_OFFLINE": "1" if offline else "0", "HF_DATASETS_OFFLINE": "1" if offline else "0"}
+    package = str(Path(__file__).resolve().parent.parent)
+    path = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
+    environment = {**os.environ, **given, "PYTHONPATH": path, "HF_DATASETS_DISABLE_PROGRESS_BARS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    said = done.stderr.strip().splitlines()
+    return done.returncode, said[-1] if said else "no message"
+
+
+def _told_offline() -> str | None:
+    """The variable that forbids to ask the hub."""
+    return next((name for name in _OFFLINE if os.environ.get(name, "").upper() in ("1", "ON", "YES", "TRUE")), None)
+
+
+_OFFLINE = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE")
+
+
+def _why(name: str, code: int, said: str) -> str:
+    if code == NOT_CACHED:
+        told = _told_offline()
+        return f"{name} is not in the local cache and {told} forbids to fetch it: unset {told}, or fetch it beforehand"
+    if code == UNREACHABLE:
+        return (
+            f"{name} is not in the local cache and the hub does not answer ({said}): connect this machine, copy the "
+            "Hugging Face cache of one that has it, or name a folder made by save_to_disk (hf:FOLDER:SPLIT:FIELD)"
+        )
+    return f"{name}: {said}" if code == NO_SUCH else f"{name} cannot be loaded: {said}"
