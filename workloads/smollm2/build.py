@@ -27,6 +27,7 @@ from workloads.smollm2.upcycle import DenseFFN
 Progress = Callable[[str], None]
 
 SOURCE_FOLDER = "smollm2-source"
+RECIPE_FILE = "recipe.json"
 STREAMS_EVERY = 3  # layers; a killed build recomputes at most so many, without training
 NEEDED_BYTES = 4 << 30
 
@@ -71,6 +72,8 @@ def build_from(
         progress(f"{recipe.name}: losses, card")
         _finish(recipe, given, flow, work)
         work.folder.rename(folder)
+        for leftover in [*folder.glob("layer-*.json"), *folder.glob("streams.*"), folder / RECIPE_FILE]:
+            leftover.unlink()
     return folder
 
 
@@ -115,7 +118,7 @@ def _layer(recipe: Recipe, given: Material, work: Work, layer: int, task: Task, 
 
 
 def _finish(recipe: Recipe, given: Material, flow: Streams, work: Work) -> None:
-    """The rest of the checkpoint, its card and log; the build's own files go."""
+    """The rest of the checkpoint, its card and log."""
     losses = card.measure_losses(given, flow)
     work.save_rest(given.model)
     moe_config(given.model.config, recipe).save_pretrained(work.folder)
@@ -124,8 +127,6 @@ def _finish(recipe: Recipe, given: Material, flow: Streams, work: Work) -> None:
         if (source / name).exists():
             shutil.copy(source / name, work.folder / name)
     card.write(recipe, given, losses, work)
-    for file in [*work.folder.glob("layer-*.json"), *work.folder.glob("streams.*"), work.folder / "recipe.json"]:
-        file.unlink()
 
 
 def moe_config(dense: LlamaConfig, recipe: Recipe) -> MixtralConfig:
@@ -157,7 +158,7 @@ def _held(work: Work, recipe: Recipe) -> Iterator[None]:
         except BlockingIOError:
             raise BuildError(f"another build of {recipe.name} is at work in {work.folder}: wait for it") from None
         facts = json.dumps(asdict(recipe))
-        kept = work.folder / "recipe.json"
+        kept = work.folder / RECIPE_FILE
         if work.folder.exists() and not (kept.exists() and kept.read_text() == facts):
             shutil.rmtree(work.folder)
         work.folder.mkdir(exist_ok=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,11 +37,18 @@ def load_dense(folder: Path) -> LlamaForCausalLM:
 
 
 def material(recipe: Recipe, folder: Path) -> Material:
-    """Fetch, read and sample what is not in ``folder`` yet.
+    """Fetch, read and sample what is not in ``folder`` yet; builds at the same time wait for each other here.
 
     Raises:
         SourceError: see ``workloads.smollm2.source``.
     """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        return _material(recipe, folder)
+
+
+def _material(recipe: Recipe, folder: Path) -> Material:
     dense = source.dense(folder)
     model = load_dense(dense)
     kept = (

@@ -135,11 +135,12 @@ def chats(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase, asked: li
         for question in asked
     ]
     end = tokenizer.convert_tokens_to_ids("<|im_end|>")
-    torch.manual_seed(seed)
     batch = tokenizer(prompts, return_tensors="pt", padding=True)
-    out = model.generate(
-        **batch, max_new_tokens=CHAT_NEW_TOKENS, do_sample=True, temperature=CHAT_TEMPERATURE, top_k=50
-    )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        out = model.generate(
+            **batch, max_new_tokens=CHAT_NEW_TOKENS, do_sample=True, temperature=CHAT_TEMPERATURE, top_k=50
+        )
     conversations = []
     for row, mask in zip(out, batch["attention_mask"], strict=True):
         answer = row[len(mask) :].tolist()
