@@ -65,6 +65,13 @@ def _parser() -> argparse.ArgumentParser:
     listing.add_arguments(listed)
     listed.set_defaults(handler=_list)
 
+    models = commands.add_parser("models", help="build a model into the cache").add_subparsers(
+        required=True, metavar="ACTION"
+    )
+    build = models.add_parser("build", help="make a model that takes longer than a moment; goes on after a kill")
+    build.add_argument("model", metavar="NAME", help="see list models")
+    build.set_defaults(handler=_build_model)
+
     doctor = commands.add_parser("doctor", help="what this machine can enforce and measure")
     doctor.set_defaults(handler=_doctor)
 
@@ -142,6 +149,14 @@ def _parser() -> argparse.ArgumentParser:
 
 def _list(args: argparse.Namespace) -> int:
     listing.run(args)
+    return 0
+
+
+def _build_model(args: argparse.Namespace) -> int:
+    from workloads import models
+
+    folder = models.find(args.model).build(lambda line: print(line, file=sys.stderr))
+    print(folder)
     return 0
 
 

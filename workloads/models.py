@@ -10,6 +10,8 @@ from pathlib import Path
 
 from workloads import hub, inflate
 from workloads.model_card import ModelCard
+from workloads.smollm2 import recipe as smollm2_recipes
+from workloads.smollm2.archives import SMOLLM2
 
 Progress = Callable[[str], None]
 """Called with one line of text whenever a build has something to tell."""
@@ -88,7 +90,10 @@ def cache_dir() -> Path:
 
 def catalogue() -> list[ModelSpec]:
     """Every model that has a name of its own; each also exists as NAME-xF (see ``find``)."""
-    return [_committed(name, folder, summary) for name, (folder, summary) in _COMMITTED.items()]
+    return [
+        *(_committed(name, folder, summary) for name, (folder, summary) in _COMMITTED.items()),
+        *(_smollm2(name) for name in smollm2_recipes.RECIPES),
+    ]
 
 
 def find(name: str) -> ModelSpec:
@@ -149,6 +154,26 @@ def _committed(name: str, folder: Path, summary: str) -> ModelSpec:
         prompts=name,
         at=folder,
         revision=card.weights_sha256[:8],
+    )
+
+
+def _smollm2(name: str) -> ModelSpec:
+    """A model upcycled from SmolLM2, built by command."""
+
+    def build(folder: Path, progress: Progress) -> None:
+        from workloads.smollm2.build import build as build_smollm2
+
+        build_smollm2(name, folder, progress)
+
+    return ModelSpec(
+        name,
+        smollm2_recipes.summary(name),
+        source=f"{SMOLLM2.package} {SMOLLM2.version} on PyPI",
+        licence=SMOLLM2.licence,
+        constructed=True,
+        prompts="questions",
+        revision=smollm2_recipes.revision(name),
+        builder=build,
     )
 
 

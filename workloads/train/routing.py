@@ -24,10 +24,11 @@ def measure_skew(
         chosen = [layer.topk(top_k, dim=-1).indices.view(len(rows), length, top_k) for layer in logits]
         picks = [torch.cat(pair) for pair in zip(picks, chosen, strict=True)] if picks else chosen
     layers = [layer for layer, block in enumerate(model.model.layers) if hasattr(block.mlp, "experts")]
-    return [_describe(layer, pick, model.config.num_experts) for layer, pick in zip(layers, picks, strict=True)]
+    return [describe(layer, pick, model.config.num_experts) for layer, pick in zip(layers, picks, strict=True)]
 
 
-def _describe(layer: int, picks: torch.Tensor, experts: int) -> LayerSkew:
+def describe(layer: int, picks: torch.Tensor, experts: int) -> LayerSkew:
+    """The skew of one layer's ``picks`` [sequences, length, K] among ``experts``."""
     counts = np.sort(torch.bincount(picks.flatten(), minlength=experts).numpy())[::-1].astype(float)
     ascending = counts[::-1]
     ranks = np.arange(1, experts + 1)

@@ -32,11 +32,12 @@ class _GroupedLinear(torch.autograd.Function):
         return out
 
     @staticmethod
-    def backward(ctx: Any, *grad_outputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None]:
+    def backward(ctx: Any, *grad_outputs: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor, None]:
         x, weight = ctx.saved_tensors
         counts = ctx.counts
         (grad_out,) = grad_outputs
         grad_out = grad_out.contiguous()
+        wanted = ctx.needs_input_grad[0]  # not where a layer is trained alone
         grad_x = torch.empty_like(x)
         grad_weight = torch.empty_like(weight)
         groups = zip(
@@ -49,11 +50,12 @@ class _GroupedLinear(torch.autograd.Function):
         )
         for rows, grad_rows, grad_in, matrix, grad_matrix in groups:
             if rows.shape[0]:
-                torch.mm(grad_rows, matrix, out=grad_in)
+                if wanted:
+                    torch.mm(grad_rows, matrix, out=grad_in)
                 torch.mm(grad_rows.t(), rows, out=grad_matrix)
             else:
                 grad_matrix.zero_()
-        return grad_x, grad_weight, None
+        return grad_x if wanted else None, grad_weight, None
 
 
 def sorted_experts_forward(

@@ -1,0 +1,70 @@
+"""What the two constructed models are: shapes, tokens and learning rates.  Everything a build depends on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+
+from workloads.smollm2.archives import DJANGO, SMOLLM2
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a dense feed-forward block becomes experts.
+
+    ``clusters``: groups of FFN inputs, each with experts of its own.
+    ``shards``: experts per cluster; the dense neurons are partitioned among them, so ``clusters * shards`` experts
+    of width ``intermediate / shards``.
+    ``regrown``: share of an expert's neurons, those least used on its cluster's inputs, that start anew.
+    ``router_margin``: median gap between the two best clusters' router logits over the inputs.
+    ``shard_spread``: standard deviation of the logits' difference between shards of one cluster (``shards`` > 1).
+    ``train_tokens``: tokens of each layer's distillation, in sequences of ``sequence_length``; ``chat_share`` of them
+    are chats, and so many of the ``held_out_tokens``.
+    """
+
+    name: str
+    clusters: int
+    shards: int
+    experts_per_token: int
+    regrown: float = 0.1
+    router_margin: float = 1.0
+    shard_spread: float = 0.0
+    train_tokens: int = 32_768
+    chat_share: float = 0.2
+    held_out_tokens: int = 12_288
+    sequence_length: int = 512
+    step_tokens: int = 1024
+    learning_rate: float = 1.5e-3
+    router_learning_rate: float = 2e-3
+    seed: int = 4
+
+    @property
+    def experts(self) -> int:
+        return self.clusters * self.shards
+
+    def sequences(self, tokens: int) -> tuple[int, int]:
+        """How many sequences of documents and of chats make up so many tokens."""
+        chats = round(tokens * self.chat_share / self.sequence_length)
+        return tokens // self.sequence_length - chats, chats
+
+
+RECIPES = {
+    recipe.name: recipe
+    for recipe in (
+        Recipe("smollm2-moe", clusters=8, shards=1, experts_per_token=2),
+        Recipe("smollm2-moe-fine", clusters=8, shards=4, experts_per_token=8, shard_spread=0.05),
+    )
+}
+
+
+def revision(name: str) -> str:
+    """Eight digits that change with the recipe and the packages it reads."""
+    facts = json.dumps([asdict(RECIPES[name]), asdict(SMOLLM2), asdict(DJANGO)])
+    return hashlib.sha256(facts.encode()).hexdigest()[:8]
+
+
+def summary(name: str) -> str:
+    """One line that says what the model is and that it was constructed."""
+    recipe = RECIPES[name]
+    return f"constructed from SmolLM2-135M-Instruct: {recipe.experts} experts top-{recipe.experts_per_token}, upcycled"
