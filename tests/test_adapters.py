@@ -304,6 +304,7 @@ LIES = {
         "mask, new, cache = request.attention_mask,",
         "mask, new, cache = torch.ones_like(request.attention_mask),",
     ),
+    "ragged-output-lengths": ("Generation(request.cut(torch.cat(new, dim=1)), ", "Generation(torch.cat(new, dim=1), "),
     "budget-kept": ("parameter.data = torch.empty(0, dtype=parameter.dtype)", "parameter.data = parameter.data"),
     "bytes-agree-with-kernel": (
         "counters.peak_expert_bytes,",
