@@ -197,8 +197,8 @@ def _validation_table(checked: Document) -> Table:
     note = (
         f"Calibrated on {checked['calibrated_on']}. Measured values are medians over rounds. Median absolute error of "
         f"the {checked['held_out_cells']} held-out cells: {checked['median_absolute_error']:.1%}; "
-        f"{checked['median_absolute_error_own_link']:.1%} when each cell is projected with the link rate it had itself, "
-        "since the disk's rate changed between sessions."
+        f"{checked['median_absolute_error_own_link']:.1%} when each cell is projected with the link rate that it had "
+        "itself, since the disk's rate changed between sessions."
     )
     return Table("projection-validation", "Predicted against measured on this machine", head, rows, note)
 

@@ -8,6 +8,7 @@ latency is fitted to their waits, each cell at its own rate.  Nothing else is lo
 from __future__ import annotations
 
 import statistics
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -45,6 +46,33 @@ class Observation:
     replayed: Replayed
 
 
+@dataclass(frozen=True)
+class Work:
+    """Compute of one kind of passes, counted: passes by (tokens, rows), expert calls by tokens."""
+
+    passes: Counter[tuple[int, int]]
+    experts: Counter[int]
+
+    @classmethod
+    def of(cls, replayed: Replayed, phase: str) -> Work:
+        """What the passes of a phase compute, whatever they wait for."""
+        chosen = [p for p in replayed.passes if p.source.phase == phase]
+        visits = [v for p in chosen for v in p.visits]
+        return cls(
+            Counter((p.source.positions, int(p.source.valid.any(1).sum())) for p in chosen),
+            Counter(n for v in visits for part in (v.hits, v.misses) for n in part.values()),
+        )
+
+    def compute_s(self, cost: Cost) -> float:
+        """As the timeline would have it on a link that nothing waits for."""
+        layers = range(len(cost.model.dense_params))
+        passes = sum(
+            n * (cost.head_s(tokens) + sum(cost.layer_s(layer, tokens, rows) for layer in layers))
+            for (tokens, rows), n in self.passes.items()
+        )
+        return passes + sum(n * cost.expert_s(tokens) for tokens, n in self.experts.items())
+
+
 def fit(model: ModelSizes, observations: Sequence[Observation]) -> Hardware:
     """This machine, by the calibration subset.
 
@@ -58,16 +86,15 @@ def fit(model: ModelSizes, observations: Sequence[Observation]) -> Hardware:
     link_gb_s = statistics.median(present)
     cycle_s = statistics.median(o.measured.other_s / _cycles(o) for o in observations)
 
+    done = [(o.measured, Work.of(o.replayed, "verify"), Work.of(o.replayed, "draft")) for o in observations]
+
     def residuals(logs: np.ndarray) -> np.ndarray:
-        machine = _machine(
-            tuple(float(v) for v in np.exp(logs)), 1e9, cycle_s
-        )  # a link so fast that nothing waits: compute alone
+        cost = Cost(_machine(tuple(float(v) for v in np.exp(logs)), link_gb_s, cycle_s), model)
         found = []
-        for one in observations:
-            timed = Timeline(Cost(machine, model), "pipelined").run(one.replayed)
-            found.append(np.log(timed.verify_s / one.measured.compute_s))
-            if one.measured.options.drafts_with_experts:
-                found.append(np.log(timed.draft_s / one.measured.draft_s))
+        for measured, verified, drafted in done:
+            found.append(np.log(verified.compute_s(cost) / measured.compute_s))
+            if measured.options.drafts_with_experts:
+                found.append(np.log(drafted.compute_s(cost) / measured.draft_s))
         return np.array(found)
 
     solution = least_squares(residuals, np.log(_START), loss="soft_l1", f_scale=0.1)

@@ -32,6 +32,7 @@ def _inputs(routing: Routing, origins: dict[str, tuple[Origin, str]]) -> tuple[I
         "acceptance": (routing.acceptance, "probability"),
         "gamma": (routing.gamma, "tokens"),
         "draft experts": (routing.draft_experts, "experts"),
+        "substitute acceptance": (routing.substitute_acceptance, "probability"),
         "caching share": (routing.caching_share, "share"),
         "context": (routing.context, "tokens"),
     }
@@ -39,6 +40,7 @@ def _inputs(routing: Routing, origins: dict[str, tuple[Origin, str]]) -> tuple[I
         "repeat": ("assumed", _CHANCE),
         "correlation": ("assumed", _CHANCE),
         "caching share": ("paper", "10 % of the experts of each block"),
+        "substitute acceptance": ("assumed", "not used: N is not varied for this model"),
     }
     known = defaults | origins
     return tuple(Input(name, value, unit, *known[name]) for name, (value, unit) in values.items())
@@ -47,11 +49,14 @@ def _inputs(routing: Routing, origins: dict[str, tuple[Origin, str]]) -> tuple[I
 def nllb() -> ModelInputs:
     """NLLB-MoE: skew, acceptance, gamma and N are the paper's."""
     gamma, tokens = paper.model("nllb-moe").gamma, paper.figure("n-sweep.4.tokens").value
-    skew = Skew("gini", paper.model("nllb-moe").skewness)
-    routing = Routing(skew, 0.0, 0.0, acceptance_for(tokens, gamma), gamma, 4, context=64)
+    skew, at_random = Skew("gini", paper.model("nllb-moe").skewness), paper.figure("selection.random.tokens").value
+    routing = Routing(
+        skew, 0.0, 0.0, acceptance_for(tokens, gamma), gamma, 4, acceptance_for(at_random, gamma), context=64
+    )
     origins: dict[str, tuple[Origin, str]] = {
         "skew": ("paper", _PAPER_SKEW),
         "acceptance": ("paper", f"gives T(10) = {tokens}"),
+        "substitute acceptance": ("paper", f"gives T(10) = {at_random}, of pinned experts chosen at random"),
         "gamma": ("paper", ""),
         "draft experts": ("paper", ""),
         "context": ("assumed", "sentences"),

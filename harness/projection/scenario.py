@@ -6,12 +6,15 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Literal
 
+import torch
+
 from harness.projection.cost import Cost
 from harness.projection.hardware import Hardware
 from harness.projection.models import ModelSizes
 from harness.projection.timeline import Overlap, Timed, Timeline
 from harness.replay import Replayed, replay
 from specmoe import SpecOptions
+from specmoe.options import Selection
 from specmoe.placement import TopFraction
 from workloads.traces import Trace
 from workloads.traces.synthetic import Recipe, Skew, make
@@ -31,8 +34,9 @@ OVERLAP: dict[System, Overlap] = {
 class Routing:
     """What a model's routing and acceptance are taken to be: one set per model, for every row of the table.
 
-    ``acceptance`` is the chance that a drafted token is accepted once those before it are; ``context`` the mean
-    number of tokens in a row's KV cache.
+    ``acceptance`` is the chance that a drafted token is accepted once those before it are, with this N;
+    ``substitute_acceptance`` that chance where pinned experts are chosen at random, so that nearly every pick has
+    another expert stand in; ``context`` the mean number of tokens in a row's KV cache.
     """
 
     skew: Skew
@@ -41,7 +45,9 @@ class Routing:
     acceptance: float
     gamma: int
     draft_experts: int
+    substitute_acceptance: float = 0.0
     caching_share: float = 0.1
+    selection: Selection = "hot-temporal"
     prompt_tokens: int = 16
     context: int = 64
     seed: int = 0
@@ -68,14 +74,18 @@ def replayed(system: System, model: ModelSizes, routing: Routing, batch: int) ->
     kept, placement = 0, None
     if speculative:
         kept = routing.draft_experts
-        options = SpecOptions(gamma=routing.gamma, draft_experts=kept, placement="on-demand")
+        options = SpecOptions(
+            gamma=routing.gamma, draft_experts=kept, placement="on-demand", selection=routing.selection
+        )
     else:
         options = SpecOptions(gamma=0, placement="on-demand")
     if system == "caching":
         kept = max(1, int(routing.caching_share * model.experts))
         placement = TopFraction(list(model.geometry.experts), kept)
     slots = layers * kept + model.experts  # whatever a block moves has room beside what stays
-    return replay(trace(model, routing, batch, speculative), options, slots * model.expert_bytes, placement=placement)
+    made = trace(model, routing, batch, speculative)
+    counts = use(made) if options.selection == "hot-global" else None
+    return replay(made, options, slots * model.expert_bytes, counts, placement)
 
 
 @lru_cache(maxsize=64)
@@ -94,6 +104,16 @@ def trace(model: ModelSizes, routing: Routing, batch: int, speculative: bool) ->
         cycles=routing.cycles(batch) if speculative else routing.steps(batch),
     )
     return make(model.geometry, recipe)
+
+
+def use(made: Trace) -> list[torch.Tensor]:
+    """How often target passes picked each expert, [E] per layer."""
+    return [
+        torch.stack(
+            [torch.bincount(p.picks[layer][p.valid].flatten(), minlength=experts).float() for p in made.target_passes]
+        ).sum(0)
+        for layer, experts in enumerate(made.geometry.experts)
+    ]
 
 
 def acceptance_for(tokens_per_step: float, gamma: int) -> float:
@@ -122,11 +142,17 @@ def coverage(model: ModelSizes, routing: Routing, batch: int) -> float:
 
 
 def with_draft_experts(model: ModelSizes, routing: Routing, batch: int, draft_experts: int) -> Routing:
-    """The same routing with another N: what is not covered costs acceptance, in proportion as at the N given.
+    """The same routing with another N: acceptance on the line over coverage through the routing's two points.
 
-    acceptance(N) = 1 - m * (1 - coverage(N)), with m from the routing's own N.
+    One point is its own N, the other the random choice (``substitute_acceptance``), which covers N / E of picks.
     """
-    misses = 1 - coverage(model, routing, batch)
-    penalty = (1 - routing.acceptance) / misses if misses else 0.0
+    at_random = draft_experts_share(model, routing)
+    gained = (routing.acceptance - routing.substitute_acceptance) / (coverage(model, routing, batch) - at_random)
     other = replace(routing, draft_experts=draft_experts)
-    return replace(other, acceptance=max(0.0, 1 - penalty * (1 - coverage(model, other, batch))))
+    expected = routing.substitute_acceptance + gained * (coverage(model, other, batch) - at_random)
+    return replace(other, acceptance=min(1.0, max(0.0, expected)))
+
+
+def draft_experts_share(model: ModelSizes, routing: Routing) -> float:
+    """What pinned experts cover when they are chosen at random."""
+    return routing.draft_experts / model.experts
