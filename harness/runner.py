@@ -62,7 +62,9 @@ class Runner:
         out: Path,
         show: Callable[[str], None] = print,
         executor: Executor | None = None,
+        command: str | None = None,
     ) -> None:
+        """``command`` is what a user would type for this run; every record carries it."""
         import torch
 
         self.experiment = experiment
@@ -78,7 +80,9 @@ class Runner:
         self.cells = plan(experiment, store.slot_bytes, store.total_experts)
         self._weights = achieved.Weights.of(self._model_path, store)
         self._ceilings = ceilings.latest()
-        self._environment = environment.capture() | {"seed": experiment.seed}
+        self._environment = (
+            environment.capture() | {"seed": experiment.seed} | ({"command": command} if command else {})
+        )
         self._built: dict[str, Answer] = {}
         config = experiment.model_dump_json()
         self._run_id = f"{experiment.name}-{hashlib.sha256(config.encode()).hexdigest()[:8]}"
