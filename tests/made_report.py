@@ -27,11 +27,8 @@ def _config(name: str, title: str, systems: list[dict[str, Any]]) -> dict[str, A
     return {"name": name, "title": title, "systems": systems}
 
 
-def comparison(
-    model: str = "embedded-x32", throttle: int | None = None, batches: tuple[int, ...] = (1, 4)
-) -> list[Record]:
-    """Two rounds of every system in ``SPEEDS`` and the controller; behind a throttle all but the oracle are emulated."""
-    names = [*SPEEDS, "SpecMoE controller"]
+def comparison(model: str = "embedded-x32", throttle: int | None = None, names: Sequence[str] = NAMES) -> list[Record]:
+    """Two rounds of systems at two batch sizes; behind a throttle all but the oracle are emulated."""
     config = _config(f"by-batch-{model}-{throttle}", f"Systems by batch on {model}", [{"system": n} for n in names])
     kinds: dict[str, Kind] = {"overlap": "oracle"}
     out = []
