@@ -84,4 +84,12 @@ def write(spec: Spec, data: pd.DataFrame, looks: Looks, folder: Path, suffix: st
     picture.savefig(png)
     picture.savefig(svg, metadata={"Date": None})
     plt.close(picture)
-    return Figure(spec.id, spec.title, spec.question, spec.caption, spec.alt(data), command, png, svg, csv)
+    caption = " ".join([spec.caption, *_kinds(data)])
+    return Figure(spec.id, spec.title, spec.question, caption, spec.alt(data), command, png, svg, csv)
+
+
+def _kinds(data: pd.DataFrame) -> list[str]:
+    """What the marks of kinds other than measured look like, if there are any."""
+    shown = set(data["kind"])
+    words = [style.KINDS[kind].words for kind in style.KINDS if kind != "measured" and kind in shown]
+    return [f"{text[0].upper()}{text[1:]}." for text in words]
