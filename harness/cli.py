@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness import generate as generation
+from harness import project_command, trace_command
 
 if TYPE_CHECKING:
     from harness.record import Record
@@ -135,6 +136,14 @@ def _parser() -> argparse.ArgumentParser:
     generate = commands.add_parser("generate", help="continue a text with SpecMoE")
     generation.add_arguments(generate)
     generate.set_defaults(handler=_generate)
+
+    trace = commands.add_parser("trace", help="routing and acceptance traces: record, make, show, replay")
+    trace_command.add_arguments(trace)
+    trace.set_defaults(handler=trace_command.run)
+
+    project = commands.add_parser("project", help="project the paper's table to its machine, with both validations")
+    project_command.add_arguments(project)
+    project.set_defaults(handler=project_command.run)
     return parser
 
 

@@ -40,7 +40,7 @@ def run(args: argparse.Namespace) -> None:
     from specmoe import SpecMoE, SpecOptions, Timeline
     from workloads import models
 
-    options = SpecOptions.of(gamma=args.gamma, draft_experts=args.draft_experts, **_options(args.option))
+    options = SpecOptions.of(gamma=args.gamma, draft_experts=args.draft_experts, **parse_options(args.option))
     folder = models.path(args.model)
     tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
     encoded = tokenizer(args.prompt, return_tensors="pt", padding=True)
@@ -97,7 +97,7 @@ class _Printer:
             self._shown = len(text)
 
 
-def _options(pairs: list[str]) -> dict[str, Any]:
+def parse_options(pairs: list[str]) -> dict[str, Any]:
     """``NAME=VALUE`` pairs, values read as YAML."""
     options = {}
     for pair in pairs:

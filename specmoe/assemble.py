@@ -18,7 +18,7 @@ from specmoe.experts import attach
 from specmoe.hotness import DraftSelection
 from specmoe.link import Link
 from specmoe.options import SpecOptions
-from specmoe.placement import make_placement
+from specmoe.placement import Placement, make_placement
 from specmoe.prefetch import Prefetcher
 from specmoe.residency import Residency
 from specmoe.runtime import ExpertsRuntime
@@ -33,6 +33,15 @@ class Assembly:
     runtime: ExpertsRuntime
     arena: ExpertArena
     link: Link
+    most_draft_experts: int
+
+
+@dataclass(frozen=True)
+class Policies:
+    """Placement and draft selection, and the largest N that fits."""
+
+    placement: Placement
+    selection: DraftSelection | None
     most_draft_experts: int
 
 
@@ -60,24 +69,36 @@ def assemble(
         source = WithMerged(source, open_source(merged, device, slow_tier), sizes)
     permanent = sum(len(set(s.tolist())) for s in slices or [])
     arena = ExpertArena(device, store.slot_bytes, budget_bytes, sum(sizes) + permanent)
+    chosen = make_policies(sizes, options, arena, calibration, permanent)
+    link = Link(source, store, device)
+    residency = Residency(store, arena, link, chosen.placement)
+    prefetcher = None
+    if options.prefetch == "draft" and options.drafts_with_experts:
+        prefetcher = Prefetcher(store, residency, link, int(options.prefetch_share * budget_bytes))
+    tables = _tables(store, options, calibration)
+    runtime = ExpertsRuntime(options, residency, chosen.placement, chosen.selection, tables, slices, prefetcher)
+    attach(model, expert_modules(model), runtime)
+    return Assembly(runtime, arena, link, chosen.most_draft_experts)
+
+
+def make_policies(
+    sizes: list[int], options: SpecOptions, arena: ExpertArena, calibration: Calibration | None, permanent: int = 0
+) -> Policies:
+    """Who decides over the arena's slots, for MoE layers of ``sizes`` experts; ``permanent`` slots are merged slices.
+
+    Raises:
+        BudgetError, OptionError: as ``assemble``.
+    """
     pinned = sum(min(options.draft_experts, n) for n in sizes) if options.drafts_with_experts else 0
     most = max(1, (arena.slots - permanent) // (2 * len(sizes)))
     if options.controller == "auto" and options.drafts_with_experts:  # N is the controller's, from what fits
         pinned = sum(min(options.draft_experts, most, n) for n in sizes)
     _check_budget(arena, pinned + permanent, sum(sizes) + permanent, options)
-    policy = make_placement(options.placement, sizes, arena.slots - pinned - permanent)
-    draft = _selection(sizes, options, calibration) if options.drafts_with_experts else None
-    if draft is not None and options.controller == "auto":
-        draft.resize(min(options.draft_experts, most))
-    link = Link(source, store, device)
-    residency = Residency(store, arena, link, policy)
-    prefetcher = None
-    if options.prefetch == "draft" and options.drafts_with_experts:
-        prefetcher = Prefetcher(store, residency, link, int(options.prefetch_share * budget_bytes))
-    tables = _tables(store, options, calibration)
-    runtime = ExpertsRuntime(options, residency, policy, draft, tables, slices, prefetcher)
-    attach(model, expert_modules(model), runtime)
-    return Assembly(runtime, arena, link, most)
+    placement = make_placement(options.placement, sizes, arena.slots - pinned - permanent)
+    selection = _selection(sizes, options, calibration) if options.drafts_with_experts else None
+    if selection is not None and options.controller == "auto":
+        selection.resize(min(options.draft_experts, most))
+    return Policies(placement, selection, most)
 
 
 def open_source(store: ExpertStore, device: Device, slow_tier: Literal["disk", "host"]) -> Source:

@@ -24,6 +24,7 @@ from specmoe.drafters import make_drafter
 from specmoe.link import Link
 from specmoe.options import SpecOptions
 from specmoe.ragged_cache import RaggedCache
+from specmoe.recorder import Recorder
 from specmoe.run import OnTokens, Rows, Run
 from specmoe.sampling import Greedy, Sampling
 from specmoe.sizes import parse_bytes
@@ -134,6 +135,7 @@ class SpecMoE:
         on_first_token: Callable[[], None] | None = None,
         on_tokens: OnTokens | None = None,
         timeline: Timeline | None = None,
+        recorder: Recorder | None = None,
     ) -> GenerateOutput:
         """Generate as ``transformers`` does: greedily the same tokens, sampled the same distribution.
 
@@ -150,6 +152,7 @@ class SpecMoE:
             on_first_token: called once when the prefill has given every row its first token.
             on_tokens: called with (row, new tokens) as soon as they are certain, first tokens included.
             timeline: collects what happened when.
+            recorder: is told every pass's picks and what each cycle accepted.
 
         Raises:
             ValueError: shapes that do not fit, an empty row, padding on the right, no room for a token,
@@ -162,6 +165,7 @@ class SpecMoE:
         prompts = [row[keep.bool()].to(device) for row, keep in zip(input_ids, mask, strict=True)]
         seed = self.options.seed if seed is None else seed
         sampler = Sampling(temperature, top_k, top_p, seed, device) if do_sample else Greedy()
+        self._runtime.recorder = recorder
         run = self._run(prompts, room, sampler, timeline or Timeline(enabled=False))
         rows = self._prefill(run, prompts, room, stop, on_tokens)
         if on_first_token is not None:

@@ -38,6 +38,8 @@ class ExpertsLayer:
         runtime, valid = self._runtime, self._runtime.valid
         if valid is None:
             valid = torch.ones(len(index), dtype=torch.bool, device=index.device)
+        if runtime.recorder is not None:
+            runtime.recorder.routed(self.position, runtime.mode, index, valid)
         supply: Iterable[tuple[int, Weights]]
         if runtime.mode == "draft":
             index, weights = runtime.stand_ins(self.position, Picks(index, weights, self.router_logits), valid)

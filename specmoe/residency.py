@@ -11,16 +11,29 @@ import contextlib
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import torch
 
 from specmoe.arena import ExpertArena, Key
 from specmoe.errors import BudgetError, StoreError
-from specmoe.link import Link, Transfer
+from specmoe.link import Transfer
 from specmoe.placement import Placement
 from specmoe.store import ExpertStore
 
 Weights = dict[str, torch.Tensor]
+
+
+class Mover(Protocol):
+    """What residency asks of a link; a replay without bytes answers it too."""
+
+    def submit(self, position: int, expert: int, slot: torch.Tensor, ahead: bool = False) -> Transfer: ...
+
+    def promote(self, transfer: Transfer) -> None: ...
+
+    def withdraw(self, transfer: Transfer) -> bool: ...
+
+    def wait(self, transfer: Transfer) -> None: ...
 
 
 @dataclass
@@ -43,7 +56,7 @@ class ResidencyStats:
 class Residency:
     """Arena, link and placement policy as one: ``stream`` is the only way to expert weights."""
 
-    def __init__(self, store: ExpertStore, arena: ExpertArena, link: Link, placement: Placement) -> None:
+    def __init__(self, store: ExpertStore, arena: ExpertArena, link: Mover, placement: Placement) -> None:
         self.stats = ResidencyStats()
         self.version = [0] * len(store.layers)
         """Per layer, a number that changes whenever the set of its residents does."""

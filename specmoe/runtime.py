@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
@@ -16,10 +16,10 @@ from specmoe.hotness import DraftSelection
 from specmoe.options import SpecOptions
 from specmoe.placement import Placement
 from specmoe.prefetch import Prefetcher
+from specmoe.recorder import Mode, Recorder
 from specmoe.residency import Residency
 from specmoe.substitution import Picks, SubstitutionRule, make_rule, merge_collisions
 
-Mode = Literal["target", "draft"]
 INITIAL_TAIL = 16
 """Prompt tokens per row that count for the first draft set with ``initial="prefill-tail"``."""
 
@@ -36,7 +36,7 @@ class ExpertsRuntime:
     ``mode`` and ``valid`` are set before each forward pass; ``valid`` (bool [T]) leaves padding and
     finished rows out, so that they ask for no expert.  ``counted`` (bool [T]) narrows further whose picks
     count as use; None counts all valid ones.  ``certain``: no position of the pass can be refused (a
-    prompt's).  ``observer`` sees every target pass (calibration, traces).
+    prompt's).  ``observer`` sees every target pass (calibration), ``recorder`` every pass and what came of it.
     ``refresh_s`` sums the time spent on choosing draft sets.
 
     Args:
@@ -59,6 +59,7 @@ class ExpertsRuntime:
         self.counted: torch.Tensor | None = None
         self.certain = False
         self.observer: Callable[[Any, torch.Tensor, torch.Tensor], None] | None = None
+        self.recorder: Recorder | None = None
         self.refresh_s = 0.0
         self.options = options
         self.residency = residency

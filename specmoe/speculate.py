@@ -39,6 +39,8 @@ def prefill(run: Run, prompts: list[torch.Tensor]) -> torch.Tensor:
     finally:
         run.runtime.counted, run.runtime.certain = None, False
     run.cache.commit(lengths)
+    if run.runtime.recorder is not None:
+        run.runtime.recorder.ended("prefill", torch.arange(len(prompts)), lengths - 1)
     return run.sampler.draw(logits[torch.arange(len(prompts), device=ids.device), place])[0]
 
 
@@ -52,6 +54,8 @@ def decode(run: Run, rows: Rows, drafter: Drafter, controller: Controller) -> No
         proposal = draft(run, rows, drafter, setting.lengths, cycle)
         logits = verify(run, rows, proposal, cycle)
         accepted, following = run.sampler.accept(proposal, logits)
+        if run.runtime.recorder is not None:
+            run.runtime.recorder.ended("decode", rows.index, accepted)
         _commit(run, rows, proposal, accepted, following, cycle)
         _count_link(run, cycle, link_before)
         controller.learn(cycle, rows.index, proposal.lengths, accepted)

@@ -1,0 +1,153 @@
+"""Measured cells that a trace can be replayed for: medians over rounds, and the trace each of them needs."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from baselines import contract
+from harness.record import Cell, Record, Repetition, ResultFile
+from harness.traces import RunToRecord, record
+from specmoe import SpecOptions
+from workloads.traces import Trace, TraceError, files
+
+ENGINE_SYSTEMS = ("on-demand", "caching", "specmoe")
+NEED_CALIBRATION = ("hot-global", "affinity-activation", "merged")
+
+
+@dataclass(frozen=True)
+class MeasuredCell:
+    """One cell of committed results, median over its rounds; times in seconds, of the decode phase.
+
+    ``compute_s`` are verifications less their waits, ``other_s`` acceptance and bookkeeping.
+    """
+
+    experiment: str
+    label: str
+    cell: Cell
+    options: SpecOptions
+    rounds: int
+    decode_s: float
+    decode_tok_s: float
+    decode_link_bytes: int
+    requests: int
+    hits: int
+    draft_s: float
+    compute_s: float
+    wait_s: float
+    other_s: float
+    busy_s: float
+
+    @property
+    def name(self) -> str:
+        return f"{self.experiment}: {self.label}, batch {self.cell.batch_size}"
+
+    @property
+    def link_gb_s(self) -> float | None:
+        """Rate at which bytes came while any were under way."""
+        return self.decode_link_bytes / self.busy_s / 1e9 if self.busy_s else None
+
+
+def load(results: Sequence[Path]) -> list[MeasuredCell]:
+    """All cells of the engine's systems that finished and can be replayed, in the order of the files.
+
+    Cells with prefetch, the controller or merged experts are left out: what they do depends on time or on weights.
+
+    Raises:
+        RecordError: a file is missing or holds something else.
+    """
+    found: dict[str, list[Record]] = {}
+    for path in results:
+        for entry in ResultFile(path).read():
+            if entry.status == "ok" and entry.cell.system in ENGINE_SYSTEMS and replayable(options_of(entry.cell)):
+                found.setdefault(f"{entry.config.get('name')} {entry.cell.cell_id}", []).append(entry)
+    return [_median_cell(records) for records in found.values()]
+
+
+def options_of(cell: Cell) -> SpecOptions:
+    """What the adapter of a cell's system asks of the engine."""
+    arguments: dict[str, Any] = dict(contract.create(cell.system, cell.options).arguments())  # type: ignore[attr-defined]
+    options = arguments.pop("options", None)
+    return options if options is not None else SpecOptions.of(**arguments)
+
+
+def replayable(options: SpecOptions) -> bool:
+    """Whether nothing in the options depends on time, on weights, or on a calibration."""
+    calibrated = options.selection in NEED_CALIBRATION or options.substitution in NEED_CALIBRATION
+    return options.prefetch == "none" and options.controller == "fixed" and not calibrated
+
+
+def _median_cell(records: list[Record]) -> MeasuredCell:
+    first = records[0]
+    repetitions = [r for one in records for r in one.repetitions]
+
+    def median(of: Any) -> float:
+        return float(statistics.median(of(r) for r in repetitions))
+
+    def cycles(r: Repetition, name: str) -> float:
+        return float(sum(c[name] for c in r.cycles))
+
+    decoded = first.repetitions[0].new_tokens - first.cell.batch_size
+    decode_s = median(lambda r: r.decode_s)
+    return MeasuredCell(
+        experiment=str(first.config.get("name")),
+        label=first.label,
+        cell=first.cell,
+        options=options_of(first.cell),
+        rounds=len(records),
+        decode_s=decode_s,
+        decode_tok_s=decoded / decode_s,
+        decode_link_bytes=int(median(lambda r: r.decode_link_bytes)),
+        requests=int(median(lambda r: r.expert_requests)),
+        hits=int(median(lambda r: r.expert_hits)),
+        draft_s=median(lambda r: cycles(r, "draft_s")),
+        compute_s=median(lambda r: cycles(r, "verify_s") - cycles(r, "wait_s")),
+        wait_s=median(lambda r: cycles(r, "wait_s")),
+        other_s=median(lambda r: cycles(r, "other_s")),
+        busy_s=median(lambda r: cycles(r, "busy_s")),
+    )
+
+
+def run_of(measured: MeasuredCell) -> RunToRecord:
+    """The run whose trace a cell needs: plain decoding for all that do not draft, since tokens are the same."""
+    cell, options = measured.cell, measured.options
+    chosen = _draft_options(options) if options.speculates else {"gamma": 0}
+    budget = cell.expert_budget_bytes if options.speculates else "50%"
+    if budget is None:
+        raise TraceError(f"{measured.name} has no expert budget to be recorded under")
+    return RunToRecord(
+        cell.model, cell.batch_size, cell.new_tokens, budget, chosen, cell.prompt_offset, cell.warmup_tokens
+    )
+
+
+def _draft_options(options: SpecOptions) -> dict[str, Any]:
+    """What decides over drafted tokens; placement does only where all residents draft."""
+    chosen = options.model_dump(exclude_defaults=True)
+    if options.draft_pool == "pinned":
+        chosen.pop("placement", None)
+    return chosen | {"gamma": options.gamma, "draft_experts": options.draft_experts}
+
+
+def trace_file(measured: MeasuredCell, folder: Path) -> Path:
+    """Where a cell's trace is kept: the name says the workload and a checksum of everything it depends on."""
+    run = run_of(measured)
+    facts = {k: v for k, v in vars(run).items() if k != "expert_budget" or run.options.get("draft_pool") == "resident"}
+    digest = hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:8]
+    return folder / f"{run.model}-b{run.batch_size}-t{run.new_tokens}-g{run.options['gamma']}-{digest}.parquet"
+
+
+def trace_of(measured: MeasuredCell, folder: Path, may_record: bool = False) -> Trace:
+    """A cell's trace, recorded now if it is missing and ``may_record``.
+
+    Raises:
+        TraceError: missing and not to be recorded, or damaged.
+    """
+    path = trace_file(measured, folder)
+    if not path.exists() and may_record:
+        files.write(record(run_of(measured)), path)
+    return files.read(path)

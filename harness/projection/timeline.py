@@ -1,0 +1,119 @@
+"""Event timeline of a replayed trace: one compute track, one link track.
+
+Within a layer the gate comes first, then transfers of what is missing are queued and experts are computed:
+
+* ``serial``: experts wait until all transfers of the layer are over (MoE-OnDemand as the paper has it);
+* ``pipelined``: residents are computed while others arrive, each as soon as it is there (this engine);
+* ``next-block``: the oracle MoE-Overlap: a layer's transfers begin with the previous MoE layer's compute.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from harness.projection.cost import Cost
+from harness.replay import Replayed, ReplayedPass, Visit
+
+Overlap = Literal["serial", "pipelined", "next-block"]
+
+
+@dataclass
+class Timed:
+    """Seconds of a replayed call.  ``wait_s`` is compute standing still for the link, ``busy_s`` link time."""
+
+    prefill_s: float = 0.0
+    draft_s: float = 0.0
+    verify_s: float = 0.0
+    wait_s: float = 0.0
+    busy_s: float = 0.0
+    other_s: float = 0.0
+    tokens: int = 0
+    moved_bytes: int = 0
+    row_steps: int = 0
+
+    @property
+    def decode_s(self) -> float:
+        return self.draft_s + self.verify_s + self.other_s
+
+    @property
+    def tok_s(self) -> float:
+        return self.tokens / self.decode_s
+
+    @property
+    def tokens_per_step(self) -> float:
+        return self.tokens / self.row_steps
+
+    @property
+    def bytes_per_token(self) -> float:
+        return self.moved_bytes / self.tokens
+
+
+class Timeline:
+    """Advances both tracks pass by pass; times start at zero."""
+
+    def __init__(self, cost: Cost, overlap: Overlap) -> None:
+        self._cost, self._overlap = cost, overlap
+        self._now = 0.0
+        self._link_free = 0.0
+        self._may_start = 0.0  # when the next MoE layer's transfers may begin, for the oracle
+        self.result = Timed()
+
+    def run(self, replayed: Replayed) -> Timed:
+        """Time every pass of one call; decode figures leave the prefill out."""
+        result = self.result
+        for one in replayed.passes:
+            before, phase = (self._now, result.wait_s, result.busy_s), one.source.phase
+            self._pass(one)
+            took = self._now - before[0]
+            if phase == "prefill":
+                result.prefill_s += took
+                result.wait_s, result.busy_s = before[1], before[2]
+            elif phase == "draft":
+                result.draft_s += took
+            else:
+                result.verify_s += took
+                self._end_cycle(one, replayed)
+        return result
+
+    def _end_cycle(self, one: ReplayedPass, replayed: Replayed) -> None:
+        result, rows = self.result, len(one.source.rows)
+        result.tokens += int(one.source.accepted.sum()) + rows
+        result.row_steps += rows
+        stride = replayed.geometry.stride_bytes
+        result.moved_bytes += sum(len(v.misses) * stride[i] for i, v in enumerate(one.visits))
+        result.other_s += self._cost.hardware.cycle_s.value
+        self._now += self._cost.hardware.cycle_s.value
+
+    def _pass(self, one: ReplayedPass) -> None:
+        tokens, rows = one.source.positions, int(one.source.valid.any(1).sum())
+        position = {layer: i for i, layer in enumerate(self._cost.model.moe_layers)}
+        self._may_start = self._now
+        for layer in range(len(self._cost.model.dense_params)):
+            self._now += self._cost.layer_s(layer, tokens, rows)
+            if layer in position:
+                self._experts(one.visits[position[layer]])
+        self._now += self._cost.head_s(tokens)
+
+    def _experts(self, visit: Visit) -> None:
+        """Transfers and compute of one MoE layer from now on."""
+        gate_done = self._now
+        start = max(self._link_free, self._may_start if self._overlap == "next-block" else gate_done)
+        step = self._cost.transfer_s()
+        arrivals = [start + (i + 1) * step for i in range(len(visit.misses))]
+        if arrivals:
+            self._link_free = arrivals[-1]
+            self.result.busy_s += len(arrivals) * step
+        self._may_start = gate_done  # the oracle knows the next layer's experts by now
+        if self._overlap == "serial" and arrivals:
+            self._wait_until(arrivals[-1])
+        for tokens in visit.hits.values():
+            self._now += self._cost.expert_s(tokens)
+        for tokens, arrival in zip(visit.misses.values(), arrivals, strict=True):
+            self._wait_until(arrival)
+            self._now += self._cost.expert_s(tokens)
+
+    def _wait_until(self, moment: float) -> None:
+        if moment > self._now:
+            self.result.wait_s += moment - self._now
+            self._now = moment
