@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -15,6 +16,7 @@ from harness import listing, project_command, trace_command
 
 if TYPE_CHECKING:
     from harness.record import Record
+    from harness.suite import Suite
 
 DEFAULT_OUT = Path("results")
 
@@ -75,8 +77,9 @@ def _parser() -> argparse.ArgumentParser:
     doctor = commands.add_parser("doctor", help="what this machine can enforce and measure")
     doctor.set_defaults(handler=_doctor)
 
-    run = commands.add_parser("run", help="run an experiment; continues where an earlier run stopped")
-    run.add_argument("experiment", help="preset name (see list) or YAML file")
+    run = commands.add_parser("run", help="run an experiment or suite; continues where an earlier run stopped")
+    run.add_argument("experiment", help="name of a preset or suite (see list), or a YAML file of either")
+    run.add_argument("--only", action="append", default=[], metavar="NAME", help="of a suite, this experiment alone")
     run.add_argument("--out", type=Path, help=f"result folder (default: {DEFAULT_OUT}/NAME)")
     run.add_argument("--report", action="store_true", help="write the report when done")
     run.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a field; lists are swept")
@@ -111,6 +114,13 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("results", type=Path, nargs="+", help="results.jsonl files")
     report.add_argument("--out", type=Path, help="report folder (default: beside the first file)")
     report.set_defaults(handler=_report)
+
+    compare = commands.add_parser("compare", help="two result files side by side: runs, revisions or machines")
+    compare.add_argument("first", type=Path, metavar="A", help="results.jsonl of one run")
+    compare.add_argument("second", type=Path, metavar="B", help="results.jsonl of the other")
+    compare.add_argument("--reference", default="on-demand", help="system that speeds are taken relative to")
+    compare.add_argument("--out", type=Path, help="write it as markdown, too")
+    compare.set_defaults(handler=_compare)
 
     ablation = commands.add_parser("ablation", help="the ablation page from result files, as markdown")
     ablation.add_argument("results", type=Path, nargs="+", help="results of the ablation presets")
@@ -196,25 +206,61 @@ def _export(args: argparse.Namespace) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
-    from harness import config, executors, schedule
-    from harness.runner import Runner
+    from harness import config, executors, suite
 
+    chosen = suite.find(args.experiment, args.set)
+    if chosen is not None:
+        return _run_suite(chosen.only(args.only), args)
+    if args.only:
+        raise ValueError(f"--only {args.only[0]} chooses from a suite, and {args.experiment!r} is one experiment")
     named = Path(args.experiment)
     is_file = named.suffix in (".yaml", ".yml") or named.exists()
     experiment = config.from_yaml(named, args.set) if is_file else config.preset(args.experiment, args.set)
     out = args.out or DEFAULT_OUT / experiment.name
-    runner = Runner(experiment, out, executor=executors.make(args.executor, args.address))
+    from harness.runner import Runner
+
+    executor = executors.make(args.executor, args.address)
+    runner = Runner(experiment, out, executor=executor, command=_typed(args))
     results = runner.run(args.resume)
-    records = runner.results.read() if results.exists() else []
+    failed = _tell(runner.results.read() if results.exists() else [])
+    print(f"results: {results}")
+    if args.report:
+        _write_report([results], out)
+    return 1 if failed else 0
+
+
+def _run_suite(chosen: Suite, args: argparse.Namespace) -> int:
+    from harness import executors, suite
+
+    out = args.out or DEFAULT_OUT / chosen.name
+    print(suite.announce(chosen))
+    done = suite.run(chosen, out, lambda: executors.make(args.executor, args.address), args.resume)
+    for outcome in done:
+        _tell(outcome.failed)
+        if outcome.error:
+            print(f"{outcome.name} cannot be run: {outcome.error}", file=sys.stderr)
+    results = [outcome.results for outcome in done if outcome.results]
+    if args.report and results:
+        _write_report(results, out, chosen.title)
+    return 1 if any(outcome.failed or outcome.error for outcome in done) else 0
+
+
+def _typed(args: argparse.Namespace) -> str:
+    """The command that makes these results, as a user would type it."""
+    words = ["specmoe-bench", "run", args.experiment]
+    return shlex.join([*words, *(word for assignment in args.set for word in ("--set", assignment)), "--report"])
+
+
+def _tell(records: list[Record]) -> list[Record]:
+    """Print what failed and what finished only later; returns the cells that never finished."""
+    from harness import schedule
+
     failed = schedule.unresolved(records)
     for record in schedule.recovered(records):
         print(f"{record.status}, then finished: {_told(record)}", file=sys.stderr)
     for record in failed:
         print(f"{record.status}: {_told(record)}", file=sys.stderr)
-    print(f"results: {results}")
-    if args.report:
-        _write_report([results], out)
-    return 1 if failed else 0
+    return failed
 
 
 def _told(record: Record) -> str:
@@ -226,12 +272,25 @@ def _report(args: argparse.Namespace) -> int:
     return 0
 
 
-def _write_report(results: list[Path], out: Path) -> None:
+def _write_report(results: list[Path], out: Path, title: str | None = None) -> None:
     from reports import write_report
 
-    paths = write_report(results, out)
-    print(paths.markdown.read_text())
+    paths = write_report(results, out, title)
+    print(paths.glance)
+    print(f"markdown: {paths.markdown}")
     print(f"page: {paths.page}")
+
+
+def _compare(args: argparse.Namespace) -> int:
+    from reports.compare import compare
+
+    comparison = compare(args.first, args.second, args.reference)
+    print(comparison.as_text())
+    if args.out:
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        args.out.write_text(comparison.as_markdown(), encoding="utf-8")
+        print(f"markdown: {args.out}")
+    return 0
 
 
 def _ablation(args: argparse.Namespace) -> int:

@@ -1,4 +1,4 @@
-"""``specmoe-bench list``: systems, models, workloads and presets, one section each."""
+"""``specmoe-bench list``: systems, models, workloads, presets and suites, one section each."""
 
 from __future__ import annotations
 
@@ -98,11 +98,20 @@ def presets() -> list[str]:
     return [f"{name:22} {e.title}: {e.model}, batch {e.batch_sizes}" for name, e in load().items()]
 
 
+def suites() -> list[str]:
+    """Each suite with how many experiments it holds."""
+    from harness import suite
+
+    found = [(name, suite.find(name)) for name in suite.names()]
+    return [f"{name:22} {s.title}: {len(s.experiments)} experiments" for name, s in found if s is not None]
+
+
 SECTIONS: dict[str, Callable[[], list[str]]] = {
     "systems": systems,
     "models": models,
     "workloads": workloads,
     "presets": presets,
+    "suites": suites,
 }
 
 

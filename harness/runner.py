@@ -66,7 +66,9 @@ class Runner:
         show: Callable[[str], None] = print,
         executor: Executor | None = None,
         built: dict[str, Answer] | None = None,
+        command: str | None = None,
     ) -> None:
+        """``command`` is what a user would type for this run, which every record carries; ``built`` is known to exist."""
         import torch
 
         self.experiment = experiment
@@ -84,7 +86,9 @@ class Runner:
             prompts.load(self._prompts(name))
         self._weights = achieved.Weights.of(self._model_path, store)
         self._ceilings = ceilings.latest()
-        self._environment = environment.capture() | {"seed": experiment.seed}
+        self._environment = (
+            environment.capture() | {"seed": experiment.seed} | ({"command": command} if command else {})
+        )
         self._built: dict[str, Answer] = {} if built is None else built
         config = experiment.model_dump_json()
         self._run_id = f"{experiment.name}-{hashlib.sha256(config.encode()).hexdigest()[:8]}"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from reports.load import ReportError, configured_order, load, workload_names
 
-__all__ = ["ReportError", "ReportPaths", "load", "write_report"]
+__all__ = ["ReportError", "ReportPaths", "configured_order", "load", "write_report"]
 
 
 @dataclass(frozen=True)

@@ -73,12 +73,3 @@ def _rounds(frame: pd.DataFrame, row: Any) -> pd.DataFrame:
     for name in ("workload", "kind", "title", "batch_size"):
         same &= frame[name] == row[name]
     return frame[same]
-
-
-def as_text(glance: Table) -> str:
-    """The table for a terminal, columns aligned."""
-    lines = [glance.headers, *([cell.text for cell in row] for row in glance.rows)]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(glance.headers))]
-    return "\n".join(
-        "  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip() for line in lines
-    )

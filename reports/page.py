@@ -19,7 +19,7 @@ from reports.doubts import doubts
 from reports.figures import Figure, Spec, missing
 from reports.headline import Headline, headline
 from reports.parts import Part
-from reports.tables import NONE, Table, mark_budgets, markdown, number, tables
+from reports.tables import NONE, Table, mark_budgets, markdown, number, plain, tables
 
 TEMPLATES = Path(__file__).parent / "templates"
 DEFAULT_TITLE = "Mixture-of-Experts inference under a memory limit"
@@ -111,7 +111,7 @@ def left_out(drawn: list[Figure]) -> list[Spec]:
 
 def glance_text(frame: pd.DataFrame, summary: pd.DataFrame) -> str:
     """The headline table for a terminal."""
-    return glance.as_text(glance.table(frame, summary))
+    return plain(glance.table(frame, summary))
 
 
 def _told_apart(sections: list[Section]) -> list[Section]:
@@ -226,7 +226,8 @@ def _environments(frame: pd.DataFrame) -> list[tuple[str, list[tuple[str, str]]]
     """Each distinct environment with the runs it held for, its entries as (name, text)."""
     runs: dict[str, list[str]] = {}
     for record in frame["record"]:
-        names = runs.setdefault(json.dumps(record.get("environment") or {}, sort_keys=True), [])
+        known = {key: value for key, value in (record.get("environment") or {}).items() if key != "command"}
+        names = runs.setdefault(json.dumps(known, sort_keys=True), [])
         if record["run_id"] not in names:
             names.append(record["run_id"])
     found = [(text, names) for text, names in runs.items() if text != "{}"]

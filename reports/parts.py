@@ -6,10 +6,11 @@ import importlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from reports.figures import Figure
 from reports.load import ReportError
-from reports.tables import Table
+from reports.tables import Table, TableCell
 
 
 @dataclass(frozen=True)
@@ -24,10 +25,10 @@ class Part:
 
 
 def projected(files: Sequence[Path], folder: Path) -> list[Part]:
-    """The parts that ``reports.projection`` makes of projection files (``*.json``), figures in ``folder``.
+    """The parts that projection files (``*.json``) make, figures in ``folder``.
 
     Raises:
-        ReportError: such a file was given, and this release cannot show it.
+        ReportError: such a file was given, and it is none, or this release cannot show it.
     """
     if not files:
         return []
@@ -35,5 +36,23 @@ def projected(files: Sequence[Path], folder: Path) -> list[Part]:
         projection = importlib.import_module("reports.projection")
     except ModuleNotFoundError as error:
         raise ReportError(f"{files[0]} is no result file: name files that end in .jsonl") from error
-    parts: list[Part] = [projection.part(file, folder) for file in files]
-    return parts
+    return [_part(projection.section(file, folder), place) for place, file in enumerate(files, start=1)]
+
+
+def _part(section: Any, place: int) -> Part:
+    """A projection as a part: what it falls short of becomes its last table."""
+    tables = [_table(t.title, t.note, t.head, t.rows) for t in section.tables]
+    if section.shortfalls:
+        title = "Where the projection does not reach the paper, and why"
+        tables.append(_table(title, "", ["figure of the paper", "why"], [list(pair) for pair in section.shortfalls]))
+    figures = [
+        Figure(f.name, f.title, f.title, f.caption, f.alt, "specmoe-bench project", f.png, f.svg, f.csv)
+        for f in section.figures
+    ]
+    anchor = "projection" if place == 1 else f"projection-{place}"
+    return Part(anchor, "Projected to the paper's machine", [section.summary], tables, figures)
+
+
+def _table(title: str, note: str, head: list[str], rows: list[list[str]]) -> Table:
+    cells = [[TableCell(text, text) for text in row] for row in rows]
+    return Table("projected", f"{title}. {note}" if note else title, head, cells)

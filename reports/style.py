@@ -71,9 +71,9 @@ class KindMarks:
 
 KINDS = {
     "measured": KindMarks("-", "full", "", "filled marks, solid lines: measured"),
-    "emulated": KindMarks("--", "none", "////", "hollow marks, dashed lines, stripes: emulated"),
+    "emulated": KindMarks("--", "left", "////", "marks filled on one side, dashed lines, stripes: emulated"),
     "oracle": KindMarks("-.", "bottom", "xxxx", "half-filled marks, dash-dotted lines, crosses: oracle, a bound"),
-    "projected": KindMarks(":", "right", "....", "marks filled on one side, dotted lines, dots: projected, not run"),
+    "projected": KindMarks(":", "none", "....", "hollow marks, dotted lines, dots: projected, not run"),
 }
 
 

@@ -153,6 +153,14 @@ def mark_budgets(rows: list[Row]) -> list[Row]:
     ]
 
 
+def plain(table: Table) -> str:
+    """The table for a terminal, columns aligned."""
+    lines = [table.headers, *([cell.text for cell in row] for row in table.rows)]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(table.headers))]
+    padded = [[text.ljust(width) for text, width in zip(line, widths, strict=True)] for line in lines]
+    return "\n".join("  ".join(line).rstrip() for line in padded)
+
+
 def markdown(table: Table) -> str:
     """The table in GitHub's markdown; figures are right-aligned."""
     last = len(table.headers) - 1

@@ -21,6 +21,8 @@ from transformers import (
     Qwen3MoeForCausalLM,
 )
 
+from reports import ReportPaths
+
 torch.set_num_threads(1)
 VOCAB = 97
 
@@ -131,6 +133,14 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, PreTrainedMode
     """A random Qwen3-MoE: (folder, reference model)."""
     folder = tmp_path_factory.mktemp("tiny")
     return folder, build("qwen3", folder)
+
+
+@pytest.fixture(scope="session")
+def made_report(tmp_path_factory: pytest.TempPathFactory) -> ReportPaths:
+    """A report with every figure, of made-up records."""
+    from tests import made_report
+
+    return made_report.make(tmp_path_factory.mktemp("made-report"))
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from reports.figures import across, drafting, memory, phases, speedup, sweeps, s
 from reports.figures.spec import Figure, Material, Spec
 from reports.style import Looks
 
-__all__ = ["REGISTRY", "Figure", "Material", "Spec", "draw", "looks_of", "missing"]
+__all__ = ["REGISTRY", "Figure", "Material", "Spec", "draw", "looks_of", "missing", "write"]
 
 REGISTRY: tuple[Spec, ...] = (
     *systems.SPECS[:2],
@@ -58,7 +58,7 @@ def draw(
         data = spec.data(material)
         if len(data):
             seen = looks if scope == "section" else looks_of(data)  # variants beyond the picture take no shades
-            drawn.append(_write(spec, data, seen, folder, suffix, command))
+            drawn.append(write(spec, data, seen, folder, suffix, command))
     return drawn
 
 
@@ -68,7 +68,8 @@ def missing(drawn: Sequence[Figure], specs: Sequence[Spec] = REGISTRY) -> list[S
     return [spec for spec in specs if spec.id not in known]
 
 
-def _write(spec: Spec, data: pd.DataFrame, looks: Looks, folder: Path, suffix: str, command: str) -> Figure:
+def write(spec: Spec, data: pd.DataFrame, looks: Looks, folder: Path, suffix: str, command: str) -> Figure:
+    """Write one figure of the rows it draws: CSV, PNG and SVG with one layout."""
     png, svg, csv = (folder / f"{spec.id}{suffix}.{kind}" for kind in ("png", "svg", "csv"))
     data.to_csv(csv, index=False)
     style.setup()
@@ -79,9 +80,16 @@ def _write(spec: Spec, data: pd.DataFrame, looks: Looks, folder: Path, suffix: s
     width, height = picture.get_size_inches()
     picture.set_size_inches(width, height + 0.3)  # the title's
     picture.canvas.draw()
-    picture.set_layout_engine("none")  # the same layout in every format
+    picture.set_layout_engine("none")
     picture.savefig(png)
     picture.savefig(svg, metadata={"Date": None})
     plt.close(picture)
-    alt = spec.alt(data)
-    return Figure(spec.id, spec.title, spec.question, spec.caption, alt, command, png, svg, csv)
+    caption = " ".join([spec.caption, *_kinds(data)])
+    return Figure(spec.id, spec.title, spec.question, caption, spec.alt(data), command, png, svg, csv)
+
+
+def _kinds(data: pd.DataFrame) -> list[str]:
+    """What the marks of kinds other than measured look like, if there are any."""
+    shown = set(data["kind"])
+    words = [style.KINDS[kind].words for kind in style.KINDS if kind != "measured" and kind in shown]
+    return [f"{text[0].upper()}{text[1:]}." for text in words]

@@ -66,7 +66,7 @@ def _paint_models(data: pd.DataFrame, looks: Looks) -> Any:
     for axes in grid[::2]:
         axes.set_ylabel("decode speed ÷ on-demand")
     grid[0].set_ylim(0, 1.1 * data[["speedup", "speedup_high"]].max().max())
-    paint.legend(figure, handles, list(data["kind"]))
+    paint.legend(figure, handles)
     return figure
 
 
@@ -109,7 +109,6 @@ def _paint_links(data: pd.DataFrame, looks: Looks) -> Any:
         axes.set_title(group)
     grid[0].set_xlim(0, 1.08 * data[["speedup", "speedup_high"]].max().max())
     grid[-1].set_xlabel("decode speed ÷ on-demand, geometric mean")
-    paint.legend(figure, [], list(data["kind"]))
     return figure
 
 

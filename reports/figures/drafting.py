@@ -55,7 +55,7 @@ def _paint_positions(data: pd.DataFrame, looks: Looks) -> Any:
         axes.set_xlabel("draft position")
     for axes in grid[::3]:
         axes.set_ylabel("drafted tokens accepted, %")
-    paint.legend(figure, handles, list(data["kind"]))
+    paint.legend(figure, handles)
     return figure
 
 
@@ -108,7 +108,7 @@ def _paint_decisions(data: pd.DataFrame, looks: Looks) -> Any:
         axes.set_xlim(0, part["cycle"].max() + 1)
     for axes in grid[-2:] if len(batches) > 3 else grid[-1:]:
         axes.set_xlabel("decode cycle")
-    paint.legend(figure, grid[0].get_legend_handles_labels()[0], list(data["kind"]))
+    paint.legend(figure, grid[0].get_legend_handles_labels()[0])
     return figure
 
 
@@ -165,7 +165,7 @@ def _paint_prefetch(data: pd.DataFrame, looks: Looks) -> Any:
         axes.set_xlim(0, 1.42 * widest)
         axes.set_title(f"batch {batch}")
     grid[-1].set_xlabel("MB prefetched per token")
-    paint.legend(figure, paint.part_handles(style.OUTCOMES), list(data["kind"]))
+    paint.legend(figure, paint.part_handles(style.OUTCOMES))
     return figure
 
 

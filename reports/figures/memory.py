@@ -51,7 +51,7 @@ def _paint(data: pd.DataFrame, looks: Looks) -> Any:
         Patch(facecolor="#555555", label="experts on the device"),
         Line2D([], [], color=style.INK, linewidth=2.4, label="limit of the process"),
     ]
-    paint.legend(figure, handles, list(data["kind"]))
+    paint.legend(figure, handles)
     return figure
 
 

@@ -118,19 +118,16 @@ def panels(count: int, across: int, height_in: float, **shared: Any) -> tuple[An
     return figure, list(grid.flat)[:count]
 
 
-def legend(figure: Any, handles: Sequence[Any], kinds: Sequence[str] = ()) -> None:
-    """All handles once, below the panels; kinds other than measured are explained."""
+def legend(figure: Any, handles: Sequence[Any]) -> None:
+    """All handles once, below the panels, which keep their height."""
     unique = list({str(handle.get_label()): handle for handle in handles}.values())
-    longest = max((len(str(handle.get_label())) for handle in unique), default=0)
-    columns = 1 if longest > 44 else 2 if longest > 22 else 3
-    other = [style.KINDS[kind].words for kind in style.KINDS if kind != "measured" and kind in set(kinds)]
-    rows = -(-len(unique) // columns)
+    if not unique:
+        return
+    longest = max(len(str(handle.get_label())) for handle in unique)
+    columns = min(len(unique), 1 if longest > 44 else 2 if longest > 22 else 3)
     width, height = figure.get_size_inches()
-    figure.set_size_inches(width, height + 0.22 * rows + (0.22 if other else 0.0))  # panels keep their height
-    if unique:
-        figure.legend(handles=unique, loc="outside lower center", ncols=min(columns, len(unique)), columnspacing=1.4)
-    if other:
-        figure.supxlabel("; ".join(other), fontsize=9, color=style.SOFT)
+    figure.set_size_inches(width, height + 0.22 * -(-len(unique) // columns))
+    figure.legend(handles=unique, loc="outside lower center", ncols=columns, columnspacing=1.4)
 
 
 def part_handles(parts: dict[str, tuple[str, str]]) -> list[Patch]:

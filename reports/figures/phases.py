@@ -68,7 +68,7 @@ def _paint(data: pd.DataFrame, looks: Looks) -> Any:
     for axes in grid[-2:] if len(batches) > 3 else grid[-1:]:
         axes.set_xlabel("ms per token of the batch")
     shown = {name: look for name, look in style.PHASES.items() if name in set(data["phase"])}
-    paint.legend(figure, paint.part_handles(shown), list(data["kind"]))
+    paint.legend(figure, paint.part_handles(shown))
     return figure
 
 

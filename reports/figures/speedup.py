@@ -60,15 +60,14 @@ def _paint(data: pd.DataFrame, looks: Looks) -> Any:
             )
             handles.append(Line2D([], [], label=system_text(part.iloc[0].to_dict()), **marks | {"linestyle": ""}))
         axes.set_xscale("log")
-        axes.set_title(f"batch {batch}")
+        axes.set(title=f"batch {batch}", xlabel="× rival's speed (log)")
         paint.title_axis(axes, [name if kind != "oracle" else f"{name} (oracle)" for name, kind in rivals])
     low, high = data[["speedup", "speedup_low"]].min().min(), data[["speedup", "speedup_high"]].max().max()
     ticks = [tick for tick in _TICKS if low / 1.3 <= tick <= high * 1.3 or tick == 1]
     for axes in grid:
         axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
         axes.minorticks_off()
-    grid[len(grid) // 2 if len(grid) < 3 else 1].set_xlabel("times as fast as the rival (log scale)")
-    paint.legend(figure, handles, list(data["kind"]))
+    paint.legend(figure, handles)
     return figure
 
 

@@ -98,7 +98,6 @@ def _paint(sweep: _Sweep, data: pd.DataFrame, looks: Looks) -> Any:
         grid[2 * i].set_title(group)
         if not sweep.numeric:
             grid[2 * i + 1].tick_params(labelleft=False)
-    paint.legend(figure, [], list(data["kind"]))
     return figure
 
 

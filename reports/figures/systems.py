@@ -80,7 +80,7 @@ def _paint(plot: _Plot, data: pd.DataFrame, looks: Looks) -> Any:
         ceiling = float(data[plot.line].iloc[0])
         handles.append(axes.axhline(ceiling, color=style.INK, linewidth=1.4, linestyle=(0, (1, 1)), label="ceiling"))
         axes.set_ylim(0, 1.12 * max(ceiling, data[plot.column].max()))
-    paint.legend(figure, handles, list(data["kind"]))
+    paint.legend(figure, handles)
     return figure
 
 
@@ -98,9 +98,7 @@ def _dots(plot: _Plot, data: pd.DataFrame, looks: Looks) -> Any:
     axes.set_xlabel(f"{plot.axis}, batch {data['batch_size'].iloc[0]}")
     if ceiling == ceiling:
         axes.axvline(ceiling, color=style.INK, linewidth=1.4, linestyle=(0, (1, 1)), label="ceiling")
-        paint.legend(figure, axes.get_legend_handles_labels()[0][-1:], list(data["kind"]))
-    else:
-        paint.legend(figure, [], list(data["kind"]))
+        paint.legend(figure, axes.get_legend_handles_labels()[0][-1:])
     return figure
 
 
