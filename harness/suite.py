@@ -182,7 +182,7 @@ def run(
         show(f"[{number}/{len(suite.experiments)}] {experiment.name}: {experiment.title or experiment.model}")
         command = f"specmoe-bench run {suite.name} --only {experiment.name} --report"
         try:
-            runner = Runner(experiment, out / experiment.name, show, executor(), command)
+            runner = Runner(experiment, out / experiment.name, show, executor(), command=command)
             results = runner.run(resume)
         except (RunError, SpecMoEError, ValueError, OSError) as error:
             outcomes.append(Done(experiment.name, _kept(out / experiment.name), error=" ".join(str(error).split())))

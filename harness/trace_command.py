@@ -20,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     recording.add_argument("--warmup-tokens", type=int, default=4, help="of a call before, 0 for none (default: 4)")
     recording.add_argument("--expert-budget", default="25%", help="bytes, 400MB or a share (default: 25%%)")
     recording.add_argument("--option", action="append", default=[], metavar="NAME=VALUE", help="any of SpecOptions")
-    recording.add_argument("--prompts", type=Path, help="JSONL prompt set (default: the embedded one)")
+    recording.add_argument("--prompts", help="prompt set or file (default: the model's own)")
     recording.set_defaults(trace=_record)
 
     cells = actions.add_parser("record-cells", help="the traces that cells of result files need to be replayed")

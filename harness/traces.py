@@ -21,7 +21,7 @@ class RunToRecord:
     options: dict[str, Any] = field(default_factory=dict)
     prompt_offset: int = 0
     warmup_tokens: int = 4
-    prompts: Path | None = None
+    prompts: str | None = None
 
 
 def record(run: RunToRecord) -> Trace:
@@ -35,14 +35,15 @@ def record(run: RunToRecord) -> Trace:
     from transformers import AutoTokenizer
 
     from specmoe import SpecMoE, SpecOptions
-    from workloads import models, prompts
+    from workloads import models, prompts, requests
     from workloads.traces.recorder import TraceRecorder
 
     options = SpecOptions.of(**run.options)
     folder = models.path(run.model)
     tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
-    chosen = prompts.select(run.batch_size, run.prompt_offset, run.prompts or prompts.EMBEDDED)
-    encoded = tokenizer([p.text for p in chosen], return_tensors="pt", padding=True)
+    chosen = prompts.measured(prompts.load(run.prompts or models.find(run.model).prompts))
+    shape = requests.RequestShape.model_validate({"output_tokens": run.new_tokens})
+    batch = requests.make(chosen, tokenizer, shape, run.batch_size, run.prompt_offset)
     with SpecMoE.from_pretrained(
         folder,
         expert_budget=run.expert_budget,
@@ -55,8 +56,8 @@ def record(run: RunToRecord) -> Trace:
         stats = None
         for new_tokens in [*lengths, run.new_tokens]:
             output = engine.generate(
-                encoded["input_ids"],
-                encoded["attention_mask"],
+                batch.input_ids,
+                batch.attention_mask,
                 max_new_tokens=new_tokens,
                 eos_token_id=None,
                 recorder=recorder,
