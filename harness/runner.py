@@ -68,7 +68,7 @@ class Runner:
         built: dict[str, Answer] | None = None,
         command: str | None = None,
     ) -> None:
-        """``command`` is what a user would type for this run, which every record carries; ``built`` is known to exist."""
+        """``command`` is what a user would type for this run; ``built`` is what earlier runners of its model built."""
         import torch
 
         self.experiment = experiment
