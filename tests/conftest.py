@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 from transformers import (
     DeepseekV3Config,
     DeepseekV3ForCausalLM,
@@ -22,6 +23,8 @@ from transformers import (
 )
 
 torch.set_num_threads(1)
+settings.register_profile("untimed", deadline=None)  # an example may take long on a busy machine
+settings.load_profile("untimed")
 VOCAB = 97
 
 
