@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 from transformers import (
     DeepseekV3Config,
     DeepseekV3ForCausalLM,
@@ -24,9 +25,12 @@ from transformers import (
 from reports import ReportPaths
 
 torch.set_num_threads(1)
+settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])  # on a busy machine
+settings.load_profile("untimed")
 VOCAB = 97
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist looks at the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Side by side, a file's tests share a worker for the sake of its fixtures; the longest files go first."""
     for item in items:

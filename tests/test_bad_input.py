@@ -33,7 +33,9 @@ JSON = st.recursive(
     max_leaves=12,
 )
 NOWHERE = MINIMAL | {"model": "/no/such/model", "rounds": 1}  # even a valid experiment ends before anything runs
-FUZZ = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+FUZZ = settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 
 
 def refused(arguments: list[str]) -> str:

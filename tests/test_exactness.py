@@ -40,7 +40,9 @@ def _expected(folder: Path, rows: int) -> torch.Tensor:
 
 
 @pytest.mark.slow
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 @given(data=st.data())
 def test_any_gamma_budget_and_policy_matches_the_reference(
     data: st.DataObject, tiny: tuple[Path, PreTrainedModel]

@@ -218,7 +218,9 @@ def _combinations(draw: st.DrawFn) -> dict[str, Any]:
 
 
 @pytest.mark.slow
-@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 @given(options=_combinations(), rows=st.sampled_from([1, 4]), spare=st.integers(1, 8))
 def test_any_combination_matches_the_reference(
     options: dict[str, Any], rows: int, spare: int, model: tuple[Path, PreTrainedModel]

@@ -40,7 +40,9 @@ def model(request: pytest.FixtureRequest) -> PreTrainedModel:
     return FAMILIES[request.param]().float().eval()
 
 
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 @given(data=st.data())
 def test_ragged_rows_equal_rows_run_alone(data: st.DataObject, model: PreTrainedModel) -> None:
     rows = data.draw(st.integers(1, 4))
