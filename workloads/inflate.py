@@ -65,7 +65,7 @@ def inflated(source: Path, out: Path, factor: int, dtype: torch.dtype = torch.fl
     partial.mkdir(parents=True)
     try:
         _write_shards(source, partial, factor, dtype)
-        for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json"):
+        for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json"):
             if (source / name).exists():
                 shutil.copy(source / name, partial / name)
         _write_config(source, partial, factor, dtype)

@@ -143,7 +143,7 @@ Attention, norms and embeddings are the dense model's, unchanged.
 | experts | {_experts_in_words(recipe)} |
 | routers | spherical k-means of the block's inputs on that text, {recipe.clusters} clusters; trained with the experts |
 | training | {facts.training_tokens} tokens, seen once by each layer; {facts.steps // facts.layers} steps of {recipe.step_tokens} tokens per layer (AdamW, {recipe.learning_rate:g} experts, {recipe.router_learning_rate:g} router, cosine); target: the dense model's stream behind the block |
-| time | {facts.cpu_s:.0f} CPU-seconds (torch {torch.__version__}, {torch.get_num_threads()} threads) |
+| time | {facts.cpu_s:.0f} CPU-seconds for the layers; reading the GGUF, sampling the chats and this card come on top (torch {torch.__version__}, {torch.get_num_threads()} threads) |
 | command | `specmoe-bench models build {recipe.name}`, seed {recipe.seed} |
 
 ## Held-out loss, nats per token
