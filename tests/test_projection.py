@@ -134,6 +134,22 @@ def test_speculation_pays_on_a_slow_link_and_not_on_a_fast_one() -> None:
     assert speedup(1000.0) < 1
 
 
+def test_an_ideal_prefetch_turns_misses_into_hits_beside_the_draft() -> None:
+    recipe = Recipe(8, 2, 4, Skew("gini", 0.5), 0.9, cycles=8)
+    trace, budget = make(SMALL.geometry, recipe), SMALL.geometry.total_experts * SMALL.expert_bytes
+    plain = SpecOptions(gamma=4, draft_experts=2, placement="on-demand")
+    ahead = plain.model_copy(update={"prefetch": "draft", "prefetch_share": 1.0})
+    without, none_fits, all_fits = (
+        replay(trace, options, budget, ahead_per_step=fits)
+        for options, fits in ((plain, None), (ahead, 0.0), (ahead, 100.0))
+    )
+    hits = [one.totals("verify").hit_rate or 0.0 for one in (without, none_fits, all_fits)]
+    assert hits[0] == hits[1] < 0.6 < 0.8 < hits[2]
+    on = machine(link_gb_s=1.0)
+    late, early = timed(on, "pipelined", without), timed(on, "pipelined", all_fits)
+    assert early.moved_bytes >= 0.9 * late.moved_bytes
+
+
 def test_bytes_do_not_depend_on_the_machine() -> None:
     moved = [scenario.run("specmoe", SMALL, ROUTING, m, 16).moved_bytes for m in hardware.PROFILES.values()]
     assert len(set(moved)) == 1
@@ -253,6 +269,7 @@ def test_a_section_has_tables_and_figures_with_their_data(tmp_path: Path) -> Non
     assert {"projection-sensitivity", "projection-validation"} <= {f.name for f in made.figures}
     for drawn in made.figures:
         assert drawn.alt
+        assert drawn.svg is not None
         assert min(p.stat().st_size for p in (drawn.png, drawn.svg)) > 5000
         assert len(pd.read_csv(drawn.csv))
 
