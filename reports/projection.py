@@ -122,7 +122,7 @@ def summary(content: Document) -> str:
     return text + (
         f" On cells measured on this machine and not used for calibration ({checked['held_out_cells']}), the median "
         f"error of predicted throughput is {checked['median_absolute_error']:.1%}; bytes are exact in "
-        f"{checked['bytes_exact_cells']} of {len(checked['rows']) - checked['idealised_cells']} cells without prefetch."
+        f"{checked['bytes_exact_cells']} of {len(checked['rows']) - checked.get('idealised_cells', 0)} cells without prefetch."
     )
 
 
@@ -203,7 +203,7 @@ def _validation_table(checked: Document) -> Table:
 def _use(row: Document) -> str:
     if row["calibration"]:
         return "calibration"
-    return "held out, ideal prefetch" if row["idealised"] else "held out"
+    return "held out, ideal prefetch" if row.get("idealised") else "held out"
 
 
 def _bytes_off(row: Document) -> str:
@@ -245,7 +245,7 @@ def _machines_table(rows: list[Document]) -> Table:
             f"{row['device_gb']:.0f} GB" + ("" if row["fits"] else ", does not fit"),
             *(_number(row["tok_s"][system]) for system in ("on-demand", "caching", "specmoe")),
             f"{row['specmoe_over_on_demand']:.2f}x / {row['specmoe_over_caching']:.2f}x",
-            _number(row["tok_s"]["specmoe-prefetch"]),
+            _number(row["tok_s"]["specmoe-prefetch"]) if "specmoe-prefetch" in row["tok_s"] else "–",
         ]
         for row in rows
     ]

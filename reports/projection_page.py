@@ -25,7 +25,14 @@ def write(source: Path, out: Path) -> Path:
         ReportError: the projection is missing or of another schema.
     """
     content = projection.load(source)
-    figures = projection_figures.draw(content, out.parent / "figures", ("png",))
+    projection_figures.draw(content, out.parent / "figures", ("png",))
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(text(content), encoding="utf-8")
+    return out
+
+
+def text(content: projection.Document) -> str:
+    """The page as markdown."""
     machine = next(m for m in content["machines"] if m["used_for"] == "the paper's table")
     link = next(i["value"] for i in machine["inputs"] if i["name"] == "link rate")
     tables = [
@@ -33,14 +40,13 @@ def write(source: Path, out: Path) -> Path:
         for t in projection.tables(content)
     ]
     environment = Environment(loader=FileSystemLoader(_TEMPLATES), undefined=StrictUndefined, autoescape=False)
-    text = environment.get_template("projection.md").render(
+    rendered = environment.get_template("projection.md").render(
         summary=projection.summary(content),
         tables=tables,
-        figures=figures,
+        figures=projection_figures.planned(content),
         placed=_PLACED,
         shortfalls=projection.shortfalls(content),
         link=f"{link:.1f}",
     )
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(re.sub(r"\n{3,}", "\n\n", text).strip() + "\n", encoding="utf-8")
-    return out
+    spaced = re.sub(r"\n{3,}", "\n\n", rendered)
+    return re.sub(r"(\n- .*)\n\n(?=- \*\*)", r"\1\n", spaced).strip() + "\n"

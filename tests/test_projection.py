@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from harness.projection.models import PUBLIC, ModelSizes, embedded
 from harness.projection.scenario import Routing
 from harness.projection.timeline import Overlap, Timed, Timeline
 from harness.replay import Replayed, replay
-from reports import ReportError, paper, projection, projection_figures
+from reports import ReportError, paper, projection, projection_figures, projection_page
 from specmoe import SpecOptions
 from specmoe.store import ExpertStore
 from workloads.traces import Geometry, TraceError
@@ -280,6 +281,13 @@ def test_a_projection_without_validation_is_shown_without_it(tmp_path: Path) -> 
     text = projection.markdown(path)
     assert "measured on this machine and not used" not in text
     assert "projection-validation" not in {f.name for f in projection_figures.planned(projection.load(path))}
+
+
+def test_the_committed_page_holds_the_committed_projection() -> None:
+    page = RECORDS.parent / "projection.md"
+    assert page.read_text() == projection_page.text(projection.load(COMMITTED)), "run the command at its top"
+    for picture in re.findall(r"\]\((figures/.*?)\)", page.read_text()):
+        assert (page.parent / picture).exists()
 
 
 @pytest.mark.parametrize("content", ["", "[]", '{"schema_version": "other"}'])
