@@ -54,11 +54,11 @@ class Routing:
 
     def cycles(self, batch: int) -> int:
         """Cycles simulated: few for large batches, which are their own average."""
-        return max(6, min(64, 384 // batch))
+        return max(6, min(96, 384 // batch))
 
     def steps(self, batch: int) -> int:
         """Decode steps simulated without a draft."""
-        return max(16, min(128, 768 // batch))
+        return max(16, min(192, 768 // batch))
 
 
 def run(system: System, model: ModelSizes, routing: Routing, machine: Hardware, batch: int) -> Timed:
