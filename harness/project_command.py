@@ -19,6 +19,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--traces", type=Path, default=RECORDS / "traces", help=f"their traces (default: {RECORDS}/traces)"
     )
     parser.add_argument("--record-missing", action="store_true", help="record traces that are missing (runs the model)")
+    parser.add_argument("--from", type=Path, dest="source", metavar="FILE", help="show this projection, compute none")
+    parser.add_argument("--page", type=Path, help="also write the page with its figures, such as docs/projection.md")
     parser.add_argument("--no-machines", action="store_true", help="leave the table of other machines out (faster)")
 
 
@@ -31,12 +33,20 @@ def run(args: argparse.Namespace) -> int:
         RecordError: a result file that cannot be read.
         OSError: the output cannot be written.
     """
+    from reports import projection_page
+    from reports.projection import markdown
+
+    path = args.source or _compute(args)
+    print(markdown(path))
+    if args.page is not None:
+        print(f"page: {projection_page.write(path, args.page)}")
+    print(f"projection: {path}")
+    return 0
+
+
+def _compute(args: argparse.Namespace) -> Path:
     from harness.projection import output, validate
-    from reports import projection
 
     results = sorted(RECORDS.glob("*.jsonl")) if args.results is None else args.results
     validation = validate.validate(results, args.traces, args.record_missing) if results else None
-    path = output.write(output.document(validation, not args.no_machines), args.out)
-    print(projection.markdown(path))
-    print(f"projection: {path}")
-    return 0
+    return output.write(output.document(validation, not args.no_machines), args.out)

@@ -5,11 +5,13 @@ writes down what it was asked for.  A run recorded with some options and replaye
 and the same bytes.  Replayed with others it says what they would have cost for the same tokens, which is exact
 where routing does not depend on them (a greedy target without a draft) and where the draft stays the same.
 
-Not replayed: prefetch and the controller, whose decisions depend on the clock, and merged experts.
+Not replayed: the controller, whose decisions depend on the clock, and merged experts.  Prefetch depends on the clock
+too; given how many transfers fit beside a draft step it is replayed as an ideal: the most wanted come first, in time.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -43,10 +45,11 @@ class Visit:
 
 @dataclass(frozen=True)
 class ReplayedPass:
-    """A pass of the trace and what each MoE layer did in it."""
+    """A pass of the trace and what each MoE layer did in it; ``ahead`` experts were prefetched beside it."""
 
     source: Pass
     visits: list[Visit]
+    ahead: int = 0
 
 
 @dataclass(frozen=True)
@@ -90,16 +93,16 @@ class Replayed:
 
 
 class _Ledger:
-    """A link that moves nothing: every transfer is over at once, and written down."""
+    """A link that moves nothing: every transfer is written down, and over at once (one object stands for all)."""
 
     def __init__(self) -> None:
         self.moved: list[Key] = []
+        self._over = Transfer(-1, -1, torch.empty(0))
+        self._over.finish(None, None)
 
     def submit(self, position: int, expert: int, slot: torch.Tensor, ahead: bool = False) -> Transfer:
         self.moved.append((position, expert))
-        transfer = Transfer(position, expert, slot)
-        transfer.finish(None, None)
-        return transfer
+        return self._over
 
     def promote(self, transfer: Transfer) -> None:
         pass
@@ -124,6 +127,7 @@ def replay(
     budget_bytes: int,
     counts: list[torch.Tensor] | None = None,
     placement: Placement | None = None,
+    ahead_per_step: float | None = None,
 ) -> Replayed:
     """Run the trace's passes through placement and draft selection.
 
@@ -133,18 +137,19 @@ def replay(
         budget_bytes: device memory for experts.
         counts: use of each expert ([E] per layer) on calibration prompts, for ``selection="hot-global"``.
         placement: a policy instead of the one the options name, such as a cache with room for transit beside it.
+        ahead_per_step: transfers that fit beside one draft step, for an ideal ``prefetch="draft"``.
 
     Raises:
         TraceError: options whose decisions depend on time or on weights.
         BudgetError: the budget cannot hold the draft experts and one more.
         OptionError: ``hot-global`` without counts.
     """
-    _refuse_what_depends_on_time(options)
-    return _Replay(trace, options, budget_bytes, counts, placement).run()
+    _refuse_what_depends_on_time(options, "draft" if ahead_per_step is not None else "none")
+    return _Replay(trace, options, budget_bytes, counts, placement, ahead_per_step).run()
 
 
-def _refuse_what_depends_on_time(options: SpecOptions) -> None:
-    for name, harmless in (("prefetch", "none"), ("controller", "fixed"), ("merged_experts", 0)):
+def _refuse_what_depends_on_time(options: SpecOptions, prefetch: str) -> None:
+    for name, harmless in (("prefetch", prefetch), ("controller", "fixed"), ("merged_experts", 0)):
         if getattr(options, name) != harmless:
             raise TraceError(
                 f"{name}={getattr(options, name)!r} cannot be replayed: what it does depends on time or on weights; "
@@ -160,6 +165,7 @@ class _Replay:
         budget_bytes: int,
         counts: list[torch.Tensor] | None,
         placement: Placement | None,
+        ahead_per_step: float | None,
     ) -> None:
         self._trace, self._options = trace, options
         geometry = trace.geometry
@@ -170,15 +176,23 @@ class _Replay:
         chosen = make_policies(sizes, options, arena, calibration)
         policy = placement or chosen.placement
         self._residency = Residency(_store(geometry), arena, self._ledger, policy)
+        self._ahead = None
+        if ahead_per_step is not None:
+            most = int(options.prefetch_share * budget_bytes) // geometry.slot_bytes
+            self._ahead = _Ahead(self._residency, ahead_per_step, most)
         tables = [torch.empty(n, 0) for n in sizes]  # distances say who stands in, which a replay does not ask
         self._runtime = ExpertsRuntime(options, self._residency, policy, chosen.selection, tables)
 
     def run(self) -> Replayed:
         result = Replayed(self._trace.geometry)
         for one in self._trace.passes:
-            result.passes.append(ReplayedPass(one, self._draft(one) if one.phase == "draft" else self._target(one)))
+            visits = self._draft(one) if one.phase == "draft" else self._target(one)
+            ahead = self._ahead.step() if self._ahead is not None and one.phase == "draft" else 0
+            result.passes.append(ReplayedPass(one, visits, ahead))
             if one.phase == "verify":
                 self._runtime.accepted(one.kept.flatten())
+                if self._ahead is not None:
+                    self._ahead.end()
         return result
 
     def _target(self, one: Pass) -> list[Visit]:
@@ -207,7 +221,48 @@ class _Replay:
             drafting = self._runtime.drafting(position)
             covered = int(torch.isin(index, torch.tensor(drafting)).sum())
             visits.append(Visit(_spread(drafting, index), {}, covered))
+            if self._ahead is not None:
+                self._ahead.wanted(position, index)
         return visits
+
+
+class _Ahead:
+    """Ideal prefetch: beside every draft step the link takes the most wanted absentees, as many as fit.
+
+    Args:
+        per_step: transfers that fit beside one step; time that nothing is wanted in is lost.
+        most: of one cycle.
+    """
+
+    def __init__(self, residency: Residency, per_step: float, most: int) -> None:
+        self._residency, self._per_step, self._most = residency, per_step, most
+        self._demand: Counter[Key] = Counter()
+        self._credit, self._left = 0.0, most
+
+    def wanted(self, position: int, index: torch.Tensor) -> None:
+        """A draft step's gate picked ``index`` (long [n])."""
+        for expert in index.tolist():
+            self._demand[position, expert] += 1
+
+    def step(self) -> int:
+        """A draft step is over; returns how many experts came beside it."""
+        self._credit += self._per_step
+        came = 0
+        for key, demand in sorted(self._demand.items(), key=lambda item: (-item[1], item[0])):
+            if self._residency.holds(*key):
+                continue
+            if self._credit < 1 or not self._left:
+                break
+            if self._residency.prefetch(key, float(demand), self._demand.__contains__):
+                self._credit, self._left, came = self._credit - 1, self._left - 1, came + 1
+        self._credit = min(self._credit, 1.0)
+        return came
+
+    def end(self) -> None:
+        """A verification is over; what it did not ask for is given up."""
+        self._residency.end_prefetch()
+        self._demand.clear()
+        self._credit, self._left = 0.0, self._most
 
 
 def _spread(drafting: list[int], index: torch.Tensor) -> dict[int, int]:

@@ -160,9 +160,21 @@ FIGURES: tuple[Figure, ...] = (
         "about",
     ),
     Figure(
-        "speedup.nllb", "throughput over OnDemand", 4.30, "ratio", "text", _nllb(against="on-demand", batch_size=256)
+        "speedup.nllb",
+        "NLLB-MoE throughput over OnDemand",
+        4.30,
+        "ratio",
+        "text",
+        _nllb(against="on-demand", batch_size=256),
     ),
-    Figure("latency.nllb", "latency of OnDemand's", 23, "percent", "text", _nllb(against="on-demand", batch_size=256)),
+    Figure(
+        "latency.nllb",
+        "NLLB-MoE latency, of OnDemand's",
+        23,
+        "percent",
+        "text",
+        _nllb(against="on-demand", batch_size=256),
+    ),
     Figure(
         "bytes.vs-on-demand",
         "CPU-to-GPU bytes against OnDemand",

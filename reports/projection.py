@@ -39,7 +39,7 @@ class Figure:
     caption: str
     alt: str
     png: Path
-    svg: Path
+    svg: Path | None
     csv: Path
 
 
@@ -83,8 +83,8 @@ def section(path: Path, folder: Path) -> Section:
     return Section(summary(content), tables(content), projection_figures.draw(content, folder), shortfalls(content))
 
 
-def markdown(path: Path, figures: Path | None = None) -> str:
-    """Summary, tables and shortfalls as markdown; with ``figures``, a folder relative to the page, also its pictures.
+def markdown(path: Path) -> str:
+    """Summary, tables and shortfalls as markdown.
 
     Raises:
         ReportError: as ``load``.
@@ -92,18 +92,15 @@ def markdown(path: Path, figures: Path | None = None) -> str:
     content = load(path)
     parts = [summary(content)]
     for table in tables(content):
-        parts += [f"### {table.title}", _markdown_table(table)]
+        parts += [f"### {table.title}", markdown_table(table)]
         parts += [table.note] if table.note else []
-    if figures is not None:
-        from reports import projection_figures
-
-        parts += [f"![{f.alt}]({figures}/{f.name}.png)\n\n{f.caption}" for f in projection_figures.planned(content)]
     missed = [f"- **{title}**: {why}" for title, why in shortfalls(content)]
     parts += ["### Where the projection does not reach the paper, and why", "\n".join(missed)] if missed else []
     return "\n\n".join(parts) + "\n"
 
 
-def _markdown_table(table: Table) -> str:
+def markdown_table(table: Table) -> str:
+    """A table as markdown; its title and note left out."""
     lines = [table.head, ["---"] * len(table.head), *table.rows]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
@@ -125,7 +122,7 @@ def summary(content: Document) -> str:
     return text + (
         f" On cells measured on this machine and not used for calibration ({checked['held_out_cells']}), the median "
         f"error of predicted throughput is {checked['median_absolute_error']:.1%}; bytes are exact in "
-        f"{checked['bytes_exact_cells']} of {len(checked['rows'])} cells."
+        f"{checked['bytes_exact_cells']} of {len(checked['rows']) - checked.get('idealised_cells', 0)} cells without prefetch."
     )
 
 
@@ -179,7 +176,7 @@ def _validation_table(checked: Document) -> Table:
             "–" if row["measured_link_gb_s"] is None else f"{row['measured_link_gb_s']:.2f}",
             f"{row['error_own_link']:+.1%}",
             "equal" if row["measured_link_bytes"] == row["projected_link_bytes"] else _bytes_off(row),
-            "calibration" if row["calibration"] else "held out",
+            _use(row),
         ]
         for row in sorted(checked["rows"], key=lambda r: (r["experiment"], r["label"], r["batch_size"]))
     ]
@@ -201,6 +198,12 @@ def _validation_table(checked: Document) -> Table:
         "itself, since the disk's rate changed between sessions."
     )
     return Table("projection-validation", "Predicted against measured on this machine", head, rows, note)
+
+
+def _use(row: Document) -> str:
+    if row["calibration"]:
+        return "calibration"
+    return "held out, ideal prefetch" if row.get("idealised") else "held out"
 
 
 def _bytes_off(row: Document) -> str:
@@ -232,6 +235,7 @@ def _machines_table(rows: list[Document]) -> Table:
         "Caching tok/s",
         "SpecMoE tok/s",
         "over them",
+        "with prefetch",
     ]
     body = [
         [
@@ -241,6 +245,7 @@ def _machines_table(rows: list[Document]) -> Table:
             f"{row['device_gb']:.0f} GB" + ("" if row["fits"] else ", does not fit"),
             *(_number(row["tok_s"][system]) for system in ("on-demand", "caching", "specmoe")),
             f"{row['specmoe_over_on_demand']:.2f}x / {row['specmoe_over_caching']:.2f}x",
+            _number(row["tok_s"]["specmoe-prefetch"]) if "specmoe-prefetch" in row["tok_s"] else "–",
         ]
         for row in rows
     ]

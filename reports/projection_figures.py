@@ -43,22 +43,22 @@ def planned(content: Document) -> list[Plan]:
     return [plan for plan in _PLANS if len(plan.data(content))]
 
 
-def draw(content: Document, folder: Path) -> list[Figure]:
-    """Write each figure as PNG and SVG, its data as CSV beside it."""
+def draw(content: Document, folder: Path, kinds: tuple[str, ...] = ("png", "svg")) -> list[Figure]:
+    """Write each figure as PNG (and SVG), its data as CSV beside it."""
     style.setup()
     folder.mkdir(parents=True, exist_ok=True)
-    return [_draw(plan, plan.data(content), folder) for plan in planned(content)]
+    return [_draw(plan, plan.data(content), folder, kinds) for plan in planned(content)]
 
 
-def _draw(plan: Plan, data: pd.DataFrame, folder: Path) -> Figure:
-    png, svg, csv = (folder / f"{plan.name}.{kind}" for kind in ("png", "svg", "csv"))
+def _draw(plan: Plan, data: pd.DataFrame, folder: Path, kinds: tuple[str, ...]) -> Figure:
     canvas = plan.drawn(data)
-    with mpl.rc_context({"svg.hashsalt": plan.name}):
-        canvas.savefig(png, metadata={"Software": None})
-        canvas.savefig(svg, metadata={"Date": None})
+    paths = {kind: folder / f"{plan.name}.{kind}" for kind in (*kinds, "csv")}
+    with mpl.rc_context({"svg.hashsalt": plan.name}):  # equal data, equal files
+        for kind in kinds:
+            canvas.savefig(paths[kind], metadata={"Date": None} if kind == "svg" else {"Software": None})
     plt.close(canvas)
-    data.to_csv(csv, index=False)
-    return Figure(plan.name, plan.title, plan.caption, plan.alt, png, svg, csv)
+    data.to_csv(paths["csv"], index=False)
+    return Figure(plan.name, plan.title, plan.caption, plan.alt, paths["png"], paths.get("svg"), paths["csv"])
 
 
 def _paper_data(content: Document) -> pd.DataFrame:
@@ -160,7 +160,7 @@ def _swings(data: pd.DataFrame) -> Any:
             if abs(reached - base) > 0.02:
                 right = reached > base
                 axes.annotate(
-                    f"{value:.3g}",
+                    _plain(value),
                     (reached, place),
                     xytext=(4 if right else -4, 0),
                     textcoords="offset points",
@@ -169,7 +169,7 @@ def _swings(data: pd.DataFrame) -> Any:
                     fontsize=9,
                 )
     axes.axvline(base, color="black", linewidth=1)
-    axes.set_yticks(range(len(data)), [f"{r.input} ({r.base:.3g} {r.unit})" for r in data.itertuples()])
+    axes.set_yticks(range(len(data)), [f"{r.input}: {_plain(r.base)} {r.unit}" for r in data.itertuples()])
     axes.invert_yaxis()
     axes.margins(x=0.12)
     axes.set_xlabel("projected speed-up over OnDemand, NLLB-MoE, batch 256")
@@ -231,6 +231,13 @@ def _batches(data: pd.DataFrame) -> Any:
     canvas.suptitle("NLLB-MoE on the paper's machine", x=0.05, ha="left", fontweight="bold", fontsize=12)
     canvas.tight_layout()
     return canvas
+
+
+def _plain(value: float) -> str:
+    """Three digits, never as a power of ten."""
+    return (
+        f"{value:.0f}" if value >= 100 else f"{value:.6f}".rstrip("0").rstrip(".") if value < 0.01 else f"{value:.3g}"
+    )
 
 
 def _log(axes: Axes, which: str, ticks: tuple[float, ...]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from harness.projection.models import PUBLIC, ModelSizes, embedded
 from harness.projection.scenario import Routing
 from harness.projection.timeline import Overlap, Timed, Timeline
 from harness.replay import Replayed, replay
-from reports import ReportError, paper, projection, projection_figures
+from reports import ReportError, paper, projection, projection_figures, projection_page
 from specmoe import SpecOptions
 from specmoe.store import ExpertStore
 from workloads.traces import Geometry, TraceError
@@ -132,6 +133,22 @@ def test_speculation_pays_on_a_slow_link_and_not_on_a_fast_one() -> None:
 
     assert speedup(0.1) > 2
     assert speedup(1000.0) < 1
+
+
+def test_an_ideal_prefetch_turns_misses_into_hits_beside_the_draft() -> None:
+    recipe = Recipe(8, 2, 4, Skew("gini", 0.5), 0.9, cycles=8)
+    trace, budget = make(SMALL.geometry, recipe), SMALL.geometry.total_experts * SMALL.expert_bytes
+    plain = SpecOptions(gamma=4, draft_experts=2, placement="on-demand")
+    ahead = plain.model_copy(update={"prefetch": "draft", "prefetch_share": 1.0})
+    without, none_fits, all_fits = (
+        replay(trace, options, budget, ahead_per_step=fits)
+        for options, fits in ((plain, None), (ahead, 0.0), (ahead, 100.0))
+    )
+    hits = [one.totals("verify").hit_rate or 0.0 for one in (without, none_fits, all_fits)]
+    assert hits[0] == hits[1] < 0.6 < 0.8 < hits[2]
+    on = machine(link_gb_s=1.0)
+    late, early = timed(on, "pipelined", without), timed(on, "pipelined", all_fits)
+    assert early.moved_bytes >= 0.9 * late.moved_bytes
 
 
 def test_bytes_do_not_depend_on_the_machine() -> None:
@@ -253,6 +270,7 @@ def test_a_section_has_tables_and_figures_with_their_data(tmp_path: Path) -> Non
     assert {"projection-sensitivity", "projection-validation"} <= {f.name for f in made.figures}
     for drawn in made.figures:
         assert drawn.alt
+        assert drawn.svg is not None
         assert min(p.stat().st_size for p in (drawn.png, drawn.svg)) > 5000
         assert len(pd.read_csv(drawn.csv))
 
@@ -263,6 +281,13 @@ def test_a_projection_without_validation_is_shown_without_it(tmp_path: Path) -> 
     text = projection.markdown(path)
     assert "measured on this machine and not used" not in text
     assert "projection-validation" not in {f.name for f in projection_figures.planned(projection.load(path))}
+
+
+def test_the_committed_page_holds_the_committed_projection() -> None:
+    page = RECORDS.parent / "projection.md"
+    assert page.read_text() == projection_page.text(projection.load(COMMITTED)), "run the command at its top"
+    for picture in re.findall(r"\]\((figures/.*?)\)", page.read_text()):
+        assert (page.parent / picture).exists()
 
 
 @pytest.mark.parametrize("content", ["", "[]", '{"schema_version": "other"}'])

@@ -56,7 +56,8 @@ class MeasuredCell:
 def load(results: Sequence[Path]) -> list[MeasuredCell]:
     """All cells of the engine's systems that finished and can be replayed, in the order of the files.
 
-    Cells with prefetch, the controller or merged experts are left out: what they do depends on time or on weights.
+    Cells with the controller, merged experts, or a prefetch that changes who drafts are left out: what they do
+    depends on time or on weights.
 
     Raises:
         RecordError: a file is missing or holds something else.
@@ -77,9 +78,13 @@ def options_of(cell: Cell) -> SpecOptions:
 
 
 def replayable(options: SpecOptions) -> bool:
-    """Whether nothing in the options depends on time, on weights, or on a calibration."""
+    """Whether nothing in the options depends on time, on weights, or on a calibration.
+
+    Prefetch may: it is replayed as an ideal where it does not change who drafts.
+    """
     calibrated = options.selection in NEED_CALIBRATION or options.substitution in NEED_CALIBRATION
-    return options.prefetch == "none" and options.controller == "fixed" and not calibrated
+    same_draft = options.prefetch == "none" or options.draft_pool == "pinned"
+    return same_draft and options.controller == "fixed" and not calibrated
 
 
 def _median_cell(records: list[Record]) -> MeasuredCell:
@@ -129,7 +134,8 @@ def _draft_options(options: SpecOptions) -> dict[str, Any]:
     """What decides over drafted tokens; placement does only where all residents draft."""
     chosen = options.model_dump(exclude_defaults=True)
     if options.draft_pool == "pinned":
-        chosen.pop("placement", None)
+        for name in ("placement", "prefetch", "prefetch_share"):
+            chosen.pop(name, None)
     return chosen | {"gamma": options.gamma, "draft_experts": options.draft_experts}
 
 

@@ -1,4 +1,4 @@
-"""Named public models on named machines: what the paper's four systems would do there."""
+"""Named public models on named machines: what the paper's four systems, and SpecMoE with prefetch, would do there."""
 
 from __future__ import annotations
 
@@ -44,6 +44,7 @@ def _row(name: str, machine: Hardware, batch: int) -> MachineRow:
     rates: dict[str, float] = {
         s: scenario.run(s, given.model, given.routing, machine, batch).tok_s for s in scenario.SYSTEMS
     }
+    rates["specmoe-prefetch"] = scenario.run_with_prefetch(given.model, given.routing, machine, batch).tok_s
     needed = given.model.device_bytes(given.routing.draft_experts) / 1e9
     return MachineRow(
         name,

@@ -92,7 +92,8 @@ def _validation(validation: Validation) -> dict[str, Any]:
         "held_out_cells": len(validation.held_out),
         "median_absolute_error": validation.median_error,
         "median_absolute_error_own_link": validation.median_own_link_error,
-        "bytes_exact_cells": sum(p.bytes_error == 0 for p in validation.predictions),
+        "bytes_exact_cells": sum(p.bytes_error == 0 for p in validation.predictions if not p.idealised),
+        "idealised_cells": sum(p.idealised for p in validation.predictions),
         "rows": [_prediction(p) for p in validation.predictions],
     }
 
@@ -106,6 +107,7 @@ def _prediction(one: Prediction) -> dict[str, Any]:
         "batch_size": measured.cell.batch_size,
         "rounds": measured.rounds,
         "calibration": one.calibration,
+        "idealised": one.idealised,
         "measured_tok_s": measured.decode_tok_s,
         "projected_tok_s": timed.tok_s,
         "error": one.error,

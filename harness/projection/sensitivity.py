@@ -70,11 +70,11 @@ def _variations(routing: Routing) -> list[_Variation]:
     small, large = (scenario.with_draft_experts(model, routing, BATCH, n) for n in (2, 8))
     local, alike = replace(routing, repeat=0.4), replace(routing, correlation=0.3)
     return [
-        _Variation("skew", "Gini", (0.7, routing.skew.value, 0.9), (even, uneven)),
+        _Variation("skew", "(Gini)", (0.7, routing.skew.value, 0.9), (even, uneven)),
         _Variation("locality", "repeat probability", (0.0, routing.repeat, 0.4), (routing, local)),
         _Variation("correlation of rows", "probability", (0.0, routing.correlation, 0.3), (routing, alike)),
-        _Variation("tokens per step", "T(10)", (tokens - 1, tokens, tokens + 1), (fewer, more)),
-        _Variation("draft experts", "N", (2, routing.draft_experts, 8), (small, large)),
+        _Variation("tokens per step", "= T(10)", (tokens - 1, tokens, tokens + 1), (fewer, more)),
+        _Variation("draft experts", "= N", (2, routing.draft_experts, 8), (small, large)),
         _Variation("batch", "rows", (64, BATCH, 512), (routing, routing), (64, 512)),
     ]
 

@@ -57,6 +57,7 @@ class Timeline:
         self._now = 0.0
         self._link_free = 0.0
         self._may_start = 0.0  # when the next MoE layer's transfers may begin, for the oracle
+        self._ahead = 0  # experts prefetched since the last verification
         self.result = Timed()
 
     def run(self, replayed: Replayed) -> Timed:
@@ -71,6 +72,7 @@ class Timeline:
                 result.wait_s, result.busy_s = before[1], before[2]
             elif phase == "draft":
                 result.draft_s += took
+                self._prefetch(one, before[0])
             else:
                 result.verify_s += took
                 self._end_cycle(one, replayed)
@@ -82,8 +84,17 @@ class Timeline:
         result.row_steps += rows
         stride = replayed.geometry.stride_bytes
         result.moved_bytes += sum(len(v.misses) * stride[i] for i, v in enumerate(one.visits))
+        result.moved_bytes += self._ahead * replayed.geometry.slot_bytes
+        self._ahead = 0
         result.other_s += self._cost.hardware.cycle_s.value
         self._now += self._cost.hardware.cycle_s.value
+
+    def _prefetch(self, one: ReplayedPass, started: float) -> None:
+        """What came beside a draft step occupies the link, and nothing waits for it."""
+        busy_s = one.ahead * self._cost.transfer_s()
+        self._link_free = max(self._link_free, started) + busy_s
+        self.result.busy_s += busy_s
+        self._ahead += one.ahead
 
     def _pass(self, one: ReplayedPass) -> None:
         tokens, rows = one.source.positions, int(one.source.valid.any(1).sum())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from harness.projection import cells, fit
@@ -14,6 +14,7 @@ from harness.projection.hardware import Hardware
 from harness.projection.models import ModelSizes, embedded
 from harness.projection.timeline import Timed, Timeline
 from harness.replay import Replayed, replay
+from workloads.traces import Trace
 
 MODEL = "embedded-x32"
 
@@ -29,6 +30,11 @@ class Prediction:
     """Projected with the link rate that the cell itself had, which tells the disk's changes from the model's errors."""
     hit_rate: float | None
     tokens_per_step: float
+
+    @property
+    def idealised(self) -> bool:
+        """Whether it has a prefetch, which is replayed as an ideal: its bytes are not exact."""
+        return self.measured.options.prefetch != "none"
 
     @property
     def error(self) -> float:
@@ -79,23 +85,33 @@ def validate(results: Sequence[Path], traces: Path, may_record: bool = False) ->
     measured = [m for m in cells.load(results) if m.cell.model == MODEL]
     if not any(fit.in_subset(m) for m in measured):
         raise ValueError(f"no calibration cell in the results: they must hold {fit.SUBSET}")
-    replayed = [(m, replayed_decode(m, traces, may_record)) for m in measured]
     model = embedded()
-    machine = fit.fit(model, [fit.Observation(m, r) for m, r in replayed if fit.in_subset(m)])
-    return Validation(machine, [predict(m, r, model, machine) for m, r in replayed])
+    pairs = [(m, cells.trace_of(m, traces, may_record)) for m in measured]
+    machine = fit.fit(model, [fit.Observation(m, replayed_decode(m, t)) for m, t in pairs if fit.in_subset(m)])
+    return Validation(machine, [predict(m, t, model, machine) for m, t in pairs])
 
 
-def replayed_decode(measured: MeasuredCell, traces: Path, may_record: bool = False) -> Replayed:
+def replayed_decode(measured: MeasuredCell, trace: Trace, ahead_per_step: float | None = None) -> Replayed:
     """A cell's decode phase, replayed after its warm-up call as the cell had it."""
-    trace = cells.trace_of(measured, traces, may_record)
     budget = measured.cell.expert_budget_bytes or trace.geometry.slot_bytes * trace.geometry.total_experts
-    return replay(trace, measured.options, budget).of_call(trace.calls[-1])
+    replayed = replay(trace, measured.options, budget, ahead_per_step=ahead_per_step)
+    return replayed.of_call(trace.calls[-1])
 
 
-def predict(measured: MeasuredCell, replayed: Replayed, model: ModelSizes, machine: Hardware) -> Prediction:
+def predict(measured: MeasuredCell, trace: Trace, model: ModelSizes, machine: Hardware) -> Prediction:
     """One cell on the calibrated machine."""
-    timed = Timeline(Cost(machine, model), "pipelined").run(replayed)
-    hit_rate = replayed.totals("verify").hit_rate
     own = machine.with_link(measured.link_gb_s or machine.link_gb_s.value, "measured here", "the cell's own")
-    own_tok_s = Timeline(Cost(own, model), "pipelined").run(replayed).tok_s
-    return Prediction(measured, fit.in_subset(measured), timed, own_tok_s, hit_rate, timed.tokens_per_step)
+    plain = replace(measured, options=measured.options.model_copy(update={"prefetch": "none"}))
+    replayed = at_own = replayed_decode(plain, trace)
+    if measured.options.prefetch == "draft":
+        replayed, at_own = (_with_prefetch(measured, trace, replayed, Cost(m, model)) for m in (machine, own))
+    timed, own_timed = (Timeline(Cost(m, model), "pipelined").run(r) for m, r in ((machine, replayed), (own, at_own)))
+    hit_rate = replayed.totals("verify").hit_rate
+    return Prediction(measured, fit.in_subset(measured), timed, own_timed.tok_s, hit_rate, timed.tokens_per_step)
+
+
+def _with_prefetch(measured: MeasuredCell, trace: Trace, plain: Replayed, cost: Cost) -> Replayed:
+    """As ``plain``, with as many experts beside a draft step as it has time for."""
+    steps = sum(p.source.phase == "draft" for p in plain.passes)
+    step_s = Timeline(cost, "pipelined").run(plain).draft_s / max(1, steps)
+    return replayed_decode(measured, trace, step_s / cost.transfer_s())
