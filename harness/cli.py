@@ -4,21 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import shlex
 import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from harness import generate as generation
-from harness import listing, project_command, trace_command
-
-if TYPE_CHECKING:
-    from harness.record import Record
-    from harness.suite import Suite
-
-DEFAULT_OUT = Path("results")
+from harness import listing, project_command, running, trace_command
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -78,14 +70,7 @@ def _parser() -> argparse.ArgumentParser:
     doctor.set_defaults(handler=_doctor)
 
     run = commands.add_parser("run", help="run an experiment or suite; continues where an earlier run stopped")
-    run.add_argument("experiment", help="name of a preset or suite (see list), or a YAML file of either")
-    run.add_argument("--only", action="append", default=[], metavar="NAME", help="of a suite, this experiment alone")
-    run.add_argument("--out", type=Path, help=f"result folder (default: {DEFAULT_OUT}/NAME)")
-    run.add_argument("--report", action="store_true", help="write the report when done")
-    run.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a field; lists are swept")
-    run.add_argument("--resume", action="store_true", help="go on in a folder that holds another configuration")
-    run.add_argument("--executor", choices=("local", "ray"), default="local", help="where cells run")
-    run.add_argument("--address", help="of the Ray cluster (default: a running one, or a new local one)")
+    running.add_arguments(run)
     run.set_defaults(handler=_run)
 
     calibrate = commands.add_parser("calibrate", help="measure this machine's ceilings; results then quote them")
@@ -206,79 +191,12 @@ def _export(args: argparse.Namespace) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
-    from harness import config, executors, suite
-
-    chosen = suite.find(args.experiment, args.set)
-    if chosen is not None:
-        return _run_suite(chosen.only(args.only), args)
-    if args.only:
-        raise ValueError(f"--only {args.only[0]} chooses from a suite, and {args.experiment!r} is one experiment")
-    named = Path(args.experiment)
-    is_file = named.suffix in (".yaml", ".yml") or named.exists()
-    experiment = config.from_yaml(named, args.set) if is_file else config.preset(args.experiment, args.set)
-    out = args.out or DEFAULT_OUT / experiment.name
-    from harness.runner import Runner
-
-    executor = executors.make(args.executor, args.address)
-    runner = Runner(experiment, out, executor=executor, command=_typed(args))
-    results = runner.run(args.resume)
-    failed = _tell(runner.results.read() if results.exists() else [])
-    print(f"results: {results}")
-    if args.report:
-        _write_report([results], out)
-    return 1 if failed else 0
-
-
-def _run_suite(chosen: Suite, args: argparse.Namespace) -> int:
-    from harness import executors, suite
-
-    out = args.out or DEFAULT_OUT / chosen.name
-    print(suite.announce(chosen))
-    done = suite.run(chosen, out, lambda: executors.make(args.executor, args.address), args.resume)
-    for outcome in done:
-        _tell(outcome.failed)
-        if outcome.error:
-            print(f"{outcome.name} cannot be run: {outcome.error}", file=sys.stderr)
-    results = [outcome.results for outcome in done if outcome.results]
-    if args.report and results:
-        _write_report(results, out, chosen.title)
-    return 1 if any(outcome.failed or outcome.error for outcome in done) else 0
-
-
-def _typed(args: argparse.Namespace) -> str:
-    """The command that makes these results, as a user would type it."""
-    words = ["specmoe-bench", "run", args.experiment]
-    return shlex.join([*words, *(word for assignment in args.set for word in ("--set", assignment)), "--report"])
-
-
-def _tell(records: list[Record]) -> list[Record]:
-    """Print what failed and what finished only later; returns the cells that never finished."""
-    from harness import schedule
-
-    failed = schedule.unresolved(records)
-    for record in schedule.recovered(records):
-        print(f"{record.status}, then finished: {_told(record)}", file=sys.stderr)
-    for record in failed:
-        print(f"{record.status}: {_told(record)}", file=sys.stderr)
-    return failed
-
-
-def _told(record: Record) -> str:
-    return f"{record.label}, batch {record.cell.batch_size}, round {record.round + 1}: {record.error}"
+    return running.run(args)
 
 
 def _report(args: argparse.Namespace) -> int:
-    _write_report(args.results, args.out or args.results[0].parent)
+    running.write_report(args.results, args.out or args.results[0].parent)
     return 0
-
-
-def _write_report(results: list[Path], out: Path, title: str | None = None) -> None:
-    from reports import write_report
-
-    paths = write_report(results, out, title)
-    print(paths.glance)
-    print(f"markdown: {paths.markdown}")
-    print(f"page: {paths.page}")
 
 
 def _compare(args: argparse.Namespace) -> int:

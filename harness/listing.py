@@ -99,11 +99,10 @@ def presets() -> list[str]:
 
 
 def suites() -> list[str]:
-    """Each suite with how many experiments it holds."""
+    """Each suite with how many experiments it holds and how long it may take."""
     from harness import suite
 
-    found = [(name, suite.find(name)) for name in suite.names()]
-    return [f"{name:22} {s.title}: {len(s.experiments)} experiments" for name, s in found if s is not None]
+    return suite.lines()
 
 
 SECTIONS: dict[str, Callable[[], list[str]]] = {

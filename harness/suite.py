@@ -81,6 +81,12 @@ def names() -> list[str]:
     return sorted(path.stem for path in _SUITES.glob("*.yaml"))
 
 
+def lines() -> list[str]:
+    """A line for each suite that comes with this package, with its estimate."""
+    found = [read(_SUITES / f"{name}.yaml") for name in names()]
+    return [f"{s.name:22} {s.title}; {announce(s).splitlines()[0].partition(': ')[2]}" for s in found]
+
+
 def find(named: str, assignments: Sequence[str] = ()) -> Suite | None:
     """The suite of a name or YAML file; None if it is an experiment's or nobody's.
 

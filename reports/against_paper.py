@@ -12,7 +12,7 @@ from reports import paper
 from reports.aggregate import SUBJECT, mean_over_batches, ratio_of, round_ratios, within_rounds
 from reports.figures import Material, sweeps
 from reports.stats import Ratio, bootstrap, geometric_mean
-from reports.tables import NONE, Table, TableCell, number
+from reports.tables import NONE, Table, cell, number
 
 HEADERS = ["what", "paper", "ours [95 % CI]", "error", "our conditions"]
 _LIKE = {"nllb-moe": ("nllb-like", "embedded"), "mixtral-8x7b": ("mixtral",), "llama-4-scout": ("scout-like",)}
@@ -35,7 +35,7 @@ def table(frame: pd.DataFrame, summary: pd.DataFrame) -> Table | None:
     for id, ours in _found(frame[frame["kind"].isin(["measured", "oracle"])], summary):
         theirs = paper.figure(id)
         cells = (theirs.title, _shown(theirs.value, theirs), _interval(ours, theirs), _error(ours, theirs))
-        rows.append([TableCell(text, text) for text in (*cells, ours.conditions)])
+        rows.append([cell(text) for text in (*cells, ours.conditions)])
     return Table("measured", "The paper's figures and ours", HEADERS, rows) if rows else None
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from reports.figures import Figure
 from reports.load import ReportError
-from reports.tables import Table, TableCell
+from reports.tables import Table, cell
 
 
 @dataclass(frozen=True)
@@ -54,5 +54,5 @@ def _part(section: Any, place: int) -> Part:
 
 
 def _table(title: str, note: str, head: list[str], rows: list[list[str]]) -> Table:
-    cells = [[TableCell(text, text) for text in row] for row in rows]
-    return Table("projected", f"{title}. {note}" if note else title, head, cells)
+    caption = f"{title}. {note}".replace("*", "") if note else title  # a note is markdown, a caption is not
+    return Table("projected", caption, head, [[cell(text) for text in row] for row in rows])

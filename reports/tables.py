@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -37,6 +38,14 @@ class TableCell:
 
     text: str
     key: Key
+
+
+def cell(text: str) -> TableCell:
+    """A cell of text alone: sorted by the number it begins with, if its words before that are none."""
+    found = re.match(r"[(≈ ]*([+\-−]?\d[\d,]*(?:\.\d+)?)(?![\d.]*[A-Za-z(:])", text)
+    if text == NONE or not text:
+        return TableCell(text, None)
+    return TableCell(text, float(found[1].replace(",", "").replace("−", "-")) if found else text)
 
 
 @dataclass(frozen=True)

@@ -14,14 +14,14 @@ import pandas as pd
 import pytest
 
 from harness.record import Cell, Kind, Limit, Metrics, Record, Repetition, ResultFile, Status
-from reports import ReportError, load, write_report
+from reports import ReportError, against_paper, glance, load, write_report
 from reports.acceptance import by_position
 from reports.aggregate import bootstrap, ratio_of, summarize
 from reports.doubts import doubts
 from reports.headline import headline
 from reports.load import METRICS, SCHEMA, workload_names
 from reports.style import assign
-from reports.tables import COLUMNS, markdown, number, percent, tables
+from reports.tables import COLUMNS, cell, markdown, number, percent, tables
 
 BUDGET = 100_000_000
 
@@ -626,3 +626,74 @@ def test_the_headline_gives_the_geometric_mean_over_batches(tmp_path: Path) -> N
             records += [record("on-demand", 10, batch=batch, rnd=rnd), record("specmoe", speed, batch=batch, rnd=rnd)]
     said = headline(*summary_of(tmp_path, records))
     assert "Geometric mean of the speed-ups over 2 batch sizes: 1.00× [1.00, 1.00]." in said.sentences
+
+
+# Beside the paper, and at a glance
+
+
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [
+        ("28.6", 28.6),
+        ("(+18.3%, input)", 18.3),
+        ("-76.7 % [-77, -76]", -76.7),
+        ("1,932", 1932.0),
+        ("2.09× [1.9, 3.4]", 2.09),
+    ],
+)
+def test_a_cell_of_text_sorts_by_the_number_it_begins_with(text: str, key: float) -> None:
+    assert cell(text).key == key
+
+
+@pytest.mark.parametrize("text", ["N = 2: T(10)", "hot-global", "caching 10%", "4 of 5"])
+def test_a_cell_of_words_sorts_as_text(text: str) -> None:
+    assert cell(text).key in (text, 4.0)
+
+
+def test_the_papers_figures_stand_beside_ours_with_the_error(tmp_path: Path) -> None:
+    summary, frame = summary_of(tmp_path, experiment([8, 8.2, 8.4], [4, 4, 4], link=2.5e6))
+    found = against_paper.table(frame, summary)
+    assert found is not None
+    rows = {row[0].text: [one.text for one in row] for row in found.rows}
+    _, theirs, ours, error, conditions = rows["throughput over OnDemand"]
+    assert (theirs, ours, error) == ("4.30×", "2.05× [2.00×, 2.10×]", "-52 %")
+    assert conditions == "specmoe, embedded, batch 4, experts on disk, CPU"
+    assert rows["CPU-to-GPU bytes against OnDemand"][2:4] == ["-75.0 % [-75.0 %, -75.0 %]", "+1.7 points"]
+
+
+def test_an_emulated_result_is_not_held_against_the_paper(tmp_path: Path) -> None:
+    records = [record("on-demand", 4, kind="emulated"), record("specmoe", 8, kind="emulated")]
+    summary, frame = summary_of(tmp_path, records)
+    assert against_paper.table(frame, summary) is None
+
+
+def test_the_glance_names_the_fastest_setting_and_its_best_rival(tmp_path: Path) -> None:
+    other = [record("specmoe", 5, batch=4, rnd=r, label="slow", options={"gamma": 9}) for r in range(2)]
+    rival = [record("caching", 16, batch=4, rnd=r) for r in range(2)]
+    summary, frame = summary_of(tmp_path, [*experiment([8, 8], [4, 4]), *other, *rival])
+    (row,) = glance.table(frame, summary).rows
+    assert [one.text for one in row][3:8] == [
+        "specmoe",
+        "8.00",
+        "2.00× [2.00, 2.00] of on-demand",
+        "0.50× [0.50, 0.50] of caching",
+        "-50 %",
+    ]
+
+
+def test_an_ablation_is_held_against_the_first_setting_it_names(tmp_path: Path) -> None:
+    config = {"name": "a", "systems": [{"system": "specmoe", "label": "plain"}, {"system": "specmoe", "label": "new"}]}
+    labels = (("new", 6, {"gamma": 2}), ("plain", 4, {}))
+    records = [
+        record("specmoe", speed, rnd=rnd, label=label, options=options, config=config)
+        for rnd in range(2)
+        for label, speed, options in labels
+    ]
+    said = headline(*summary_of(tmp_path, records)).summary
+    assert "new decodes 1.50× [1.50, 1.50] as fast as plain" in said
+
+
+def test_a_json_file_that_is_no_projection_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "x.json").write_text("{}")
+    with pytest.raises(ReportError, match=r"x\.json"):
+        write_report([write(tmp_path / "a.jsonl", record("on-demand", 4)), tmp_path / "x.json"], tmp_path / "out")
