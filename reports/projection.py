@@ -122,7 +122,8 @@ def summary(content: Document) -> str:
     return text + (
         f" On cells measured on this machine and not used for calibration ({checked['held_out_cells']}), the median "
         f"error of predicted throughput is {checked['median_absolute_error']:.1%}; bytes are exact in "
-        f"{checked['bytes_exact_cells']} of {len(checked['rows']) - checked.get('idealised_cells', 0)} cells without prefetch."
+        f"{checked['bytes_exact_cells']} of {len(checked['rows']) - checked.get('idealised_cells', 0)} cells "
+        "without prefetch."
     )
 
 
