@@ -79,7 +79,7 @@ def test_trained_models_run_token_for_token_through_the_engine(spec: ModelSpec, 
     encoded = tokenizer(texts, return_tensors="pt", padding=True)
     ids, mask = encoded["input_ids"], encoded["attention_mask"]
     with SpecMoE.from_pretrained(
-        folder, dtype=torch.float32, store=tmp_path / "store", gamma=4, draft_experts=4, expert_budget="50%"
+        folder, dtype=torch.float32, store=tmp_path / "store", gamma=4, draft_experts=2, expert_budget="50%"
     ) as engine:
         output = engine.generate(ids, mask, max_new_tokens=12, eos_token_id=None)
     assert output.sequences is not None

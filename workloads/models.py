@@ -17,6 +17,14 @@ Progress = Callable[[str], None]
 _HERE = Path(__file__).parent
 _COMMITTED = {
     "embedded": (_HERE / "embedded", "Qwen3-MoE, 64 experts top-2 in every layer, trained on Python source"),
+    "nllb-like": (
+        _HERE / "geometries" / "nllb-like",
+        "translator, 128 experts top-2 in every fourth layer and dense layers between, after NLLB-MoE",
+    ),
+    "mixtral-like": (
+        _HERE / "geometries" / "mixtral-like",
+        "Mixtral, 8 experts top-2 in every layer, trained on Python source",
+    ),
 }
 _INFLATED = re.compile(r"^(?P<base>[\w.-]+?)-x(?P<factor>\d+)$")
 
