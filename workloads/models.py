@@ -23,6 +23,10 @@ _COMMITTED = {
         _HERE / "geometries" / "nllb-like",
         "translator, 128 experts top-2 in every fourth layer and dense layers between, after NLLB-MoE",
     ),
+    "scout-like": (
+        _HERE / "geometries" / "scout-like",
+        "16 experts top-1 beside a shared expert, trained on documentation, after Llama-4-Scout",
+    ),
     "mixtral-like": (
         _HERE / "geometries" / "mixtral-like",
         "Mixtral, 8 experts top-2 in every layer, trained on Python source",
