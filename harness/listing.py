@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     from workloads.models import ModelSpec
 
 
+BFLOAT16_BYTES = 2
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The sections that can be asked for; all of them by default."""
     parser.add_argument("sections", nargs="*", metavar="SECTION", help=f"of {', '.join(SECTIONS)} (default: all)")
@@ -50,7 +53,7 @@ def models() -> list[str]:
     """Each model with its size, routing skew and whether it is built; then the other ways to name one."""
     from workloads.models import catalogue
 
-    head = f"{'':20} {'parameters':>11} {'of experts':>11} {'experts':>12} {'top-10 %':>9} {'Gini':>5} {'repeat':>7}"
+    head = f"{'':20} {'parameters':>11} {'experts, bf16':>13} {'experts':>12} {'top-10 %':>9} {'Gini':>5} {'repeat':>7}"
     lines = [f"{head}  state"]
     for spec in catalogue():
         lines += [f"{spec.name:20} {_figures(spec)}  {_state(spec)}", f"{'':20}   {spec.summary}; {spec.licence}"]
@@ -106,18 +109,16 @@ SECTIONS: dict[str, Callable[[], list[str]]] = {
 def _figures(spec: ModelSpec) -> str:
     card = spec.card()
     if card is None:
-        return f"{'-':>11} {'-':>11} {'-':>12} {'-':>9} {'-':>5} {'-':>7}"
+        return f"{'-':>11} {'-':>13} {'-':>12} {'-':>9} {'-':>5} {'-':>7}"
     share, gini, repeat = card.mean_top_10_percent_share(), card.mean_gini(), card.mean_repeat_rate()
     shape = f"{card.experts} top-{card.experts_per_token}{' + shared' if card.shared_expert else ''}"
     skew = " ".join(
         f"{'-' if value is None else format(value, '.2f'):>{width}}"
         for value, width in ((share, 9), (gini, 5), (repeat, 7))
     )
-    return f"{_millions(card.parameters):>11} {_millions(card.expert_parameters):>11} {shape:>12} {skew}"
-
-
-def _millions(count: int) -> str:
-    return f"{count / 1e6:.1f} M"
+    parameters = f"{card.parameters / 1e6:.1f} M"
+    expert_bytes = f"{card.expert_parameters * BFLOAT16_BYTES / 1e6:.1f} MB"
+    return f"{parameters:>11} {expert_bytes:>13} {shape:>12} {skew}"
 
 
 def _state(spec: ModelSpec) -> str:

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from workloads.train import corpus, loop, prompts, publish, routing, sorted_experts, tokens
+from workloads.train.architectures import build_model
 from workloads.train.recipe import RECIPES, Recipe
 
 SMALL = replace(
@@ -31,7 +32,7 @@ SMALL = replace(
 
 def test_sorted_experts_equal_the_eager_ones_in_value_and_gradient() -> None:
     torch.manual_seed(0)
-    model = loop.build_model(SMALL)
+    model = build_model(SMALL)
     experts = model.model.layers[0].mlp.experts
     torch.nn.init.normal_(experts.gate_up_proj, std=0.1)
     torch.nn.init.normal_(experts.down_proj, std=0.1)
@@ -52,7 +53,7 @@ def test_sorted_experts_equal_the_eager_ones_in_value_and_gradient() -> None:
 
 
 def test_experts_without_a_token_get_no_gradient() -> None:
-    model = loop.build_model(SMALL)
+    model = build_model(SMALL)
     experts = model.model.layers[0].mlp.experts
     index = torch.tensor([[1, 2], [1, 2]])
     experts(torch.randn(2, 64), index, torch.ones(2, 2)).sum().backward()
@@ -66,16 +67,16 @@ def test_a_short_run_learns_and_publishes_a_loadable_model(tmp_path: Path) -> No
     part = replace(text, train=text.train[:60], held_out=text.held_out[:8])
     tokenizer = tokens.train_tokenizer(part.train, SMALL.vocab_size)
     tokenizer.save_pretrained(tmp_path)
-    written = prompts.write_prompts(part.held_out, tokenizer, tmp_path / "prompts.jsonl", seed=0)
-    held_out = tokens.encode(part.held_out, tokenizer)
-    model, result = loop.train(SMALL, tokens.encode(part.train, tokenizer), held_out, tmp_path)
-    publish.publish(SMALL, part, model, tokenizer, held_out, result, tmp_path / "prompts.jsonl", tmp_path)
+    written = prompts.write_prompts(part, tokenizer, tmp_path / "prompts.jsonl", seed=0)
+    text, held_out = (tokens.stream(documents, tokenizer) for documents in (part.train, part.held_out))
+    model, result = loop.train(SMALL, text, held_out, tmp_path)
+    publish.publish(SMALL, part, tokenizer, held_out.ids, result, tmp_path / "prompts.jsonl", tmp_path)
     assert written == prompts.COUNT
     assert result["held_out_loss_nats"] < np.log(SMALL.vocab_size) - 1.0
     log = (tmp_path / "training_log.jsonl").read_text().splitlines()
     assert len(log) == 3  # steps 50, 100 and the last
     assert "held-out loss" in (tmp_path / "README.md").read_text()
-    skew = routing.measure_skew(model, held_out, sequences=8, length=64)
+    skew = routing.measure_skew(model, held_out.ids, sequences=8, length=64)
     assert [s.layer for s in skew] == [0, 1]
     assert all(1 / 8 <= s.top_10_percent_share <= 1 for s in skew)
 

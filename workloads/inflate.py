@@ -1,9 +1,10 @@
-"""Function-preserving widening of experts: real bytes per expert, the very same routing and tokens.
+"""Function-preserving widening of routed experts: real bytes per expert, the very same routing and tokens.
 
 Every intermediate neuron of an expert is replicated ``factor`` times and its output weights are divided by
 ``factor``.  SiLU(gate) * up is the same for each replica and the down projection sums the replicas, so the
 expert computes what it computed before; with a power of two the divided weights are exact, and only the
-order of a sum's rounding can differ.  Routers, attention and embeddings are copied as they are.
+order of a sum's rounding can differ.  Routers, shared experts, dense layers, attention and embeddings are copied
+as they are.
 """
 
 from __future__ import annotations
@@ -17,20 +18,29 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from safetensors.torch import save_file
 
-_EXPERT = re.compile(r"\.experts\.\d+\.(?P<matrix>gate_proj|up_proj|down_proj)\.weight$")
+from specmoe.checkpoint import checkpoint_files, open_shard
+
+_EXPERT = re.compile(r"\.experts\.\d+\.(?P<matrix>gate_proj|up_proj|down_proj|w1|w2|w3)\.weight$")
+_DOWN = ("down_proj", "w2")  # Mixtral's w1, w3 and w2 are gate, up and down
+_WIDTH = {
+    "qwen2_moe": "moe_intermediate_size",
+    "qwen3_moe": "moe_intermediate_size",
+    "mixtral": "intermediate_size",
+    "olmoe": "intermediate_size",
+}
+"""The config field that holds the width of routed experts, and of nothing else, by model type."""
 _LAYER = re.compile(r"\.layers\.(\d+)\.")
 
 
 def widen(matrix: str, weight: torch.Tensor, factor: int) -> torch.Tensor:
     """Replicate an expert matrix's intermediate neurons.
 
-    ``gate_proj`` and ``up_proj`` [I, H] become [factor * I, H]; ``down_proj`` [H, I] becomes [H, factor * I]
-    with weights divided by ``factor``.
+    ``gate_proj`` and ``up_proj`` (``w1`` and ``w3``) [I, H] become [factor * I, H]; ``down_proj`` (``w2``) [H, I]
+    becomes [H, factor * I] with weights divided by ``factor``.
     """
-    if matrix == "down_proj":
+    if matrix in _DOWN:
         return (weight / factor).repeat_interleave(factor, dim=1)
     return weight.repeat_interleave(factor, dim=0)
 
@@ -42,12 +52,14 @@ def inflated(source: Path, out: Path, factor: int, dtype: torch.dtype = torch.fl
     its name only when complete.
 
     Raises:
-        ValueError: the factor is not a power of two, or the source has no per-expert weights.
+        ValueError: the factor is not a power of two, or the source is of an unknown family or lacks per-expert
+            weights.
     """
     if factor < 1 or factor & (factor - 1):
         raise ValueError(f"inflation factor {factor} is not a power of two: the widening would not be exact")
     if (out / "config.json").exists():
         return out
+    _width_field(json.loads((source / "config.json").read_text()), source)
     partial = out.with_name(f"{out.name}.partial-{os.getpid()}")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -64,36 +76,41 @@ def inflated(source: Path, out: Path, factor: int, dtype: torch.dtype = torch.fl
 
 
 def _write_shards(source: Path, out: Path, factor: int, dtype: torch.dtype) -> None:
-    weight_map: dict[str, str] = {}
-    total = 0
-    with safe_open(source / "model.safetensors", framework="pt") as opened:
-        shards: dict[str, list[str]] = {}
+    place: dict[str, tuple[str, Any]] = {}  # key -> (shard to write, opened file to read from)
+    for file in checkpoint_files(source):
+        opened = open_shard(file)
         for key in opened.keys():  # noqa: SIM118 (safe_open is no mapping)
             layer = _LAYER.search(key)
-            shards.setdefault(
-                f"model-layer-{int(layer[1]):03d}.safetensors" if layer else "model-rest.safetensors", []
-            ).append(key)
-        if not any(_EXPERT.search(key) for keys in shards.values() for key in keys):
-            raise ValueError(f"{source} holds no per-expert gate_proj, up_proj and down_proj weights to widen")
-        for shard, keys in sorted(shards.items()):
-            tensors = {}
-            for key in keys:
+            place[key] = (f"model-layer-{int(layer[1]):03d}.safetensors" if layer else "model-rest.safetensors", opened)
+    if not any(_EXPERT.search(key) for key in place):
+        raise ValueError(f"{source} holds no per-expert gate, up and down projections to widen")
+    total = 0
+    for shard in sorted({name for name, _ in place.values()}):
+        tensors = {}
+        for key, (name, opened) in place.items():
+            if name == shard:
                 weight = opened.get_tensor(key).to(dtype)
                 match = _EXPERT.search(key)
                 tensors[key] = widen(match["matrix"], weight, factor).contiguous() if match else weight
-                weight_map[key] = shard
                 total += tensors[key].nbytes
-            save_file(tensors, out / shard, metadata={"format": "pt"})
-    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+        save_file(tensors, out / shard, metadata={"format": "pt"})
+    index = {"metadata": {"total_size": total}, "weight_map": {key: shard for key, (shard, _) in place.items()}}
     (out / "model.safetensors.index.json").write_text(json.dumps(index, indent=1) + "\n")
 
 
 def _write_config(source: Path, out: Path, factor: int, dtype: torch.dtype) -> None:
     config: dict[str, Any] = json.loads((source / "config.json").read_text())
-    config["moe_intermediate_size"] *= factor
+    config[_width_field(config, source)] *= factor
     config["dtype"] = str(dtype).removeprefix("torch.")
     config["inflated_from"] = {"model": source.name, "factor": factor}
     (out / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+
+
+def _width_field(config: dict[str, Any], source: Path) -> str:
+    family = config.get("model_type")
+    if family not in _WIDTH:
+        raise ValueError(f"{source} is a {family} model: experts are widened for {', '.join(_WIDTH)}")
+    return _WIDTH[family]
 
 
 def main() -> None:

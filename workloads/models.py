@@ -15,6 +15,17 @@ Progress = Callable[[str], None]
 """Called with one line of text whenever a build has something to tell."""
 
 _HERE = Path(__file__).parent
+_COMMITTED = {
+    "embedded": (_HERE / "embedded", "Qwen3-MoE, 64 experts top-2 in every layer, trained on Python source"),
+    "nllb-like": (
+        _HERE / "geometries" / "nllb-like",
+        "translator, 128 experts top-2 in every fourth layer and dense layers between, after NLLB-MoE",
+    ),
+    "mixtral-like": (
+        _HERE / "geometries" / "mixtral-like",
+        "Mixtral, 8 experts top-2 in every layer, trained on Python source",
+    ),
+}
 _INFLATED = re.compile(r"^(?P<base>[\w.-]+?)-x(?P<factor>\d+)$")
 
 
@@ -85,13 +96,7 @@ def cache_dir() -> Path:
 
 def catalogue() -> list[ModelSpec]:
     """Every model that has a name of its own; each also exists as NAME-xF (see ``find``)."""
-    return [
-        _committed(
-            "embedded",
-            _HERE / "embedded",
-            "Qwen3-MoE, 64 experts top-2 in every layer, trained on Python source",
-        ),
-    ]
+    return [_committed(name, folder, summary) for name, (folder, summary) in _COMMITTED.items()]
 
 
 def find(name: str) -> ModelSpec:
@@ -138,7 +143,7 @@ def store_path(name: str, dtype: str) -> Path:
     return cache_dir() / "stores" / f"{find(name).label.replace('/', '--')}-{dtype}"
 
 
-def _committed(name: str, folder: Path, summary: str, prompts: str | None = None) -> ModelSpec:
+def _committed(name: str, folder: Path, summary: str) -> ModelSpec:
     """A model whose weights are in this package; its card says the rest."""
     card = ModelCard.read(folder)
     if card is None:
@@ -149,7 +154,7 @@ def _committed(name: str, folder: Path, summary: str, prompts: str | None = None
         source=card.data,
         licence=card.licence,
         constructed=True,
-        prompts=prompts or name,
+        prompts=name,
         at=folder,
         revision=card.weights_sha256[:8],
     )

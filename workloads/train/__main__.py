@@ -1,13 +1,18 @@
-"""``python -m workloads.train RECIPE --out FOLDER``: corpus, tokenizer, weights, prompts and card."""
+"""``python -m workloads.train RECIPE --out FOLDER``: text, tokenizer, weights, prompts and card."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import os
+import random
 import sys
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from workloads.train.recipe import Recipe
 
 # glibc hands every large buffer back to the kernel and faults it in again; keeping them makes a
 # training step on two cores 1.3 times faster.  The allocator reads these once, at process start.
@@ -21,7 +26,9 @@ def main() -> None:
     parser.add_argument("recipe", choices=sorted(RECIPES))
     parser.add_argument("--out", type=Path, required=True, help="folder for weights, tokenizer, log and card")
     parser.add_argument("--prompts", type=Path, help="JSONL of held-out prompts (default: OUT/prompts.jsonl)")
+    parser.add_argument("--packages", type=Path, help="folder of Debian packages (default: CACHE/packages)")
     parser.add_argument("--steps", type=int, help="train for fewer or more steps than the recipe")
+    parser.add_argument("--cards", action="store_true", help="only measure OUT's weights again and rewrite its cards")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     args = parser.parse_args()
     if any(os.environ.get(name) != value for name, value in ALLOCATOR.items()):
@@ -29,22 +36,50 @@ def main() -> None:
 
     import torch
 
-    from workloads.train import corpus as corpora
-    from workloads.train import loop, prompts, publish, tokens
+    from workloads.models import cache_dir
 
     torch.set_num_threads(args.threads)
     recipe = RECIPES[args.recipe]
     recipe = replace(recipe, steps=args.steps) if args.steps else recipe
-    args.out.mkdir(parents=True, exist_ok=True)
-    corpus = corpora.standard_library()
-    tokenizer = tokens.train_tokenizer(corpus.train, recipe.vocab_size)
-    tokenizer.save_pretrained(args.out)
-    prompt_file = args.prompts or args.out / "prompts.jsonl"
-    prompts.write_prompts(corpus.held_out, tokenizer, prompt_file, recipe.seed)
-    train_tokens, held_out = tokens.encode(corpus.train, tokenizer), tokens.encode(corpus.held_out, tokenizer)
-    print(json.dumps({**asdict(recipe), "train_tokens": len(train_tokens), "held_out_tokens": len(held_out)}))
-    model, result = loop.train(recipe, train_tokens, held_out, args.out)
-    publish.publish(recipe, corpus, model, tokenizer, held_out, result, prompt_file, args.out)
+    try:
+        run(
+            recipe,
+            args.out,
+            args.prompts or args.out / "prompts.jsonl",
+            args.packages or cache_dir() / "packages",
+            args.cards,
+        )
+    except ValueError as error:
+        sys.exit(f"workloads.train: {error}")
+
+
+def run(recipe: Recipe, out: Path, prompt_file: Path, packages: Path, cards_only: bool = False) -> None:
+    """Read the text, train, and write everything a model's folder holds.
+
+    Raises:
+        ValueError: the text cannot be had.
+    """
+    from workloads.train import loop, prompts, publish, sources, tokens
+
+    out.mkdir(parents=True, exist_ok=True)
+    corpus = sources.load(recipe, packages)
+    if told := sources.difference(recipe, corpus):
+        print(f"note: {told}", file=sys.stderr)
+    tokenizer = tokens.train_tokenizer(corpus.train, recipe.vocab_size, corpus.tags)
+    tokenizer.save_pretrained(out)
+    prompts.write_prompts(corpus, tokenizer, prompt_file, recipe.seed)
+    documents = list(corpus.train)
+    if corpus.tags:  # short documents of one program stand together: neighbours in a window must be strangers
+        random.Random(recipe.seed).shuffle(documents)
+    text, held_out = (
+        tokens.stream(part, tokenizer, corpus.tags, recipe.source_loss_weight) for part in (documents, corpus.held_out)
+    )
+    print(json.dumps({**asdict(recipe), "train_tokens": len(text), "held_out_tokens": len(held_out)}), flush=True)
+    result_file = out / "result.json"
+    if not cards_only:
+        _, result = loop.train(recipe, text, held_out, out)
+        result_file.write_text(json.dumps(result, indent=1) + "\n")
+    publish.publish(recipe, corpus, tokenizer, held_out.ids, json.loads(result_file.read_text()), prompt_file, out)
 
 
 if __name__ == "__main__":

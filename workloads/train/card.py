@@ -1,61 +1,113 @@
-"""The model card that stands beside the weights."""
+"""The model card that people read, in markdown."""
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 
-from workloads.model_card import LayerSkew
+from workloads.model_card import ModelCard
 from workloads.train.corpus import Corpus
 from workloads.train.recipe import Recipe
+from workloads.train.samples import Sample
+
+_REMARKS = {
+    "scout-like": """
+Llama 4's own module is not used: its experts are one batched matrix product over all experts, outside transformers'
+experts interface that every system here is hooked into. Qwen2-MoE has the same geometry behind that interface: routed
+experts beside a shared one that sees every token. Differences that remain: Llama 4 weighs the chosen expert's input
+with a sigmoid, Qwen2-MoE its output with the softmax probability, and gates the shared expert.
+""",
+    "nllb-like": """
+NLLB-MoE itself is an encoder-decoder with experts in every fourth layer; this model is a decoder that reads
+`<en> message <fr>` and writes the translation, with the same rhythm of layers, the same number of experts and
+the same two per token.
+""",
+}
 
 
-def render(
-    recipe: Recipe,
-    corpus: Corpus,
-    result: dict[str, Any],
-    skew: list[LayerSkew],
-    samples: list[tuple[str, str]],
-    parameters: int,
-) -> str:
-    """Markdown card: data, licence, recipe, losses, routing skew and sample continuations."""
+def render(recipe: Recipe, corpus: Corpus, card: ModelCard, samples: list[Sample], exact: float | None) -> str:
+    """Markdown card: data, licence, recipe, losses, routing skew and samples."""
     rows = "\n".join(
         f"| {s.layer} | {s.top_10_percent_share:.3f} | {s.gini:.3f} | {s.unused_experts} | {s.repeat_rate:.3f} |"
-        for s in skew
+        for s in card.routing
     )
-    shown = "\n".join(f"Prompt:\n\n```python\n{p}\n```\n\nContinuation:\n\n```python\n{c}\n```\n" for p, c in samples)
-    mean_share = sum(s.top_10_percent_share for s in skew) / len(skew)
-    return f"""# `{recipe.name}`: a small Qwen3-MoE trained from scratch
+    return f"""# `{recipe.name}`: {recipe.summary}
 
-Loads with plain transformers: `AutoModelForCausalLM.from_pretrained(folder)`.
-
+Constructed for this project: trained from scratch by the recipe below, not a published model. Loads with plain
+transformers: `AutoModelForCausalLM.from_pretrained(folder)`.
+{_REMARKS.get(recipe.name, "")}
 | fact | value |
 |---|---|
-| class | `Qwen3MoeForCausalLM`, {parameters / 1e6:.1f} M parameters, bf16 |
-| shape | {recipe.layers} layers, hidden {recipe.hidden_size}, {recipe.experts} experts top-{recipe.experts_per_token}, expert intermediate size {recipe.expert_intermediate_size} |
-| data | {corpus.source}, `.py` files; SHA-256 `{corpus.sha256}` |
+| class | `{card.architecture}`, {card.parameters / 1e6:.1f} M parameters, {card.expert_parameters / 1e6:.1f} M of them in routed experts, bf16 |
+| shape | {_shape(recipe)} |
+| data | {corpus.source}; SHA-256 of the text `{corpus.sha256}` |
 | licence of the data | {corpus.licence} |
-| tokenizer | byte-level BPE, {recipe.vocab_size} entries, trained on the training files |
+| tokenizer | byte-level BPE, {recipe.vocab_size} entries, trained on the training text |
 | recipe | `python -m workloads.train {recipe.name} --out FOLDER`, seed {recipe.seed} |
-| steps | {recipe.steps} of {recipe.sequences_per_step} x {recipe.sequence_length} tokens ({result["training_tokens"] / 1e6:.1f} M tokens) |
-| time | {result["seconds"]:.0f} s on {torch.get_num_threads()} CPU threads (torch {torch.__version__}), shared with other work |
-| final train loss | {result["train_loss_nats"]:.3f} nats per token |
-| held-out loss | {result["held_out_loss_nats"]:.3f} nats per token (files never trained on) |
+| steps | {recipe.steps} of {recipe.sequences_per_step} x {recipe.sequence_length} tokens ({card.training_tokens / 1e6:.1f} M tokens) |
+| time | {card.cpu_s} CPU seconds on {torch.get_num_threads()} threads (torch {torch.__version__}) |
+| final train loss | {card.train_loss_nats:.3f} nats per token |
+| held-out loss | {card.held_out_loss_nats:.3f} nats per token ({_held_out(recipe, corpus)}) |
 | load-balancing coefficient | {recipe.router_aux_loss_coef} |
+| SHA-256 of the weights | `{card.weights_sha256}` |
 
-The log of the run is `training_log.jsonl`. The weights depend on the interpreter's version through the corpus
-checksum; another version trains another, equally valid model.
+The log of the run is `training_log.jsonl`. A recipe run on other versions of the data says so and trains another,
+equally valid model.
 
 ## Routing on held-out text
 
-Top-10 % share: the part of all activations that falls on the most used tenth of the experts
-(mean over layers {mean_share:.3f}). Repeat rate: the part of a token's experts that the token before it used too.
+Top-10 % share: the part of all activations that falls on the most used tenth of the experts, rounded up to whole
+experts (mean over layers {card.mean_top_10_percent_share():.3f}; even use would give {-(-recipe.experts // 10) / recipe.experts:.3f}). Gini: 0 when all
+experts are used alike, 1 when one does everything. Repeat rate, the temporal locality: the part of a token's experts
+that the token before it used too. The same figures are in `card.json`.
 
 | layer | top-10 % share | Gini | unused experts | repeat rate |
 |---|---|---|---|---|
 {rows}
 
-## Greedy continuations of held-out prompts
+{_translations(samples, exact) if exact is not None else _continuations(samples, recipe)}"""
 
-{shown}"""
+
+def _shape(recipe: Recipe) -> str:
+    moe = "every layer" if recipe.sparse_step == 1 else f"every {recipe.sparse_step}th layer, dense between"
+    shared = recipe.shared_expert_intermediate_size
+    return (
+        f"{recipe.layers} layers, hidden {recipe.hidden_size}, {recipe.experts} experts "
+        f"top-{recipe.experts_per_token} in {moe}, expert intermediate size {recipe.expert_intermediate_size}"
+        + (f", a shared expert of {shared}" if shared else "")
+    )
+
+
+def _held_out(recipe: Recipe, corpus: Corpus) -> str:
+    if not corpus.pairs:
+        return "files never trained on"
+    return (
+        f"messages never trained on; tokens of the English side count {recipe.source_loss_weight} here and in training"
+    )
+
+
+def _continuations(samples: list[Sample], recipe: Recipe) -> str:
+    language = "python" if recipe.data == "standard-library" else "rst"
+    shown = "\n".join(
+        f"Prompt:\n\n```{language}\n{s.prompt}\n```\n\nContinuation:\n\n```{language}\n{s.continuation}\n```\n"
+        for s in samples
+    )
+    return f"## Greedy continuations of held-out prompts\n\n{shown}"
+
+
+def _translations(samples: list[Sample], exact: float) -> str:
+    rows = "\n".join(
+        f"| {_cell(s.prompt.removeprefix('<en> ').removesuffix(' <fr>'))} | {_cell(s.continuation)} | {_cell(s.reference or '')} |"
+        for s in samples
+    )
+    return f"""## Greedy translations of held-out messages
+
+The first prompts of the set, not chosen ones; {exact:.1%} of all its prompts come out exactly as in the catalogue.
+
+| English | the model's French | the catalogue's French |
+|---|---|---|
+{rows}
+"""
+
+
+def _cell(text: str) -> str:
+    return text.strip().replace("|", "\\|").replace("\n", " ")

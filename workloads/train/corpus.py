@@ -1,6 +1,6 @@
-"""The training text: Python source of the running interpreter's standard library.
+"""Training text, and the one every machine has: the running interpreter's standard library.
 
-Every machine that can run this project has it, its licence (PSF-2.0) allows it, and it is
+Its licence (PSF-2.0) allows it, and Python source is
 regular enough for a 14 M-parameter model to learn in under an hour on two cores.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import platform
 import sysconfig
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 # Tables of numbers or code points, and deliberately broken sources: nothing to learn there.
@@ -19,14 +19,30 @@ HELD_OUT_ONE_IN = 40
 
 
 @dataclass(frozen=True)
+class Pair:
+    """A held-out translation: the prompt that asks for it, the translator's answer, and where both are from."""
+
+    prompt: str
+    reference: str
+    package: str
+    licence: str
+
+
+@dataclass(frozen=True)
 class Corpus:
-    """Documents split by file into training and held-out text."""
+    """Documents split into training and held-out text.
+
+    Documents of parallel text carry ``tags`` (one before the source, one before the target), and ``pairs`` holds
+    the held-out ones apart.
+    """
 
     train: list[str]
     held_out: list[str]
     source: str
     licence: str
     sha256: str
+    tags: tuple[str, ...] = ()
+    pairs: list[Pair] = field(default_factory=list)
 
 
 def standard_library() -> Corpus:

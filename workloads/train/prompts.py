@@ -1,4 +1,4 @@
-"""Held-out prefixes as prompts: windows of held-out files that start at a line start."""
+"""Held-out prompts: windows of held-out files that start at a line start, or messages to translate."""
 
 from __future__ import annotations
 
@@ -8,12 +8,43 @@ from pathlib import Path
 import numpy as np
 from transformers import PreTrainedTokenizerFast
 
+from workloads.train.corpus import Corpus, Pair
+
 COUNT = 320
 MIN_TOKENS, MAX_TOKENS = 24, 64
+MIN_MESSAGE_TOKENS = 8
 
 
-def write_prompts(documents: list[str], tokenizer: PreTrainedTokenizerFast, path: Path, seed: int) -> int:
-    """Write ``COUNT`` prompts of 24 to 64 tokens as JSON lines (id, text, tokens); returns how many."""
+def write_prompts(corpus: Corpus, tokenizer: PreTrainedTokenizerFast, path: Path, seed: int) -> int:
+    """Write ``COUNT`` held-out prompts as JSON lines (id, text, tokens and where it is from); returns how many.
+
+    Of plain text, windows of 24 to 64 tokens; of parallel text, messages of 8 to 64 tokens with their reference.
+    """
+    rows = (
+        _messages(corpus.pairs, tokenizer, seed)
+        if corpus.pairs
+        else _windows(corpus.held_out, tokenizer, seed, {"source": corpus.source, "licence": corpus.licence})
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    return len(rows)
+
+
+def _messages(pairs: list[Pair], tokenizer: PreTrainedTokenizerFast, seed: int) -> list[dict[str, object]]:
+    generator = np.random.default_rng(seed)
+    rows: list[dict[str, object]] = []
+    for choice in generator.permutation(len(pairs)):
+        pair = pairs[choice]
+        tokens = len(tokenizer(pair.prompt)["input_ids"])
+        if MIN_MESSAGE_TOKENS <= tokens <= MAX_TOKENS and len(rows) < COUNT:
+            row = {"id": f"held-out-{len(rows):03d}", "text": pair.prompt, "tokens": tokens}
+            rows.append(row | {"reference": pair.reference, "source": pair.package, "licence": pair.licence})
+    return rows
+
+
+def _windows(
+    documents: list[str], tokenizer: PreTrainedTokenizerFast, seed: int, origin: dict[str, object]
+) -> list[dict[str, object]]:
     generator = np.random.default_rng(seed)
     weights = np.array([len(d) for d in documents], dtype=float)
     seen: set[str] = set()
@@ -29,7 +60,5 @@ def write_prompts(documents: list[str], tokenizer: PreTrainedTokenizerFast, path
         if tokens < MIN_TOKENS or tokens > MAX_TOKENS or prompt in seen or "\ufffd" in prompt:
             continue
         seen.add(prompt)
-        rows.append({"id": f"held-out-{len(rows):03d}", "text": prompt, "tokens": tokens})
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-    return len(rows)
+        rows.append({"id": f"held-out-{len(rows):03d}", "text": prompt, "tokens": tokens} | origin)
+    return rows

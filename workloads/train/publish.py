@@ -1,24 +1,27 @@
-"""Write the trained weights in bf16 with their card."""
+"""Write the trained weights in bf16, and the cards that stand beside them."""
 
 from __future__ import annotations
 
 import copy
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen3MoeForCausalLM
+from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel, PreTrainedTokenizerFast
 
+from workloads.model_card import ModelCard, sha256_of
 from workloads.train import card
 from workloads.train.corpus import Corpus
 from workloads.train.recipe import Recipe
 from workloads.train.routing import measure_skew
+from workloads.train.samples import continuations, exact_share
+
+SHOWN = {True: 12, False: 3}  # translations are short, windows of text are not
 
 
-def save_weights(model: Qwen3MoeForCausalLM, folder: Path) -> None:
+def save_weights(model: PreTrainedModel, folder: Path) -> None:
     """Save a bf16 copy of ``model`` with its config."""
     copied = copy.deepcopy(model).to(torch.bfloat16)
     copied.generation_config = GenerationConfig(bos_token_id=0, eos_token_id=0, pad_token_id=0)
@@ -28,23 +31,50 @@ def save_weights(model: Qwen3MoeForCausalLM, folder: Path) -> None:
 def publish(
     recipe: Recipe,
     corpus: Corpus,
-    model: Qwen3MoeForCausalLM,
     tokenizer: PreTrainedTokenizerFast,
     held_out: NDArray[np.uint16],
     result: dict[str, Any],
     prompt_file: Path,
     folder: Path,
 ) -> None:
-    """Save weights, ``result.json`` and ``README.md`` (the card) into ``folder``."""
-    save_weights(model, folder)
-    (folder / "result.json").write_text(json.dumps(result, indent=1) + "\n")
-    reloaded = Qwen3MoeForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    skew = measure_skew(reloaded, held_out)
-    samples = []
-    for line in prompt_file.read_text().splitlines()[:3]:
-        prompt = json.loads(line)["text"]
-        ids = tokenizer(prompt, return_tensors="pt")["input_ids"]
-        output = reloaded.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=64, do_sample=False)
-        samples.append((prompt, tokenizer.decode(output[0, ids.shape[1] :])))
-    parameters = sum(p.numel() for p in reloaded.parameters())
-    (folder / "README.md").write_text(card.render(recipe, corpus, result, skew, samples, parameters))
+    """Measure the weights saved in ``folder`` and write ``card.json`` and ``README.md`` beside them."""
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    samples = continuations(model, tokenizer, prompt_file)
+    described = _card(recipe, corpus, model, held_out, result, folder)
+    described.write(folder)
+    exact = exact_share(samples) if corpus.pairs else None
+    shown = samples[: SHOWN[bool(corpus.pairs)]]
+    (folder / "README.md").write_text(card.render(recipe, corpus, described, shown, exact), encoding="utf-8")
+
+
+def _card(
+    recipe: Recipe,
+    corpus: Corpus,
+    model: PreTrainedModel,
+    held_out: NDArray[np.uint16],
+    result: dict[str, Any],
+    folder: Path,
+) -> ModelCard:
+    experts = sum(p.numel() for name, p in model.named_parameters() if ".experts." in name)
+    skew = measure_skew(model, held_out)
+    return ModelCard(
+        name=recipe.name,
+        architecture=type(model).__name__,
+        parameters=sum(p.numel() for p in model.parameters()),
+        expert_parameters=experts,
+        layers=recipe.layers,
+        moe_layers=len(skew),
+        experts=recipe.experts,
+        experts_per_token=recipe.experts_per_token,
+        shared_expert=recipe.shared_expert_intermediate_size > 0,
+        data=corpus.source,
+        licence=corpus.licence,
+        data_sha256=corpus.sha256,
+        weights_sha256=sha256_of(folder / "model.safetensors"),
+        steps=recipe.steps,
+        training_tokens=result["training_tokens"],
+        cpu_s=round(result["cpu_s"]),
+        train_loss_nats=round(result["train_loss_nats"], 4),
+        held_out_loss_nats=round(result["held_out_loss_nats"], 4),
+        routing=skew,
+    )

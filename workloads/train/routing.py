@@ -23,7 +23,8 @@ def measure_skew(
         logits = model(rows, use_cache=False, output_router_logits=True).router_logits
         chosen = [layer.topk(top_k, dim=-1).indices.view(len(rows), length, top_k) for layer in logits]
         picks = [torch.cat(pair) for pair in zip(picks, chosen, strict=True)] if picks else chosen
-    return [_describe(layer, pick, model.config.num_experts) for layer, pick in enumerate(picks)]
+    layers = [layer for layer, block in enumerate(model.model.layers) if hasattr(block.mlp, "experts")]
+    return [_describe(layer, pick, model.config.num_experts) for layer, pick in zip(layers, picks, strict=True)]
 
 
 def _describe(layer: int, picks: torch.Tensor, experts: int) -> LayerSkew:

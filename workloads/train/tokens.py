@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -10,14 +13,25 @@ from transformers import PreTrainedTokenizerFast
 END_OF_TEXT = "<|endoftext|>"
 
 
-def train_tokenizer(documents: list[str], vocab_size: int) -> PreTrainedTokenizerFast:
-    """Train a byte-level BPE of ``vocab_size`` entries; id 0 is ``<|endoftext|>`` (also used to pad)."""
+@dataclass(frozen=True)
+class Stream:
+    """All documents one after another: ``ids`` uint16 [N] and each token's ``weights`` in the loss, float32 [N]."""
+
+    ids: NDArray[np.uint16]
+    weights: NDArray[np.float32]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+def train_tokenizer(documents: list[str], vocab_size: int, tags: Sequence[str] = ()) -> PreTrainedTokenizerFast:
+    """Train a byte-level BPE of ``vocab_size`` entries; id 0 is ``<|endoftext|>`` (also used to pad), then the tags."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
-        special_tokens=[END_OF_TEXT],
+        special_tokens=[END_OF_TEXT, *tags],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
@@ -41,3 +55,21 @@ def encode(documents: list[str], tokenizer: PreTrainedTokenizerFast) -> NDArray[
         for encoding in backend.encode_batch(documents[start : start + 64]):
             stream.append(np.array([end, *encoding.ids], dtype=np.uint16))
     return np.concatenate(stream)
+
+
+def stream(
+    documents: list[str], tokenizer: PreTrainedTokenizerFast, tags: Sequence[str] = (), source_weight: float = 1.0
+) -> Stream:
+    """The documents encoded; with ``tags`` (source, target), what precedes the target counts ``source_weight``.
+
+    The target's tokens, the ``<|endoftext|>`` that ends them and the tag that opens the next document count 1.
+    """
+    ids = encode(documents, tokenizer)
+    weights = np.ones(len(ids), dtype=np.float32)
+    if tags:
+        source, target = (tokenizer.convert_tokens_to_ids(tag) for tag in tags)
+        switches = np.where(np.isin(ids, (source, target)), np.arange(len(ids)), -1)
+        before = np.maximum.accumulate(np.concatenate([[-1], switches[:-1]]))  # last tag ahead of each token
+        in_target = (before >= 0) & (ids[before] == target)
+        weights[~in_target] = source_weight
+    return Stream(ids, weights)
