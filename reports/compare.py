@@ -20,6 +20,7 @@ from reports.stats import Ratio, bootstrap, quotient
 from reports.tables import NONE, Table, TableCell, markdown, number, percent, plain
 
 _PLACE = ["kind", "model", "dtype", "new_tokens", "prompt_offset", "threads", "disk_read_limit_bytes_s", "batch_size"]
+_PLACE += ["prompts", "lengths"]  # where records tell them
 _MACHINE = ("cpu", "cores", "ram_bytes", "gpu")
 _EVER_NEW = ("date", "command", "seed")  # differ between any two runs, or are told with the configuration
 _SIDE = "AB"
@@ -95,7 +96,7 @@ def _machines(frame: pd.DataFrame) -> set[tuple[Any, ...]]:
 
 
 def _key(row: Any) -> tuple[Any, ...]:
-    return tuple(None if pd.isna(row[name]) else row[name] for name in _PLACE)
+    return tuple(None if pd.isna(row.get(name)) else row[name] for name in _PLACE)
 
 
 def _rows_at(frame: pd.DataFrame, key: tuple[Any, ...]) -> pd.DataFrame:
@@ -119,8 +120,11 @@ def _cell(key: tuple[Any, ...], frames: list[pd.DataFrame], reference: str, same
             rows.append([TableCell(text, text) for text in [*row, _notes(pair)]])
     facts = dict(zip(_PLACE, key, strict=True))
     throttle = facts["disk_read_limit_bytes_s"]
+    asked = "".join(f", {facts[name]}" for name in ("prompts", "lengths") if facts[name])
     held = "" if throttle is None else f", disk held to {throttle / 1e9:.3g} GB/s"
-    caption = f"{facts['model']}, {facts['dtype']}, {facts['new_tokens']} tokens, batch {facts['batch_size']}{held}"
+    caption = (
+        f"{facts['model']}, {facts['dtype']}, {facts['new_tokens']} tokens, batch {facts['batch_size']}{asked}{held}"
+    )
     caption += "" if facts["kind"] == "measured" else f" ({facts['kind']})"
     return Table(str(facts["kind"]), f"{caption}; reference: {over or 'none in both'}", headers, rows)
 
