@@ -655,7 +655,7 @@ def test_the_papers_figures_stand_beside_ours_with_the_error(tmp_path: Path) -> 
     found = against_paper.table(frame, summary)
     assert found is not None
     rows = {row[0].text: [one.text for one in row] for row in found.rows}
-    _, theirs, ours, error, conditions = rows["throughput over OnDemand"]
+    _, theirs, ours, error, conditions = rows["NLLB-MoE throughput over OnDemand"]
     assert (theirs, ours, error) == ("4.30×", "2.05× [2.00×, 2.10×]", "-52 %")
     assert conditions == "specmoe, embedded, batch 4, experts on disk, CPU"
     assert rows["CPU-to-GPU bytes against OnDemand"][2:4] == ["-75.0 % [-75.0 %, -75.0 %]", "+1.7 points"]

@@ -179,7 +179,7 @@ def test_an_unknown_model_family_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_checkpoint_with_a_missing_expert_is_refused(tiny: tuple[Path, PreTrainedModel], tmp_path: Path) -> None:
-    shutil.copytree(tiny[0], tmp_path / "model", ignore=shutil.ignore_patterns("store*"))
+    shutil.copytree(tiny[0], tmp_path / "model", ignore=shutil.ignore_patterns("*store*"))
     file = tmp_path / "model" / "model.safetensors"
     tensors = {k: v for k, v in load_file(file).items() if ".layers.1.mlp.experts.5." not in k}
     save_file(tensors, file, metadata={"format": "pt"})
@@ -189,7 +189,7 @@ def test_a_checkpoint_with_a_missing_expert_is_refused(tiny: tuple[Path, PreTrai
 
 
 def test_a_truncated_checkpoint_is_refused(tiny: tuple[Path, PreTrainedModel], tmp_path: Path) -> None:
-    shutil.copytree(tiny[0], tmp_path / "model", ignore=shutil.ignore_patterns("store*"))
+    shutil.copytree(tiny[0], tmp_path / "model", ignore=shutil.ignore_patterns("*store*"))
     file = tmp_path / "model" / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-1000])
     with pytest.raises(UnsupportedModelError, match=r"model\.safetensors cannot be read"):
