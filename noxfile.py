@@ -10,8 +10,8 @@ import nox
 nox.options.sessions = ["tests"]
 nox.options.default_venv_backend = "venv"
 
-# Two tests at once, never two of one file or of one system: they share what was made for the first.
-SIDE_BY_SIDE = ("--numprocesses=2", "--dist=loadgroup", "--no-loadscope-reorder")
+# Two files of tests at once; those of one file share what was made for the first of them.
+SIDE_BY_SIDE = ("--numprocesses=2", "--dist=loadfile", "--no-loadscope-reorder")
 
 
 def _install(session: nox.Session, *extras: str) -> None:
@@ -46,7 +46,7 @@ def adapters(session: nox.Session) -> None:
     """
     _install(session, "test", "deepspeed", "llamacpp")
     chosen = session.posargs or ["-k", "deepspeed or llama or gguf"]
-    session.run("pytest", *SIDE_BY_SIDE, "tests/test_adapters.py", *chosen)
+    session.run("pytest", "tests/test_adapters.py", *chosen)
 
 
 @nox.session

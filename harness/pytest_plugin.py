@@ -12,7 +12,6 @@ A system is run once per session and option set; a check that does not apply is 
 from __future__ import annotations
 
 import json
-import re
 from typing import TYPE_CHECKING
 
 import pytest
@@ -35,18 +34,6 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("conformance_check", list(CHECKS), indirect=True)
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist looks at the groups
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Under pytest-xdist (``--dist loadgroup``) a system's checks go to one worker, which runs it once for all."""
-    if not config.pluginmanager.hasplugin("xdist"):
-        return
-    for item in items:
-        marker = item.get_closest_marker("conformance")
-        if marker is not None and item.get_closest_marker("xdist_group") is None:
-            name = re.sub(r"[^\w.-]+", "-", _key(marker))  # xdist takes no brackets in it
-            item.add_marker(pytest.mark.xdist_group(name))
-
-
 @pytest.fixture
 def conformance_check(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Check:
     """The verdict on the marked system under this test's check; skips where the check does not apply."""
@@ -55,7 +42,7 @@ def conformance_check(request: pytest.FixtureRequest, tmp_path_factory: pytest.T
     marker = request.node.get_closest_marker("conformance")
     if marker is None or len(marker.args) != 1:
         pytest.fail("mark the test with @pytest.mark.conformance('SYSTEM', option=value, ...)")
-    key = _key(marker)
+    key = json.dumps([marker.args[0], marker.kwargs], sort_keys=True)
     results = request.config.stash[_RESULTS]
     if key not in results:
         work = tmp_path_factory.getbasetemp() / "conformance"
@@ -64,7 +51,3 @@ def conformance_check(request: pytest.FixtureRequest, tmp_path_factory: pytest.T
     if check.status == "skipped":
         pytest.skip(check.detail)
     return check
-
-
-def _key(marker: pytest.Mark) -> str:
-    return json.dumps([*marker.args, marker.kwargs], sort_keys=True)

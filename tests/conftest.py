@@ -30,12 +30,8 @@ settings.load_profile("untimed")
 VOCAB = 97
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist looks at the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Side by side, a file's tests share a worker for the sake of its fixtures; the longest files go first."""
-    for item in items:
-        if item.get_closest_marker("xdist_group") is None and item.get_closest_marker("conformance") is None:
-            item.add_marker(pytest.mark.xdist_group(item.path.stem))
+    """Files with slow tests go first, so that two workers end at about the same time."""
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in slow)
 

@@ -31,7 +31,6 @@ from tests.conftest import build
 
 EXAMPLE = Path(__file__).parent / "example_system"
 ROOT = Path(__file__).parent.parent
-COMPILED_ONCE = pytest.mark.xdist_group("deepspeed")  # its C++ parts are compiled into the worker's cache
 GPU_ONLY = ("vllm", "sglang", "ktransformers", "moe-infinity")
 
 
@@ -41,9 +40,7 @@ def _needs(package: str) -> pytest.MarkDecorator:
 
 def _system(name: str, *needs: str, **options: Any) -> Any:
     title = "-".join([name, *map(str, options.values())])
-    together = [COMPILED_ONCE] if "deepspeed" in needs else []
-    marks = [pytest.mark.conformance(name, **options), *map(_needs, needs), *together]
-    return pytest.param(name, id=title, marks=marks)
+    return pytest.param(name, id=title, marks=[pytest.mark.conformance(name, **options), *map(_needs, needs)])
 
 
 SYSTEMS = [
@@ -133,7 +130,6 @@ class TestTogether:
 
 
 @pytest.mark.slow
-@COMPILED_ONCE
 @_needs("deepspeed")
 def test_zero_reads_every_swapped_parameter_in_full_from_the_disk(tmp_path: Path) -> None:
     """In the cell's dtype: DeepSpeed would quietly swap float32 as bfloat16, half the bytes."""
