@@ -89,10 +89,6 @@ class ModelSpec:
         """Size, training and routing as measured; None where no card stands beside the weights."""
         return ModelCard.read(self.folder())
 
-    def prompt_file(self) -> Path:
-        """The prompt set the model is measured on by default."""
-        return _HERE / "prompts" / f"{self.prompts}.jsonl"
-
 
 def cache_dir() -> Path:
     """Folder for constructed models and expert stores: ``SPECMOE_CACHE`` or ``~/.cache/specmoe-bench``."""
