@@ -63,7 +63,7 @@ def test_committed_weights_stay_small() -> None:
 
 @BY_NAME
 def test_default_prompts_are_distinct_and_fit_the_model(spec: ModelSpec) -> None:
-    loaded = prompt_sets.load(spec.prompt_file())
+    loaded = prompt_sets.load(spec.prompts)
     assert len({p.text for p in loaded}) == len({p.id for p in loaded}) == len(loaded) >= 256
     tokenizer = AutoTokenizer.from_pretrained(spec.folder())
     lengths = [len(tokenizer(p.text)["input_ids"]) for p in loaded]
@@ -75,7 +75,7 @@ def test_trained_models_run_token_for_token_through_the_engine(spec: ModelSpec, 
     folder = spec.folder()
     model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
-    texts = [p.text for p in prompt_sets.load(spec.prompt_file())[7:9]]
+    texts = [p.text for p in prompt_sets.load(spec.prompts)[7:9]]
     encoded = tokenizer(texts, return_tensors="pt", padding=True)
     ids, mask = encoded["input_ids"], encoded["attention_mask"]
     with SpecMoE.from_pretrained(
@@ -88,7 +88,7 @@ def test_trained_models_run_token_for_token_through_the_engine(spec: ModelSpec, 
 
 def test_widened_models_are_measured_on_their_base_models_prompts() -> None:
     base, wide = models.find("embedded"), models.find("embedded-x8")
-    assert wide.prompt_file() == base.prompt_file()
+    assert wide.prompts == base.prompts
     assert wide.on_use
     assert base.revision in wide.folder().name
     assert models.store_path("embedded-x8", "float32") != models.store_path("embedded", "float32")
