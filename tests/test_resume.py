@@ -7,12 +7,14 @@ import os
 import random
 import resource
 import signal
+import threading
 import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tqdm import tqdm
 
 from harness import manifest, schedule
 from harness.config import PlannedCell, validate
@@ -74,6 +76,7 @@ def _run_and_kill(out: Path, after_s: float) -> bool:
         try:
             null = os.open(os.devnull, os.O_WRONLY)
             os.dup2(null, 2)
+            tqdm.set_lock(threading.RLock())  # tqdm's own is shared with the parent, which would wait for it for good
             _runner(out).run()
         finally:
             os._exit(0)
