@@ -2,25 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
 
+from workloads.skew import gini, top_share
 from workloads.traces.trace import Pass, Trace
-
-
-def top_share(counts: torch.Tensor, share: float = 0.1) -> float:
-    """Part of all use ([E] counts or probabilities) that falls on the most used ``ceil(share * E)`` experts."""
-    most = math.ceil(share * len(counts) - 1e-9)
-    return float(counts.sort(descending=True).values[:most].sum() / counts.sum())
-
-
-def gini(counts: torch.Tensor) -> float:
-    """Gini coefficient of use over experts: 0 even, towards 1 all on one."""
-    ascending, n = counts.double().sort().values, len(counts)
-    ranks = torch.arange(1, n + 1, dtype=torch.float64)
-    return float(2 * (ranks * ascending).sum() / (n * ascending.sum()) - (n + 1) / n)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from typing import Literal
 
 import torch
 
-from workloads.traces.describe import gini, top_share
+from workloads.skew import gini, top_share
 from workloads.traces.trace import Geometry, Pass, Phase, Trace, TraceError
 
 _SAMPLED = 4096  # draws by which a law's skew is found

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
 from workloads.model_card import LayerSkew
+from workloads.skew import gini, top_share
 
 
 @torch.no_grad()
@@ -29,15 +30,12 @@ def measure_skew(
 
 def describe(layer: int, picks: torch.Tensor, experts: int) -> LayerSkew:
     """The skew of one layer's ``picks`` [sequences, length, K] among ``experts``."""
-    counts = np.sort(torch.bincount(picks.flatten(), minlength=experts).numpy())[::-1].astype(float)
-    ascending = counts[::-1]
-    ranks = np.arange(1, experts + 1)
-    gini = float((2 * (ranks * ascending).sum() / (experts * ascending.sum())) - (experts + 1) / experts)
+    counts = torch.bincount(picks.flatten(), minlength=experts)
     repeated = (picks[:, 1:, :, None] == picks[:, :-1, None, :]).any(-1).float().mean()
     return LayerSkew(
         layer=layer,
-        top_10_percent_share=float(counts[: -(-experts // 10)].sum() / counts.sum()),
-        gini=gini,
+        top_10_percent_share=top_share(counts),
+        gini=gini(counts),
         unused_experts=int((counts == 0).sum()),
         repeat_rate=float(repeated),
     )
