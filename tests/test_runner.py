@@ -113,7 +113,7 @@ class TestAFinishedRun:
         assert cli.main(["report", str(finished[0] / "results.jsonl"), "--out", str(tmp_path)]) == 0
         page = (tmp_path / "index.html").read_text()
         assert "specmoe" in page
-        assert "data:image/png;base64," in page
+        assert '<img src="data:image/svg+xml;base64,' in page
         assert (tmp_path / "report.md").exists()
         assert list((tmp_path / "figures").glob("*.png"))
 
