@@ -11,6 +11,9 @@ from harness.record import Record
 from harness.worker import LEFT_BEHIND, Answer
 
 SLACK_BYTES = 64 << 20
+FORCED_BYTES = 1 << 20
+"""What the kernel may charge beyond a limit it enforces: allocations that must not fail pass it by some pages."""
+
 BYTES_TOLERANCE = 0.1
 
 
@@ -98,7 +101,8 @@ def _budget_is_kept(evidence: Evidence) -> str:
     assert large.metrics is not None
     limit, budget = large.limit, large.cell.expert_budget_bytes or 0
     if limit.enforced and limit.peak_bytes is not None and limit.limit_bytes is not None:
-        assert limit.peak_bytes <= limit.limit_bytes, f"peak {limit.peak_bytes} beyond the limit {limit.limit_bytes}"
+        allowed = limit.limit_bytes + FORCED_BYTES
+        assert limit.peak_bytes <= allowed, f"peak {limit.peak_bytes} beyond the limit {limit.limit_bytes}"
     reported = large.metrics.peak_device_expert_bytes
     if reported is not None and evidence.card.knows_budget:
         assert reported <= budget, f"reports {reported} expert bytes, the budget is {budget}"
