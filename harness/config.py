@@ -221,6 +221,12 @@ def validate(payload: Any, where: str) -> Experiment:
         raise ConfigError(f"{where}: {field}: {first['msg']}") from error
 
 
+def is_file(named: str) -> bool:
+    """Whether what a user named is a YAML file rather than something that comes with this package."""
+    path = Path(named)
+    return path.suffix in (".yaml", ".yml") or path.exists()
+
+
 _PRESETS = Path(__file__).parent / "presets"
 
 

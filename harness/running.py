@@ -50,9 +50,10 @@ def _experiment(args: argparse.Namespace) -> int:
     from harness import config, executors
     from harness.runner import Runner
 
-    named = Path(args.experiment)
-    is_file = named.suffix in (".yaml", ".yml") or named.exists()
-    experiment = config.from_yaml(named, args.set) if is_file else config.preset(args.experiment, args.set)
+    is_file = config.is_file(args.experiment)
+    experiment = (
+        config.from_yaml(Path(args.experiment), args.set) if is_file else config.preset(args.experiment, args.set)
+    )
     out = args.out or DEFAULT_OUT / experiment.name
     runner = Runner(experiment, out, executor=executors.make(args.executor, args.address), command=_typed(args))
     results = runner.run(args.resume)

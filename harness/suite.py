@@ -93,9 +93,8 @@ def find(named: str, assignments: Sequence[str] = ()) -> Suite | None:
     Raises:
         ConfigError: a suite that cannot be run.
     """
-    path = Path(named)
-    if path.suffix in (".yaml", ".yml") or path.exists():
-        return read(path, assignments) if _is_suite(path) else None
+    if config.is_file(named):
+        return read(Path(named), assignments) if _is_suite(Path(named)) else None
     packaged = _SUITES / f"{named}.yaml"
     return read(packaged, assignments) if named and packaged.is_file() else None
 

@@ -67,6 +67,15 @@ def number(value: Any) -> str:
     return f"{value:,.{digits}f}" if size else "0"
 
 
+def splits_text(data: pd.DataFrame, part: str, value: str) -> str:
+    """In words, by ``title`` and ``batch_size``: each ``part`` with its ``value``; what a stacked bar shows."""
+    texts = []
+    for (title, batch), rows in data.groupby(["title", "batch_size"], sort=False):
+        split = ", ".join(f"{row[part]} {number(row[value])}" for row in rows.to_dict("records"))
+        texts.append(f"{title} at batch {batch}: {split}")
+    return "; ".join(texts)
+
+
 def percent(value: Any) -> str:
     """A share of one in percent; a share below one never rounds up to 100."""
     if value is None or pd.isna(value):

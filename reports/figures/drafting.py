@@ -15,7 +15,7 @@ from reports.figures import paint
 from reports.figures.intervals import columns, decoded_tokens, median_of, repetitions
 from reports.figures.spec import Material, Spec
 from reports.style import Looks
-from reports.tables import number, system_text
+from reports.tables import splits_text, system_text
 
 _BY = ["kind", "title", "system", "batch_size"]
 
@@ -170,11 +170,7 @@ def _paint_prefetch(data: pd.DataFrame, looks: Looks) -> Any:
 
 
 def _alt_prefetch(data: pd.DataFrame) -> str:
-    parts = []
-    for (title, batch), part in data.groupby(["title", "batch_size"], sort=False):
-        split = ", ".join(f"{row['outcome']} {number(row['mb_per_token'])}" for row in part.to_dict("records"))
-        parts.append(f"{title} at batch {batch}: {split}")
-    return f"Prefetched megabytes per token by what became of them. {'; '.join(parts)}."
+    return f"Prefetched megabytes per token by what became of them. {splits_text(data, 'outcome', 'mb_per_token')}."
 
 
 SPECS = (

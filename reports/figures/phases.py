@@ -11,7 +11,7 @@ from reports.figures import paint
 from reports.figures.intervals import columns, decoded_tokens, median_of, repetitions
 from reports.figures.spec import Material, Spec
 from reports.style import Looks
-from reports.tables import number, system_text
+from reports.tables import splits_text, system_text
 
 _NAMES = {"draft": "draft", "verify": "verify", "link_wait": "wait for link", "refresh": "refresh", "python": "other"}
 _WHOLE = "not told apart"
@@ -73,11 +73,7 @@ def _paint(data: pd.DataFrame, looks: Looks) -> Any:
 
 
 def _alt(data: pd.DataFrame) -> str:
-    parts = []
-    for (title, batch), part in data.groupby(["title", "batch_size"], sort=False):
-        split = ", ".join(f"{row['phase']} {number(row['ms_per_token'])}" for row in part.to_dict("records"))
-        parts.append(f"{title} at batch {batch}: {split}")
-    return f"Milliseconds of decode time per token, by phase. {'; '.join(parts)}."
+    return f"Milliseconds of decode time per token, by phase. {splits_text(data, 'phase', 'ms_per_token')}."
 
 
 SPECS = (
