@@ -14,6 +14,9 @@ from specmoe.arena import Key
 
 PlacementName = Literal["on-demand", "lru", "top-fraction", "lfu"]
 
+IN_TRANSIT = 2
+"""Slots that experts which only pass through may always have: one is filled while the other is computed with."""
+
 
 class Placement(Protocol):
     """What residency asks of a policy."""
@@ -144,7 +147,7 @@ class TopFraction:
 def make_placement(name: PlacementName, experts: list[int], slots: int) -> Placement:
     """A policy for a model whose MoE layers have ``experts[i]`` experts and an arena of ``slots``.
 
-    ``top-fraction`` keeps an equal number per layer and leaves two slots for experts in transit.
+    ``top-fraction`` keeps an equal number per layer and leaves ``IN_TRANSIT`` slots for the rest.
     """
     if name == "on-demand":
         return OnDemand()
@@ -153,5 +156,5 @@ def make_placement(name: PlacementName, experts: list[int], slots: int) -> Place
     if name == "lfu":
         return LeastFrequentlyUsed(experts)
     if name == "top-fraction":
-        return TopFraction(experts, max(0, (slots - 2) // len(experts)))
+        return TopFraction(experts, max(0, (slots - IN_TRANSIT) // len(experts)))
     raise ValueError(f"unknown placement {name!r}: use on-demand, lru, lfu or top-fraction")

@@ -1,6 +1,6 @@
 """Who is on the device: hits, misses in flight, evictions, pinned experts, prefetches.
 
-A layer asks for a set of experts and consumes them one at a time, in whatever order they become ready.
+A layer asks for a set of experts and consumes them one at a time, residents in turn with those that arrive.
 Work proceeds in waves when the set does not fit: slots of experts already consumed are reused
 for those still to come, so a budget smaller than one pass is slower but never wrong.
 """
@@ -8,6 +8,7 @@ for those still to come, so a budget smaller than one pass is slower but never w
 from __future__ import annotations
 
 import contextlib
+import math
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -18,7 +19,7 @@ import torch
 from specmoe.arena import ExpertArena, Key
 from specmoe.errors import BudgetError, StoreError
 from specmoe.link import Transfer
-from specmoe.placement import Placement
+from specmoe.placement import IN_TRANSIT, Placement
 from specmoe.store import ExpertStore
 
 Weights = dict[str, torch.Tensor]
@@ -51,6 +52,21 @@ class ResidencyStats:
     useful_bytes: int = 0
     late_bytes: int = 0
     wasted_bytes: int = 0
+
+
+def turns(residents: int, arrivals: int) -> Iterator[bool]:
+    """Order in which a layer computes: True for one of its residents, False for one that arrives.
+
+    Residents are spread evenly between arrivals, so that the link works beside all of them though few slots are
+    there to receive.  The order does not depend on the clock, so a replay has the same.
+    """
+    residents_left = residents
+    for arrivals_left in range(arrivals, 0, -1):
+        while residents_left * arrivals > residents * (arrivals_left - 1):
+            residents_left -= 1
+            yield True
+        yield False
+    yield from [True] * residents_left
 
 
 class Residency:
@@ -106,23 +122,24 @@ class Residency:
         return self._store.tensors(position, self._arena.buffer((position, expert)))
 
     def stream(self, position: int, experts: list[int]) -> Iterator[tuple[int, Weights]]:
-        """Yield (expert, weights) once for each of ``experts``: residents first, then others as they arrive.
+        """Yield (expert, weights) once for each of ``experts``: residents take turns with those that arrive.
 
         A yielded expert's weights are valid until the next one is asked for.
         """
         hits, coming, misses = self._sort(position, experts)
         waiting = {*hits, *(key for key, _ in coming)}
-        pending = deque(coming)
+        pending, residents = deque(coming), iter(hits)
         try:
             self._submit(misses, pending, waiting)
-            for key in hits:
-                yield key[1], self._store.tensors(position, self._arena.buffer(key))
-                self._finish(key, waiting)
-                self._submit(misses, pending, waiting)
-            while pending:
-                key, transfer = pending[0]
-                self._link.wait(transfer)
-                pending.popleft()
+            for is_resident in turns(len(hits), len(pending) + len(misses)):
+                if is_resident:
+                    key = next(residents)
+                elif pending:
+                    key, transfer = pending[0]
+                    self._link.wait(transfer)
+                    pending.popleft()
+                else:
+                    break
                 yield key[1], self._store.tensors(position, self._arena.buffer(key))
                 self._finish(key, waiting)
                 self._submit(misses, pending, waiting)
@@ -164,10 +181,16 @@ class Residency:
         return self._store.layers[key[0]].stride_bytes
 
     def _submit(self, misses: deque[Key], pending: deque[tuple[Key, Transfer]], waiting: set[Key]) -> None:
-        """Start as many transfers as there are slots, evicting what the policy values least."""
+        """Start transfers while there are slots for them.
+
+        An expert that only passes through must not push out one that the policy keeps: beyond ``IN_TRANSIT`` at
+        once, a miss takes the slot of an expert valued less than itself, or waits for a slot.
+        """
         while misses:
-            if self._arena.free_slots == 0 and not self._evict_one(waiting):
-                return
+            if self._arena.free_slots == 0:
+                value = math.inf if len(pending) < IN_TRANSIT else self._placement.priority(misses[0])
+                if not self._evict_one(waiting, value):
+                    return
             key = misses.popleft()
             waiting.add(key)
             pending.append((key, self._link.submit(*key, self._acquire(key))))
@@ -244,10 +267,13 @@ class Residency:
                 self._link.wait(transfer)
             self._release(key)
 
-    def _evict_one(self, waiting: set[Key]) -> bool:
+    def _evict_one(self, waiting: set[Key], value: float) -> bool:
+        """Free the slot of the expert valued least, if less than ``value``; where there is none, that of a prefetch."""
         victim = self._least_valued(waiting.__contains__)
         if victim is None:
             return self._evict_prefetch()
+        if self._placement.priority(victim) >= value:
+            return False
         self._release(victim)
         return True
 

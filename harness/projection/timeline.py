@@ -3,7 +3,7 @@
 Within a layer the gate comes first, then transfers of what is missing are queued and experts are computed:
 
 * ``serial``: experts wait until all transfers of the layer are over (MoE-OnDemand as the paper has it);
-* ``pipelined``: residents are computed while others arrive, each as soon as it is there (this engine);
+* ``pipelined``: residents are computed in turn with others as they arrive (this engine);
 * ``next-block``: the oracle MoE-Overlap: a layer's transfers begin with the previous MoE layer's compute.
 """
 
@@ -14,6 +14,7 @@ from typing import Literal
 
 from harness.projection.cost import Cost
 from harness.replay import Replayed, ReplayedPass, Visit
+from specmoe.residency import turns
 
 Overlap = Literal["serial", "pipelined", "next-block"]
 
@@ -118,10 +119,14 @@ class Timeline:
         self._may_start = gate_done  # the oracle knows the next layer's experts by now
         if self._overlap == "serial" and arrivals:
             self._wait_until(arrivals[-1])
-        for tokens in visit.hits.values():
-            self._now += self._cost.expert_s(tokens)
-        for tokens, arrival in zip(visit.misses.values(), arrivals, strict=True):
-            self._wait_until(arrival)
+        residents = iter(visit.hits.values())
+        coming = zip(visit.misses.values(), arrivals, strict=True)
+        for is_resident in turns(len(visit.hits), len(visit.misses)):
+            if is_resident:
+                tokens = next(residents)
+            else:
+                tokens, arrival = next(coming)
+                self._wait_until(arrival)
             self._now += self._cost.expert_s(tokens)
 
     def _wait_until(self, moment: float) -> None:
