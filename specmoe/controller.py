@@ -19,7 +19,7 @@ from typing import Protocol
 
 import torch
 
-from specmoe.estimates import Acceptance, Average, Line, Union
+from specmoe.estimates import Acceptance, Average, Power, Union
 from specmoe.options import SpecOptions
 from specmoe.stats import CycleStats
 
@@ -67,8 +67,8 @@ class Costs:
     """
 
     def __init__(self, expert_bytes: int, absent_bytes: float) -> None:
-        self._draft_step_s = Line(slope_share=0.3)
-        self._verify_s = Line(slope_share=0.5)
+        self._draft_step_s = Power(prior_exponent=0.4)
+        self._verify_s = Power(prior_exponent=0.6)
         self._moved = Union(absent_bytes, floor=float(expert_bytes))
         self._early_bytes = Average()
         self._rate = Average()
@@ -76,7 +76,7 @@ class Costs:
 
     def add(self, cycle: CycleStats) -> None:
         if cycle.gamma:
-            self._draft_step_s.add(cycle.drafted / cycle.gamma, cycle.draft_s / cycle.gamma)
+            self._draft_step_s.add(max(1, cycle.drafted) / cycle.gamma, cycle.draft_s / cycle.gamma)
             self._early_bytes.add(cycle.early_bytes / cycle.gamma)
         self._verify_s.add(cycle.positions, max(0.0, cycle.verify_s - cycle.wait_s))
         self._moved.add(cycle.positions, cycle.moved_bytes)
@@ -87,9 +87,8 @@ class Costs:
 
     def time_s(self, gamma: int, positions: float, rows: int) -> float:
         """Predicted duration of a cycle."""
-        drafted = (positions - rows) / max(1, gamma)
-        step_s = self._draft_step_s.at(drafted)
-        if not step_s:  # none was seen: take it for a verification of one position per row, without its waits
+        step_s = self._draft_step_s.at((positions - rows) / gamma) if gamma else 0.0
+        if gamma and not step_s:  # none was seen: take it for a verification of one position per row, without its waits
             step_s = self._verify_s.at(rows)
         late_bytes = max(0.0, self._moved.at(positions) - gamma * (self._early_bytes.value or 0.0))
         moved_s = late_bytes / self._rate.value if self._rate.value else 0.0
@@ -156,6 +155,8 @@ class Adaptive:
 
     MARGIN = 1.03
     """A change must promise this much more tokens per second."""
+    IDLE_INTERVAL = 8
+    """Cycles between refreshes of a draft set that nobody drafts with."""
 
     def __init__(
         self, options: SpecOptions, rows: int, expert_bytes: int, absent_bytes: float, most_experts: int
@@ -171,7 +172,10 @@ class Adaptive:
     def choose(self, index: torch.Tensor, most: torch.Tensor) -> Setting:
         self._cycle += 1
         lengths, why = self._finding_out(most) if self._cycle <= 2 else self._weighed(index, most)
-        return Setting(lengths, self._knobs.draft_experts, self._knobs.refresh_interval, why)
+        interval = self._knobs.refresh_interval
+        if not int(lengths.max()):
+            interval = max(interval, self.IDLE_INTERVAL)
+        return Setting(lengths, self._knobs.draft_experts, interval, why)
 
     def _finding_out(self, most: torch.Tensor) -> tuple[torch.Tensor, str]:
         """One cycle of each kind tells what both cost."""

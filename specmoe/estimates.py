@@ -19,51 +19,51 @@ class Average:
 
 
 class _Fit:
-    """Exponentially weighted least squares of v on u, with a slope to lean on where u hardly varied."""
+    """v over u, a line by least squares that forgets slowly: what was seen far from where the run is now counts on.
 
-    def __init__(self, decay: float) -> None:
-        self.weight = 0.0
-        self._decay = decay
-        self._sums = torch.zeros(4, dtype=torch.float64)  # u, v, uu, uv
-
-    def add(self, u: float, v: float) -> None:
-        self.weight = self._decay * self.weight + 1
-        self._sums = self._decay * self._sums + torch.tensor([u, v, u * u, u * v], dtype=torch.float64)
-
-    def means(self) -> tuple[float, float]:
-        u, v, _, _ = (self._sums / self.weight).tolist()
-        return u, v
-
-    def slope(self, prior: float, spread: float) -> float:
-        """Slope of v, where ``prior`` counts like one point whose u is ``spread`` (variance) away."""
-        u, v, uu, uv = (self._sums / self.weight).tolist()
-        held = spread / self.weight
-        variance = max(0.0, uu - u * u)
-        return (uv - u * v + held * prior) / (variance + held) if variance + held > 0 else 0.0
-
-
-class Line:
-    """y over x, both >= 0, y not falling: what a verification costs by the positions it verifies.
-
-    Args:
-        slope_share: with one x seen only, the part of y taken to grow in proportion with x.
-        decay: weight of older points at each new one.
+    Where u hardly varied, the slope leans on ``prior``, which counts like one point ``SPREAD`` (a variance) away; it
+    stays within ``slopes``.
     """
 
-    def __init__(self, slope_share: float, decay: float = 0.9) -> None:
-        self._share, self._fit = slope_share, _Fit(decay)
+    SPREAD = 0.3
+    DECAY = 0.97
+
+    def __init__(self, prior: float, slopes: tuple[float, float]) -> None:
+        self.weight = 0.0
+        self._prior, self._slopes = prior, slopes
+        self._u = self._v = self._uu = self._uv = 0.0
+
+    def add(self, u: float, v: float) -> None:
+        self.weight = self.DECAY * self.weight + 1
+        self._u, self._v = self.DECAY * self._u + u, self.DECAY * self._v + v
+        self._uu, self._uv = self.DECAY * self._uu + u * u, self.DECAY * self._uv + u * v
+
+    def at(self, u: float) -> float:
+        mean_u, mean_v, held = self._u / self.weight, self._v / self.weight, self.SPREAD / self.weight
+        variance = max(0.0, self._uu / self.weight - mean_u * mean_u)
+        slope = (self._uv / self.weight - mean_u * mean_v + held * self._prior) / (variance + held)
+        return mean_v + min(self._slopes[1], max(self._slopes[0], slope)) * (u - mean_u)
+
+
+class Power:
+    """y over x, a power of x that does not fall: what a pass costs by the positions it has.
+
+    Args:
+        prior_exponent: with one x seen only.
+    """
+
+    _LEAST = 0.1  # of the estimate: a y below says nothing more of the power
+
+    def __init__(self, prior_exponent: float) -> None:
+        self._fit = _Fit(prior_exponent, (0.0, 1.2))
 
     def add(self, x: float, y: float) -> None:
-        self._fit.add(x, y)
+        """A point with x > 0."""
+        self._fit.add(math.log(x), math.log(max(y, self._LEAST * self.at(x), 1e-9)))
 
     def at(self, x: float) -> float:
-        """The estimate at ``x``; 0 before any point."""
-        if not self._fit.weight:
-            return 0.0
-        mean_x, mean_y = self._fit.means()
-        prior = self._share * mean_y / mean_x if mean_x else 0.0
-        slope = max(0.0, self._fit.slope(prior, (mean_x / 3) ** 2))
-        return max(0.0, mean_y + slope * (x - mean_x))
+        """The estimate at ``x`` > 0; 0 before any point."""
+        return math.exp(self._fit.at(math.log(x))) if self._fit.weight else 0.0
 
 
 class Union:
@@ -79,26 +79,22 @@ class Union:
 
     _FULL = 0.98
 
-    def __init__(self, most: float, floor: float = 1.0, prior_exponent: float = 0.9, decay: float = 0.9) -> None:
+    def __init__(self, most: float, floor: float = 1.0, prior_exponent: float = 0.9) -> None:
         self._most, self._floor = max(most, 2 * floor), floor
-        self._prior, self._fit = prior_exponent, _Fit(decay)
-
-    def _fill(self, y: float) -> float:
-        """log of c * x^k for ``y`` bytes."""
-        return math.log(-math.log1p(-min(self._FULL, max(y, self._floor) / self._most)))
+        self._fit = _Fit(prior_exponent, (0.3, 1.2))
+        self._moved = False
 
     def add(self, x: float, y: float) -> None:
-        self._fit.add(math.log(x), self._fill(y))
+        """A point with x > 0."""
+        self._moved = self._moved or y > self._floor
+        fill = min(self._FULL, max(y, self._floor) / self._most)
+        self._fit.add(math.log(x), math.log(-math.log1p(-fill)))
 
     def at(self, x: float) -> float:
-        """The estimate at ``x`` >= 1; 0 before any point."""
-        if not self._fit.weight:
+        """The estimate at ``x`` > 0; 0 before anything moved."""
+        if not self._moved:
             return 0.0
-        mean_u, mean_v = self._fit.means()
-        if mean_v <= self._fill(self._floor) + 1e-9:
-            return 0.0
-        exponent = min(1.2, max(0.3, self._fit.slope(self._prior, 0.3)))
-        return self._most * -math.expm1(-math.exp(mean_v + exponent * (math.log(x) - mean_u)))
+        return self._most * -math.expm1(-math.exp(self._fit.at(math.log(x))))
 
 
 class Acceptance:

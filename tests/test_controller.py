@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from specmoe.controller import Adaptive, Controller, Costs, Fixed, Knobs, Setting, Trials
-from specmoe.estimates import Acceptance, Average, Line, Union
+from specmoe.estimates import Acceptance, Average, Power, Union
 from specmoe.options import SpecOptions
 from specmoe.stats import CycleStats
 
@@ -127,29 +127,38 @@ def test_an_average_follows_what_it_sees() -> None:
     assert average.value == pytest.approx(10.0, rel=1e-4)
 
 
-@given(st.floats(0, 10), st.floats(0.01, 5))
-def test_a_line_is_found_from_its_points(intercept: float, slope: float) -> None:
-    line = Line(slope_share=0.5)
+@given(st.floats(0, 1.1), st.floats(0.001, 5))
+def test_a_power_is_found_from_its_points(exponent: float, scale: float) -> None:
+    power = Power(prior_exponent=0.5)
     for i in range(60):
-        line.add(1 + i % 8, intercept + slope * (1 + i % 8))
-    for x in (1, 4, 8, 16):
-        assert line.at(x) == pytest.approx(intercept + slope * x, rel=0.1)
+        power.add(2 ** (i % 6), scale * 2 ** (exponent * (i % 6)))
+    for x in (1, 8, 32, 64):
+        assert power.at(x) == pytest.approx(scale * x**exponent, rel=0.1)
 
 
-def test_a_line_from_one_place_grows_by_its_share() -> None:
-    line = Line(slope_share=0.5)
-    assert line.at(3) == 0
+def test_a_power_from_one_place_grows_by_its_prior() -> None:
+    power = Power(prior_exponent=0.5)
+    assert power.at(3) == 0
     for _ in range(5):
-        line.add(4, 8.0)
-    assert line.at(4) == pytest.approx(8.0)
-    assert line.at(8) == pytest.approx(12.0)  # half of it in proportion
+        power.add(4, 8.0)
+    assert power.at(4) == pytest.approx(8.0)
+    assert power.at(16) == pytest.approx(16.0)
 
 
-def test_a_line_never_falls() -> None:
-    line = Line(slope_share=0.0)
+def test_a_power_never_falls_and_shrugs_at_zeros() -> None:
+    power = Power(prior_exponent=0.0)
     for i in range(50):
-        line.add(1 + i % 5, 10.0 - (1 + i % 5))
-    assert line.at(10) >= line.at(1) >= 0
+        power.add(1 + i % 5, 0.0 if i % 10 == 9 else 10.0 - (1 + i % 5))
+    assert power.at(10) >= power.at(1) > 0
+
+
+def test_what_was_seen_elsewhere_is_not_forgotten_while_the_run_stays_in_one_place() -> None:
+    power = Power(prior_exponent=1.0)
+    power.add(16, 60.0)
+    power.add(1, 20.0)
+    for i in range(20):
+        power.add(14 + i % 4, 60.0 + 5 * (-1) ** i)  # only long drafts since, and noisy ones
+    assert power.at(1) == pytest.approx(20.0, rel=0.25)
 
 
 @given(st.floats(0.4, 1.1), st.floats(0.002, 0.05))
