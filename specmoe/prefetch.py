@@ -6,6 +6,7 @@ in for them; the most wanted absentees start moving while the draft goes on.  Re
 
 from __future__ import annotations
 
+import math
 import time
 
 import torch
@@ -35,10 +36,13 @@ class Prefetcher:
         self._verify_s = 0.0
         self.begin(0, 0.0)
 
-    def begin(self, steps: int, step_s: float) -> None:
-        """A cycle starts: ``steps`` draft steps of about ``step_s`` seconds each lie ahead."""
+    def begin(self, steps: int, step_s: float | None) -> None:
+        """A cycle starts: ``steps`` draft steps of about ``step_s`` seconds each lie ahead.
+
+        Before any step was timed (None), all that the budget allows is taken to arrive in time.
+        """
         self._left_bytes = self._budget_bytes
-        self._until = time.perf_counter() + steps * step_s
+        self._until = math.inf if step_s is None else time.perf_counter() + steps * step_s
         for demand in self._demand:
             demand.zero_()
 

@@ -67,8 +67,8 @@ def draft(run: Run, rows: Rows, drafter: Drafter, lengths: torch.Tensor, cycle: 
     """Up to ``lengths`` (long [B]) proposed tokens per row; while it runs, a prefetcher may move what it asks for."""
     started, prefetcher = time.perf_counter(), run.runtime.prefetcher
     if prefetcher is not None:
-        before = run.stats.cycles[-1] if run.stats.cycles else None
-        prefetcher.begin(cycle.gamma, before.draft_s / before.gamma if before and before.gamma else 0.0)
+        before = next((c for c in reversed(run.stats.cycles) if c.gamma), None) if cycle.gamma else None
+        prefetcher.begin(cycle.gamma, before.draft_s / before.gamma if before else None)
     link = run.link.snapshot()
     proposal = drafter.propose(run, rows, lengths)
     cycle.draft_s, cycle.early_bytes = time.perf_counter() - started, run.link.since(link).moved_bytes

@@ -353,6 +353,14 @@ def test_what_would_not_arrive_in_time_is_not_started(bench: Bench) -> None:
     assert bench.residency.stats.prefetched_bytes == 2 * bench.stride
 
 
+def test_before_a_step_was_timed_the_budget_alone_decides(bench: Bench) -> None:
+    prefetcher = _prefetcher(bench, 6)
+    prefetcher.begin(4, None)
+    prefetcher.wanted(0, _counts(e0=1, e1=1))
+    assert prefetcher.skipped_late == 0
+    assert bench.residency.stats.prefetched_bytes == 2 * bench.stride
+
+
 def test_the_measured_rate_decides_what_arrives_in_time(store: ExpertStore) -> None:
     bench = Bench(store, 6, LeastRecentlyUsed(), gated=False)
     bench.source.seconds = 0.02
