@@ -2,7 +2,7 @@
 
 Per cycle with drafts of up to g tokens, over B rows::
 
-    time(g)   = g * t_draft(B) + t_verify(P) + exposed * (bytes(P) - g * early) / link_rate
+    time(g)   = g * t_draft(B) + t_verify(P) + exposed * (bytes(P) - g * early) / link_rate + t_other
     tokens(g) = sum over rows of 1 + a_1 + a_1 a_2 + ... + a_1 .. a_g             a_i kept given all before it
 
 P = B + sum of draft lengths are the positions verified, ``early`` the bytes that a draft step prefetches.  All
@@ -19,7 +19,7 @@ from typing import Protocol
 
 import torch
 
-from specmoe.estimates import Acceptance, Average, Power, Union
+from specmoe.estimates import Acceptance, Average, Power, Ratio, Union
 from specmoe.options import SpecOptions
 from specmoe.stats import CycleStats
 
@@ -71,19 +71,23 @@ class Costs:
         self._verify_s = Power(prior_exponent=0.6)
         self._moved = Union(absent_bytes, floor=float(expert_bytes))
         self._early_bytes = Average()
-        self._rate = Average()
-        self._exposed = Average()
+        self._rate = Ratio()
+        self._exposed = Ratio()
+        self._other_s = Average()
+        self._before: CycleStats | None = None
 
     def add(self, cycle: CycleStats) -> None:
+        if self._before is not None:  # what a cycle needs beside draft and verification is known when it is over
+            self._other_s.add(self._before.other_s)
+        self._before = cycle
         if cycle.gamma:
             self._draft_step_s.add(max(1, cycle.drafted) / cycle.gamma, cycle.draft_s / cycle.gamma)
             self._early_bytes.add(cycle.early_bytes / cycle.gamma)
         self._verify_s.add(cycle.positions, max(0.0, cycle.verify_s - cycle.wait_s))
         self._moved.add(cycle.positions, cycle.moved_bytes)
-        if cycle.busy_s > 0:
-            self._rate.add(cycle.moved_bytes / cycle.busy_s)
-            late_s = cycle.busy_s * max(0.0, 1 - cycle.early_bytes / max(1, cycle.moved_bytes))
-            self._exposed.add(min(1.0, cycle.wait_s / late_s) if late_s > 0 else 0.0)
+        self._rate.add(cycle.moved_bytes, cycle.busy_s)
+        late_s = cycle.busy_s * max(0.0, 1 - cycle.early_bytes / max(1, cycle.moved_bytes))
+        self._exposed.add(min(cycle.wait_s, late_s), late_s)
 
     def time_s(self, gamma: int, positions: float, rows: int) -> float:
         """Predicted duration of a cycle."""
@@ -93,7 +97,7 @@ class Costs:
         late_bytes = max(0.0, self._moved.at(positions) - gamma * (self._early_bytes.value or 0.0))
         moved_s = late_bytes / self._rate.value if self._rate.value else 0.0
         exposed = 1.0 if self._exposed.value is None else self._exposed.value
-        return gamma * step_s + self._verify_s.at(positions) + exposed * moved_s
+        return gamma * step_s + self._verify_s.at(positions) + exposed * moved_s + (self._other_s.value or 0.0)
 
     def explain(self, gamma: int, positions: float, rows: int) -> str:
         step_ms = 1e3 * self._draft_step_s.at((positions - rows) / max(1, gamma))

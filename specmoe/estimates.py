@@ -18,6 +18,22 @@ class Average:
         self.value = value if self.value is None else (1 - self._weight) * self.value + self._weight * value
 
 
+class Ratio:
+    """Sum over sum, both forgetting: a rate to which long cycles count for more; None until something was seen."""
+
+    def __init__(self, weight: float = 0.2) -> None:
+        self._weight = weight
+        self._above = self._below = 0.0
+
+    def add(self, above: float, below: float) -> None:
+        self._above = (1 - self._weight) * self._above + above
+        self._below = (1 - self._weight) * self._below + below
+
+    @property
+    def value(self) -> float | None:
+        return self._above / self._below if self._below > 0 else None
+
+
 class _Fit:
     """v over u, a line by least squares that forgets slowly: what was seen far from where the run is now counts on.
 
@@ -56,14 +72,16 @@ class Power:
 
     def __init__(self, prior_exponent: float) -> None:
         self._fit = _Fit(prior_exponent, (0.0, 1.2))
+        self._lift = Ratio(1 - _Fit.DECAY)
 
     def add(self, x: float, y: float) -> None:
         """A point with x > 0."""
         self._fit.add(math.log(x), math.log(max(y, self._LEAST * self.at(x), 1e-9)))
+        self._lift.add(y, math.exp(self._fit.at(math.log(x))))
 
     def at(self, x: float) -> float:
-        """The estimate at ``x`` > 0; 0 before any point."""
-        return math.exp(self._fit.at(math.log(x))) if self._fit.weight else 0.0
+        """The estimate at ``x`` > 0, a mean of what varies; 0 before any point."""
+        return math.exp(self._fit.at(math.log(x))) * (self._lift.value or 0.0) if self._fit.weight else 0.0
 
 
 class Union:
@@ -82,18 +100,19 @@ class Union:
     def __init__(self, most: float, floor: float = 1.0, prior_exponent: float = 0.9) -> None:
         self._most, self._floor = max(most, 2 * floor), floor
         self._fit = _Fit(prior_exponent, (0.3, 1.2))
-        self._moved = False
+        self._lift = Ratio(1 - _Fit.DECAY)
 
     def add(self, x: float, y: float) -> None:
         """A point with x > 0."""
-        self._moved = self._moved or y > self._floor
         fill = min(self._FULL, max(y, self._floor) / self._most)
         self._fit.add(math.log(x), math.log(-math.log1p(-fill)))
+        self._lift.add(y, self._fitted(x))
 
     def at(self, x: float) -> float:
-        """The estimate at ``x`` > 0; 0 before anything moved."""
-        if not self._moved:
-            return 0.0
+        """The estimate at ``x`` > 0, a mean of what varies; 0 before anything moved."""
+        return min(self._most, self._fitted(x) * self._lift.value) if self._lift.value else 0.0
+
+    def _fitted(self, x: float) -> float:
         return self._most * -math.expm1(-math.exp(self._fit.at(math.log(x))))
 
 

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from specmoe.controller import Adaptive, Controller, Costs, Fixed, Knobs, Setting, Trials
-from specmoe.estimates import Acceptance, Average, Power, Union
+from specmoe.estimates import Acceptance, Average, Power, Ratio, Union
 from specmoe.options import SpecOptions
 from specmoe.stats import CycleStats
 
@@ -159,6 +159,23 @@ def test_what_was_seen_elsewhere_is_not_forgotten_while_the_run_stays_in_one_pla
     for i in range(20):
         power.add(14 + i % 4, 60.0 + 5 * (-1) ** i)  # only long drafts since, and noisy ones
     assert power.at(1) == pytest.approx(20.0, rel=0.25)
+
+
+def test_estimates_of_what_varies_are_means_not_medians() -> None:
+    power, union = Power(prior_exponent=0.5), Union(most=1000.0, floor=4.0)
+    for i in range(100):
+        power.add(1, (5.0, 30.0)[i % 2])
+        union.add(1, (0.0, 40.0)[i % 2])
+    assert power.at(1) == pytest.approx(17.5, rel=0.1)
+    assert union.at(1) == pytest.approx(20.0, rel=0.1)
+
+
+def test_a_ratio_counts_long_cycles_for_more() -> None:
+    ratio = Ratio()
+    assert ratio.value is None
+    for above, below in ((1.0, 1.0), (30.0, 10.0)) * 20:
+        ratio.add(above, below)
+    assert ratio.value == pytest.approx(31 / 11, rel=0.05)
 
 
 @given(st.floats(0.4, 1.1), st.floats(0.002, 0.05))
