@@ -213,6 +213,7 @@ class _Driven:
         self._data = setting.scratch / "data"
         if self._how != "without":
             self._engine = _start(setting.start_engine)
+            time.sleep(0.5)  # it lives for some samples
 
     def generate(self, request: Request) -> Generation:
         request.on_prefill_done()
