@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+import subprocess
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -38,6 +39,8 @@ class CapabilityCard:
     are held by the process limit alone.  ``tiers`` are where it can keep experts, ``dtypes``, ``sampling``
     and ``max_batch`` (None: any) what it can run; the harness records ``not_supported`` for anything else.
     ``limited`` is False only for a bound that holds everything and therefore runs without the limit.
+    ``own_process``: the system's engine is a process of its own, started in ``prepare`` with
+    ``setting.start_engine``; the limit holds that process, and not the worker that drives it.
     ``extra`` names the pip extra it needs, ``build_options`` the options that change what ``build`` makes.
     """
 
@@ -53,6 +56,7 @@ class CapabilityCard:
     sampling: tuple[Sampling, ...] = ("greedy",)
     max_batch: int | None = None
     limited: bool = True
+    own_process: bool = False
     extra: str | None = None
     build_options: tuple[str, ...] = ()
 
@@ -71,14 +75,32 @@ class SystemOptions(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+class StartEngine(Protocol):
+    """Starts a command as ``subprocess.Popen`` would, under the memory limit and disk throttle of the cell, if any.
+
+    The process dies with this one at the latest; ``close`` must end it and wait for it.  Call it from the thread that
+    runs ``prepare``.  ``popen`` are arguments of ``subprocess.Popen`` for pipes, folder and environment.
+
+    Raises:
+        RuntimeError: the command cannot be started, or not under the limit.
+    """
+
+    def __call__(self, argv: Sequence[str], **popen: Any) -> subprocess.Popen[Any]: ...
+
+
+def _start_unlimited(argv: Sequence[str], **popen: Any) -> subprocess.Popen[Any]:
+    return subprocess.Popen(argv, **popen)
+
+
 @dataclass(frozen=True)
 class Setting:
     """What a system gets to work with.
 
     ``model_path`` is a Hugging Face folder; ``store_path`` where its expert store is or will be;
     ``scratch`` a folder of the system's own that outlives the process.  ``process_limit_bytes`` is the
-    kernel's limit for this process, page cache included; None where there is none.  ``calibration_texts`` are
-    prompts a system may profile the model with in ``build``; they are never among the measured ones.
+    kernel's limit for this process (or its engine), page cache included; None where there is none.
+    ``calibration_texts`` are prompts a system may profile the model with in ``build``; they are never among the
+    measured ones.  ``start_engine`` is for cards with ``own_process``; by itself a setting starts without any limit.
     """
 
     model_path: Path
@@ -89,6 +111,7 @@ class Setting:
     threads: int
     calibration_texts: tuple[str, ...] = ()
     process_limit_bytes: int | None = None
+    start_engine: StartEngine = _start_unlimited
 
 
 @dataclass(frozen=True)
@@ -189,7 +212,7 @@ class System(Protocol):
         ...
 
     def prepare(self, setting: Setting) -> None:
-        """Load, inside the limited process.
+        """Load, inside the limited process, or start the engine that is.
 
         Raises:
             NotSupported: this machine or model cannot run the system.
@@ -241,7 +264,12 @@ def require(module: str, extra: str) -> Any:
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        raise NotSupported(f"{module} cannot be imported ({error}): pip install 'specmoe-bench[{extra}]'") from error
+        raise missing(module, extra, error) from error
+
+
+def missing(module: str, extra: str, why: object) -> NotSupported:
+    """What to raise where an optional package cannot be imported."""
+    return NotSupported(f"{module} cannot be imported ({why}): pip install 'specmoe-bench[{extra}]'")
 
 
 def create(name: str, options: dict[str, Any]) -> System:

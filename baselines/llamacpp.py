@@ -1,15 +1,18 @@
 """llama.cpp over a memory-mapped GGUF file of the same checkpoint: what many would use instead.
 
-Rows are sequences of one ``llama_batch``.  The file is mapped under the same process limit as every other
-system; weights are not repacked, since repacked copies would leave the mapping and stay in memory.
+Rows are sequences of one ``llama_batch``.  The library runs in a process of its own (``baselines.llamacpp_engine``),
+as its users run it, and that process has the limit to itself.  The file is mapped; weights are not repacked, since
+repacked copies would leave the mapping and stay in memory.
 """
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
-import numpy as np
 import torch
 
 from baselines import gguf_file
@@ -21,57 +24,52 @@ from baselines.contract import (
     Request,
     Setting,
     SystemOptions,
+    missing,
     register,
     require,
 )
 from specmoe.convert import open_or_build
 
 _FILE = "model.gguf"
-_KV_TYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 30}  # ggml type numbers
+_END_TIMEOUT_S = 10.0
 
 
-class _Context:
-    """One llama.cpp context with room for a request; greedy over the rows of a batch."""
+class _Driver:
+    """The engine's process; a method of ``llamacpp_engine.Engine`` is called by name, one at a time."""
 
-    def __init__(self, lib: Any, model: Any, request: Request, setting: Setting, ubatch: int) -> None:
-        rows, width = request.input_ids.shape
-        self._lib, self.rows = lib, rows
-        self.vocab = lib.llama_vocab_n_tokens(lib.llama_model_get_vocab(model))
-        self.capacity = max(int(request.attention_mask.sum()), rows)
-        params = lib.llama_context_default_params()
-        params.n_seq_max = rows
-        params.n_ctx = rows * (-(-(width + request.new_tokens) // 256) * 256)
-        params.n_batch, params.n_ubatch = self.capacity, min(self.capacity, ubatch)
-        params.n_threads = params.n_threads_batch = setting.threads
-        params.type_k = params.type_v = _KV_TYPES[setting.dtype]
-        if setting.dtype == torch.float32:  # the flash kernel rounds keys and values to 16 bits
-            params.flash_attn_type = lib.LLAMA_FLASH_ATTN_TYPE_DISABLED
-        self._context = lib.llama_init_from_model(model, params)
-        if not self._context:
-            raise RuntimeError(f"llama.cpp made no context for {rows} rows of {width} tokens: lower the batch size")
-        self._batch = lib.llama_batch_init(self.capacity, 0, 1)
+    def __init__(self, setting: Setting) -> None:
+        command = [sys.executable, "-m", "baselines.llamacpp_engine"]
+        self._process = setting.start_engine(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
-    def step(self, rows: Sequence[int], tokens: Sequence[Sequence[int]], starts: Sequence[int]) -> list[int]:
-        """Feed tokens to some rows, each at its position; returns the most likely next token of each."""
-        batch, place, last = self._batch, 0, []
-        for row, ids, start in zip(rows, tokens, starts, strict=True):
-            for offset, token in enumerate(ids):
-                batch.token[place], batch.pos[place] = token, start + offset
-                batch.n_seq_id[place], batch.seq_id[place][0] = 1, row
-                batch.logits[place] = offset == len(ids) - 1
-                place += 1
-            last.append(place - 1)
-        batch.n_tokens = place
-        if code := self._lib.llama_decode(self._context, batch):
-            raise RuntimeError(f"llama_decode failed with code {code} on {place} tokens")
-        return [int(np.argmax(self._logits(place))) for place in last]
+    def call(self, method: str, **arguments: Any) -> Any:
+        """What the method returns.
 
-    def _logits(self, place: int) -> Any:
-        return np.ctypeslib.as_array(self._lib.llama_get_logits_ith(self._context, place), (self.vocab,))
+        Raises:
+            RuntimeError: it failed, or the process has ended.
+            ImportError: the engine cannot import llama_cpp.
+        """
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        try:
+            print(json.dumps([method, arguments]), file=self._process.stdin, flush=True)
+            line = self._process.stdout.readline()
+        except BrokenPipeError:
+            line = ""
+        if not line:
+            raise RuntimeError(f"llama.cpp's engine ended with code {self._process.wait()} in {method!r}")
+        answer = json.loads(line)
+        if "error" in answer:
+            kind = ImportError if answer["kind"] in ("ImportError", "ModuleNotFoundError") else RuntimeError
+            raise kind(answer["error"])
+        return answer["result"]
 
     def close(self) -> None:
-        self._lib.llama_batch_free(self._batch)
-        self._lib.llama_free(self._context)
+        """End the process and wait for it."""
+        try:
+            self._process.communicate(timeout=_END_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.communicate()
 
 
 @register
@@ -84,6 +82,7 @@ class LlamaCppSystem:
         summary="GGUF of the same checkpoint, memory-mapped; the page cache decides what stays",
         grain="pages",
         knows_budget=False,
+        own_process=True,
         extra="llamacpp",
     )
 
@@ -92,8 +91,7 @@ class LlamaCppSystem:
 
     def __init__(self, options: Any) -> None:
         self._ubatch = options.ubatch
-        self._lib: Any = None
-        self._model: Any = None
+        self._engine: _Driver | None = None
         self._setting: Setting | None = None
 
     def build(self, setting: Setting) -> None:
@@ -105,37 +103,51 @@ class LlamaCppSystem:
             )
 
     def prepare(self, setting: Setting) -> None:
-        self._lib, self._setting = require("llama_cpp", "llamacpp"), setting
-        self._lib.llama_backend_init()
-        params = self._lib.llama_model_default_params()
-        params.load_mode = self._lib.LLAMA_LOAD_MODE_MMAP
-        params.use_extra_bufts = False
-        params.n_gpu_layers = 0
-        self._model = self._lib.llama_model_load_from_file(str(setting.scratch / _FILE).encode(), params)
-        if not self._model:
+        self._setting, self._engine = setting, _Driver(setting)
+        try:
+            loaded = self._engine.call("load", path=str(setting.scratch / _FILE))
+        except ImportError as error:
+            raise missing("llama_cpp", "llamacpp", error) from error
+        if not loaded:
             raise NotSupported(f"llama.cpp cannot load {_FILE}: delete the scratch folder to write it again")
 
     def generate(self, request: Request) -> Generation:
-        assert self._setting is not None
+        assert self._engine is not None
         prompts = [
             row[keep.bool()].tolist() for row, keep in zip(request.input_ids, request.attention_mask, strict=True)
         ]
-        context = _Context(self._lib, self._model, request, self._setting, self._ubatch)
-        try:
-            new = [[token] for token in context.step(range(len(prompts)), prompts, [0] * len(prompts))]
-            request.on_prefill_done()
-            while going := [row for row, length in enumerate(request.lengths) if len(new[row]) < length]:
-                places = [len(prompts[row]) + len(new[row]) - 1 for row in going]
-                for row, token in zip(
-                    going, context.step(going, [new[row][-1:] for row in going], places), strict=True
-                ):
-                    new[row].append(token)
-        finally:
-            context.close()
+        self._open(request)
+        new = [[token] for token in self._step(range(len(prompts)), prompts, [0] * len(prompts))]
+        request.on_prefill_done()
+        while going := [row for row, length in enumerate(request.lengths) if len(new[row]) < length]:
+            places = [len(prompts[row]) + len(new[row]) - 1 for row in going]
+            for row, token in zip(going, self._step(going, [new[row][-1:] for row in going], places), strict=True):
+                new[row].append(token)
+        self._engine.call("shut")
         counters = Counters(decode_steps=request.new_tokens - 1, tokens_per_step=1.0)
         return Generation([torch.tensor(row) for row in new], counters)
 
+    def _open(self, request: Request) -> None:
+        """A context in the engine with room for the request."""
+        assert self._setting is not None
+        assert self._engine is not None
+        rows, width = request.input_ids.shape
+        self._engine.call(
+            "open",
+            rows=rows,
+            batch=max(int(request.attention_mask.sum()), rows),
+            positions=width + request.new_tokens,
+            ubatch=self._ubatch,
+            threads=self._setting.threads,
+            dtype=str(self._setting.dtype).removeprefix("torch."),
+        )
+
+    def _step(self, rows: Sequence[int], tokens: Sequence[Sequence[int]], starts: Sequence[int]) -> list[int]:
+        assert self._engine is not None
+        new: list[int] = self._engine.call("step", rows=list(rows), tokens=tokens, starts=starts)
+        return new
+
     def close(self) -> None:
-        if self._model is not None:
-            self._lib.llama_model_free(self._model)
-            self._model = None
+        if self._engine is not None:
+            self._engine.close()
+            self._engine = None

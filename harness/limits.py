@@ -1,7 +1,7 @@
-"""A kernel-enforced memory limit for a worker process: page cache included, swap excluded.
+"""A kernel-enforced memory limit for one process: page cache included, swap excluded.
 
 cgroup v1, cgroup v2 and systemd-run (``harness.scopes``) are supported, whichever this user's rights allow.
-A group is made per worker and removed afterwards; where nothing works, the same object does nothing and its
+A group is made per cell and removed afterwards; where nothing works, the same object does nothing and its
 report says ``enforced=False`` and why.  A disk throttle, in contrast, is in force or an error.
 """
 
@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import signal
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from types import TracebackType
 from typing import Literal, Self
 
 from harness import scopes
-from harness.record import Limit
+from harness.record import Covers, Limit
 from harness.throttle import Throttle, ThrottleError
 
 ROOT = Path("/sys/fs/cgroup")
@@ -87,15 +88,16 @@ def _parents_v2(root: Path) -> tuple[Path, ...]:
 
 
 class MemoryLimit:
-    """A group with a limit around one worker.
+    """A group with a limit around one process and what it starts: the worker, or the engine that a worker drives.
 
     Args:
         limit_bytes: limit of anonymous memory and page cache together; None for no limit.
         name: part of the group's name.
         support: what ``detect`` found; detected when not given.
         throttle: limit of its reads from a disk; None for no limit.
+        covers: whose process it is for; a worker outside starts its engine with ``entry`` (``harness.engines``).
 
-    Use as a context manager; start the worker with ``command`` and ``add`` it before it allocates.
+    Use as a context manager; start the process with ``command`` and ``add`` it before it allocates.
 
     Raises:
         ThrottleError: on entering, a throttle is asked for that cannot be had.
@@ -107,16 +109,18 @@ class MemoryLimit:
         name: str,
         support: LimitSupport | None = None,
         throttle: Throttle | None = None,
+        covers: Covers = "worker",
     ) -> None:
         if limit_bytes is not None and limit_bytes < 1 << 20:
             raise ValueError(f"memory limit of {limit_bytes} bytes is below one MiB: no process can start in it")
         self._limit_bytes = limit_bytes
         self._throttle = throttle
+        self.covers: Covers = covers
         asked = limit_bytes is not None or throttle is not None
         self._support = support or (detect() if asked else LimitSupport("none", why_not="no limit asked"))
         own = f"{PREFIX}{os.getpid()}-{name}"
         self._groups = [parent / own for parent in self._support.parents]
-        self._scope: Path | None = None  # the group systemd made, known once the worker runs
+        self._scope: Path | None = None  # the group systemd made, known once the process runs
         if throttle is not None and self._support.blkio is not None:
             self._groups.append(self._support.blkio / own)
 
@@ -159,7 +163,7 @@ class MemoryLimit:
             ) from error
 
     def command(self, argv: Sequence[str]) -> list[str]:
-        """How to start the worker so that the limit holds for it."""
+        """How to start the process so that the limit holds for it."""
         if self._support.manager is None:
             return list(argv)
         return self._support.manager.command(argv, self._limit_bytes, self._throttle)
@@ -168,12 +172,30 @@ class MemoryLimit:
         """Place a process into the group."""
         for group in self._groups:
             (group / "cgroup.procs").write_text(str(pid))
+        self.find(pid)
+
+    def find(self, pid: int) -> None:
+        """Learn which group systemd made for a process started with ``command``."""
         if self._support.manager is not None:
             self._scope = self._support.manager.group_of(pid)
 
+    def entry(self) -> tuple[list[str], list[str]]:
+        """How a process gets under the limit by itself: (prefix of its command, groups to enter)."""
+        return self.command([]), [str(group) for group in self._groups]
+
     def group(self) -> Path | None:
-        """The memory controller's folder for the worker, None where there is none."""
+        """The memory controller's folder for the process, None where there is none."""
         return self._groups[0] if self._groups else self._scope
+
+    def kill_members(self) -> list[int]:
+        """Kill what is still in the group; returns the process ids."""
+        group, killed = self.group(), []
+        with contextlib.suppress(OSError):
+            for pid in map(int, (group / "cgroup.procs").read_text().split() if group else ()):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+                    killed.append(pid)
+        return killed
 
     def peak_bytes(self) -> int | None:
         """Most memory the group ever held, page cache included; None where the kernel does not say."""
@@ -204,6 +226,7 @@ class MemoryLimit:
             peak_bytes=self.peak_bytes(),
             why_not=None if enforced else self._support.why_not,
             disk_read_limit_bytes_s=self._throttle.read_bytes_s if self._throttle else None,
+            covers=self.covers,
         )
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:

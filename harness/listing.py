@@ -141,6 +141,8 @@ def _facts(card: CapabilityCard) -> list[str]:
     facts.append("keeps the expert budget itself" if card.knows_budget else "held by the process limit")
     if not card.limited:
         facts[-1] = "runs without a limit"
+    if card.own_process:
+        facts.append("engine in a process of its own")
     if card.extra:
         facts.append(f"needs pip install 'specmoe-bench[{card.extra}]'")
     return facts

@@ -24,6 +24,7 @@ from workloads.requests import Fixed, Length, RequestShape
 
 Kind = Literal["measured", "emulated", "oracle", "projected"]
 Status = Literal["ok", "failed", "timeout", "not_supported"]
+Covers = Literal["worker", "engine"]
 
 
 class RecordError(ValueError):
@@ -87,7 +88,7 @@ _ADDED_TO_CELL = ("disk_read_limit_bytes_s", "prompts", "prompt_tokens", "output
 
 
 class Limit(_Strict):
-    """The kernel's memory limit for the whole process, page cache included, and its disk throttle."""
+    """The kernel's memory limit for a whole process, page cache included, and its disk throttle."""
 
     enforced: bool
     mechanism: Literal["cgroup-v1", "cgroup-v2", "systemd-run", "none"]
@@ -96,10 +97,13 @@ class Limit(_Strict):
     why_not: str | None = None
     disk_read_limit_bytes_s: int | None = None
     """The throttle in force; None where none was asked for (a throttle that cannot be had fails the cell)."""
+    covers: Covers = "worker"
+    """Whose process: the worker's, with the system in it, or the system's engine's, driven by a worker outside."""
 
 
 class Usage(_Strict):
-    """What the kernel and the GPU driver said of the whole worker process, warm-up and loading included.
+    """What the kernel and the GPU driver said of the whole worker process, warm-up and loading included; where the
+    limit covers an engine, peaks are the engine's, totals (CPU time, disk) those of engine and worker together.
 
     Peaks are of samples, so a shorter peak can be missed; totals are exact.  None: not readable here.
     """

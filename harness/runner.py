@@ -9,28 +9,24 @@ from __future__ import annotations
 
 import hashlib
 import json
-import subprocess
-import sys
 import tempfile
-import time
 import uuid
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from tqdm import tqdm
 
 from baselines import contract
-from harness import achieved, ceilings, environment, manifest, schedule
+from harness import achieved, ceilings, environment, manifest, schedule, worker_process
 from harness.config import Experiment, PlannedCell, plan
 from harness.executors import Executor, LocalExecutor
 from harness.limits import MemoryLimit, clean_stale_groups, detect, drop_page_cache
-from harness.record import Cell, Limit, Metrics, Record, Repetition, ResultFile, Usage
+from harness.record import Cell, Covers, Limit, Metrics, Record, Repetition, ResultFile
 from harness.schedule import Unit
 from harness.summary import summarise
-from harness.telemetry import Telemetry
 from harness.throttle import Throttle
 from harness.worker import Answer, Job
+from harness.worker_process import Outcome
 from specmoe.affinity import table_bytes
 from specmoe.checkpoint import checkpoint_files
 from specmoe.convert import open_or_build
@@ -41,16 +37,6 @@ BUILD_TIMEOUT_S = 1800.0
 
 class RunError(RuntimeError):
     """The experiment cannot go on; the message names the cause and the mend."""
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What a worker process came to."""
-
-    answer: Answer
-    limit: Limit
-    usage: Usage | None
-    wall_s: float
 
 
 class Runner:
@@ -258,35 +244,16 @@ class Runner:
         return scratch_path(self._model_path, self._store_path, system)
 
     def _work(self, action: str, planned: PlannedCell, limit_bytes: int | None, timeout_s: float) -> Outcome:
-        """Run one worker process to its end, its limit in force before it imports anything."""
-        limit_s = planned.cell.disk_read_limit_bytes_s if action == "measure" else None
+        """Run one worker process to its end."""
+        cell = planned.cell
+        measuring = action == "measure"
+        own_process = contract.systems()[cell.system].card.own_process
+        throttle = Throttle.of(self._store_path, cell.disk_read_limit_bytes_s if measuring else None)
+        covers: Covers = "engine" if measuring and own_process else "worker"
+        limit = MemoryLimit(limit_bytes, action, throttle=throttle, covers=covers)
         with tempfile.TemporaryDirectory(prefix="specmoe-bench-") as folder:
-            result = Path(folder) / "answer.json"
-            job = self._job(action, planned, limit_bytes, result)
-            started = time.monotonic()
-            with MemoryLimit(limit_bytes, action, throttle=Throttle.of(self._store_path, limit_s)) as limit:
-                process = subprocess.Popen(
-                    limit.command([sys.executable, "-m", "harness.worker"]),
-                    stdin=subprocess.PIPE,
-                    stdout=subprocess.DEVNULL,
-                    stderr=subprocess.PIPE,
-                    text=True,
-                )
-                limit.add(process.pid)
-                with Telemetry(process.pid, limit.group()) as telemetry:
-                    try:
-                        _, stderr = process.communicate(json.dumps(asdict(job)) + "\n", timeout=timeout_s)
-                        answer = _read_answer(result, process.returncode, stderr, limit)
-                    except subprocess.TimeoutExpired:
-                        process.kill()
-                        process.communicate()
-                        answer = Answer("timeout", f"ran longer than {timeout_s:.0f} s: raise timeout_s")
-                    except BaseException:
-                        process.kill()
-                        process.wait()
-                        raise
-                report = limit.report()
-            return Outcome(answer, report, telemetry.usage(), time.monotonic() - started)
+            job = self._job(action, planned, limit_bytes, Path(folder) / "answer.json")
+            return worker_process.run(job, limit, timeout_s)
 
     def _job(self, action: str, planned: PlannedCell, limit_bytes: int | None, result: Path) -> Job:
         cell = planned.cell
@@ -325,15 +292,6 @@ def _build_key(planned: PlannedCell) -> str:
     card = contract.systems()[planned.cell.system].card
     options = {name: planned.cell.options.get(name) for name in card.build_options}
     return json.dumps([planned.cell.system, options], sort_keys=True)
-
-
-def _read_answer(result: Path, returncode: int, stderr: str, limit: MemoryLimit) -> Answer:
-    if result.exists():
-        return Answer(**json.loads(result.read_text()))
-    last = stderr.strip().splitlines()[-1] if stderr.strip() else "no message"
-    if limit.oom_kills():
-        last = "killed by the kernel at the memory limit: raise process_overhead or lower expert_budget"
-    return Answer("failed", f"worker ended with code {returncode}: {last}")
 
 
 def _headline(record: Record) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import resource
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -26,12 +27,21 @@ class Telemetry:
         pid: the process.
         group: its memory cgroup, if it has one.
         period_s: time between samples; stretched where a sample costs more than ``SHARE`` of it.
+        engine: gives the process, and its group, to sample in place of these: an engine that the process has
+            started, None until then.  Totals are of both.
 
     After the block, in which the process must have been waited for, ``usage`` is final.
     """
 
-    def __init__(self, pid: int, group: Path | None = None, period_s: float = 0.1) -> None:
+    def __init__(
+        self,
+        pid: int,
+        group: Path | None = None,
+        period_s: float = 0.1,
+        engine: Callable[[], tuple[int, Path | None] | None] | None = None,
+    ) -> None:
         self._pid, self._group, self._period_s = pid, group, period_s
+        self._engine = engine
         self._peaks: dict[str, int] = {}
         self._samples = 0
         self._sampler_cpu_s = 0.0
@@ -81,6 +91,9 @@ class Telemetry:
         slow_due = 0.0
         while not self._stop.is_set():
             started = time.perf_counter()
+            if self._engine is not None and not self._turn_to(self._engine()):
+                self._stop.wait(self._period_s)
+                continue
             self._sample()
             slow = started >= slow_due
             if slow:
@@ -90,6 +103,12 @@ class Telemetry:
                 slow_due = started + max(_SLOW_PERIOD_S, 2 * cost / SHARE)
             self._sampler_cpu_s = time.thread_time()
             self._stop.wait(self._period_s if slow else max(self._period_s, cost / SHARE))
+
+    def _turn_to(self, engine: tuple[int, Path | None] | None) -> bool:
+        """Sample the engine from now on; False as long as there is none."""
+        if engine is not None:
+            self._pid, self._group = engine
+        return engine is not None
 
     def _sample(self) -> None:
         self._samples += 1

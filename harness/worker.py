@@ -6,10 +6,7 @@ is one JSON object in the job's result file.  Nothing heavy is imported before t
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import json
-import signal
 import sys
 import time
 import traceback
@@ -17,11 +14,13 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from harness.engines import Engines
+from harness.enter import end_with_parent
+
 if TYPE_CHECKING:
     from baselines.contract import Generation, Request
     from workloads.requests import Batch
 
-_PR_SET_PDEATHSIG = 1
 LEFT_BEHIND = "left behind after close: "
 Status = Literal["ok", "failed", "timeout", "not_supported"]
 
@@ -31,7 +30,7 @@ class Job:
     """What the parent asks for; ``action`` is ``build``, ``measure`` or ``reference``.
 
     ``prompts`` is a name or file that ``workloads.prompts`` knows, ``shape`` the fields of a ``RequestShape``; None
-    is the default set, and ``new_tokens`` for every row.
+    is the default set, and ``new_tokens`` for every row.  ``engine_*`` are arguments of ``harness.engines.Engines``.
     """
 
     action: str
@@ -53,6 +52,9 @@ class Job:
     result_path: str
     process_limit_bytes: int | None = None
     shape: dict[str, Any] | None = None
+    engine_prefix: list[str] = field(default_factory=list)
+    engine_groups: list[str] = field(default_factory=list)
+    engine_ids_path: str | None = None
 
 
 @dataclass
@@ -67,14 +69,8 @@ class Answer:
     notes: list[str] = field(default_factory=list)
 
 
-def _end_with_parent() -> None:
-    """Have the kernel kill this process when the runner dies, so that a killed run leaves nothing behind."""
-    with contextlib.suppress(OSError, AttributeError):  # Linux only
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-
-
 def main() -> None:
-    _end_with_parent()
+    end_with_parent()  # a killed run leaves nothing behind
     job = Job(**json.loads(sys.stdin.readline()))
     try:
         answer = run(job)
@@ -97,6 +93,7 @@ def run(job: Job) -> Answer:
     from baselines import contract
     from harness import leaks
 
+    engines = Engines(job.engine_prefix, job.engine_groups, Path(job.engine_ids_path) if job.engine_ids_path else None)
     system = contract.create(job.system, job.options)
     setting = contract.Setting(
         model_path=Path(job.model_path),
@@ -107,6 +104,7 @@ def run(job: Job) -> Answer:
         threads=job.threads,
         calibration_texts=_calibration_texts(job) if job.action == "build" else (),
         process_limit_bytes=job.process_limit_bytes,
+        start_engine=engines.start,
     )
     if refusal := system.card.refusal(job.dtype, 1 if job.action == "build" else job.batch_size):
         raise contract.NotSupported(refusal)
@@ -118,7 +116,10 @@ def run(job: Job) -> Answer:
     started = time.perf_counter()
     try:
         system.prepare(setting)
-        answer = _measure(job, system, time.perf_counter() - started)
+        prepare_s = time.perf_counter() - started
+        if system.card.own_process and not engines.started:
+            raise RuntimeError(f"{job.system} has no engine: start it in prepare, with setting.start_engine")
+        answer = _measure(job, system, prepare_s, engines)
     finally:
         system.close()
     folders = [setting.model_path, setting.store_path, setting.scratch]
@@ -178,7 +179,7 @@ def _reference(job: Job) -> Answer:
     return Answer()
 
 
-def _measure(job: Job, system: Any, prepare_s: float) -> Answer:
+def _measure(job: Job, system: Any, prepare_s: float, engines: Engines) -> Answer:
     from baselines.contract import Request
 
     asked = batch(job)
@@ -189,10 +190,10 @@ def _measure(job: Job, system: Any, prepare_s: float) -> Answer:
     if job.warmup_tokens:
         system.generate(Request(ids, mask, job.warmup_tokens, lambda: None))
     for _ in range(job.repetitions):
-        marks = [_Mark.now()]
-        request = Request(ids, mask, max(lengths), lambda: marks.append(_Mark.now()), ragged)  # noqa: B023
+        marks = [_Mark.now(engines)]
+        request = Request(ids, mask, max(lengths), lambda: marks.append(_Mark.now(engines)), ragged)  # noqa: B023
         generation = system.generate(request)
-        marks.append(_Mark.now())
+        marks.append(_Mark.now(engines))
         if len(marks) != 3:
             raise RuntimeError(f"{job.system} reported its first token {len(marks) - 2} times: exactly once is asked")
         _check_lengths(generation, request)
@@ -205,16 +206,14 @@ def _measure(job: Job, system: Any, prepare_s: float) -> Answer:
 
 @dataclass(frozen=True)
 class _Mark:
-    """A moment: time and what the kernel had read for this process by then."""
+    """A moment: time and what the kernel had read for this process and its engines by then."""
 
     seconds: float
     read_bytes: int | None
 
     @classmethod
-    def now(cls) -> _Mark:
-        from harness.proc import kernel_read_bytes
-
-        return cls(time.perf_counter(), kernel_read_bytes())
+    def now(cls, engines: Engines) -> _Mark:
+        return cls(time.perf_counter(), engines.read_bytes())
 
 
 def _check_lengths(generation: Generation, request: Request) -> None:
