@@ -111,7 +111,7 @@ def _identity(part: pd.DataFrame) -> dict[str, Any]:
     first = part.iloc[0]
     names = ("system", "label", "cell_id", "grain", "lossless", "expert_budget_bytes", "process_limit_bytes")
     enforced = all(value is True for value in part["limit_enforced"])
-    return {name: first[name] for name in names} | {"enforced": enforced}
+    return {name: first[name] for name in names} | {"enforced": enforced, "limit_covers": first["limit_covers"]}
 
 
 def _spread(finished: pd.DataFrame) -> dict[str, float]:

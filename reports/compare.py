@@ -186,7 +186,8 @@ def _limits(frame: pd.DataFrame) -> list[str]:
     for row in frame.to_dict("records"):
         size = "none" if pd.isna(row["limit_bytes"]) else f"{number(row['limit_bytes'] / 1e9)} GB"
         if row["limit_enforced"]:
-            covered = f"{size} for the whole process, page cache included ({row['limit_mechanism']})"
+            whose = "the system's engine" if row["limit_covers"] == "engine" else "the whole process"
+            covered = f"{size} for {whose}, page cache included ({row['limit_mechanism']})"
         else:
             covered = f"{size}, not enforced" + (f": {row['limit_why_not']}" if row["limit_why_not"] else "")
         lines[covered] = None

@@ -168,6 +168,7 @@ def _row(path: Path, number: int, record: dict[str, Any]) -> dict[str, Any]:
     row |= {name: metrics.get(name) for name in METRICS}
     for name in ("enforced", "mechanism", "why_not"):
         row[f"limit_{name}"] = limit.get(name)
+    row["limit_covers"] = limit.get("covers") or "worker"
     row["limit_bytes"], row["limit_peak_bytes"] = limit.get("limit_bytes"), limit.get("peak_bytes")
     environment = record.get("environment") or {}
     host = [(name, environment[name]) for name in _HOST if environment.get(name)]

@@ -210,6 +210,11 @@ def _fairness(summary: pd.DataFrame) -> list[str]:
             "and the kernel holds each to it" if summary["enforced"].all() else "but the kernel did not hold all to it"
         )
         lines.append(f"Every process has the same memory limit of {number(limit / 1e9)} GB, {held}.")
+        if engines := list(dict.fromkeys(row["title"] for row in rows if row["limit_covers"] == "engine")):
+            lines.append(
+                f"{', '.join(engines)}: the engine is a process of its own, and the limit covers it alone; for the "
+                "others it covers the Python process that they run in."
+            )
     blind = list(
         dict.fromkeys(row["title"] for row in rows if pd.isna(row["peak_device_expert_bytes"]) and row["rounds_ok"])
     )

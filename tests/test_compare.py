@@ -80,6 +80,8 @@ def test_the_limit_and_what_it_covers_are_told(tmp_path: Path) -> None:
     found = both(tmp_path, run(20, 10), run(20, 10, enforced=False))
     assert found.limits[0] == "Limit of A: 1.00 GB for the whole process, page cache included (cgroup-v2)"
     assert "not enforced" in found.limits[1]
+    engine = both(tmp_path, run(20, 10), run(20, 10, covers="engine"))
+    assert engine.limits[1] == "Limit of B: 1.00 GB for the system's engine, page cache included (cgroup-v2)"
 
 
 def test_what_one_file_lacks_is_told(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from harness.record import Cell, Kind, Limit, Metrics, Record, Repetition, ResultFile, Status
+from harness.record import Cell, Covers, Kind, Limit, Metrics, Record, Repetition, ResultFile, Status
 from reports import ReportError, against_paper, glance, load, write_report
 from reports.acceptance import by_position
 from reports.aggregate import bootstrap, ratio_of, summarize
@@ -38,6 +38,7 @@ def record(
     budget: int = BUDGET,
     model: str = "embedded",
     enforced: bool = True,
+    covers: Covers = "worker",
     link: float | None = 10e6,
     error: str | None = None,
     options: dict[str, Any] | None = None,
@@ -104,7 +105,12 @@ def record(
         cell=cell,
         started_at="2026-05-04T03:02:01Z",
         wall_s=4.0,
-        limit=Limit(enforced=enforced, mechanism="cgroup-v2" if enforced else "none", limit_bytes=1_000_000_000),
+        limit=Limit(
+            enforced=enforced,
+            mechanism="cgroup-v2" if enforced else "none",
+            limit_bytes=1_000_000_000,
+            covers=covers,
+        ),
         metrics=metrics,
         repetitions=repetitions,
         environment=environment or {"cpu": "a processor", "cores": 2, "python": "3.11", "git_dirty": False},
@@ -340,6 +346,14 @@ def test_unenforced_limits_are_marked(tmp_path: Path) -> None:
     text = markdown(tables(summary)[0])
     assert ["unenforced" in line for line in text.splitlines()[2:]] == [True, False]
     assert any("not enforced" in doubt for doubt in doubts(summary, frame))
+
+
+def test_the_page_says_whose_process_the_limit_covers(tmp_path: Path) -> None:
+    alike = write_report([write(tmp_path / "a.jsonl", record("on-demand", 4))], tmp_path / "alike")
+    mixed = [record("on-demand", 4), record("llama-cpp", 4, covers="engine")]
+    told = write_report([write(tmp_path / "b.jsonl", *mixed)], tmp_path / "told")
+    assert "the limit covers it alone" not in alike.html.read_text()
+    assert "llama-cpp: the engine is a process of its own, and the limit covers it alone" in told.html.read_text()
 
 
 def test_a_differing_budget_is_called_out_in_its_row(tmp_path: Path) -> None:
