@@ -352,8 +352,8 @@ def test_the_page_says_whose_process_the_limit_covers(tmp_path: Path) -> None:
     alike = write_report([write(tmp_path / "a.jsonl", record("on-demand", 4))], tmp_path / "alike")
     mixed = [record("on-demand", 4), record("llama-cpp", 4, covers="engine")]
     told = write_report([write(tmp_path / "b.jsonl", *mixed)], tmp_path / "told")
-    assert "the limit covers it alone" not in alike.html.read_text()
-    assert "llama-cpp: the engine is a process of its own, and the limit covers it alone" in told.html.read_text()
+    assert "the limit covers it alone" not in alike.page.read_text()
+    assert "llama-cpp: the engine is a process of its own, and the limit covers it alone" in told.page.read_text()
 
 
 def test_a_differing_budget_is_called_out_in_its_row(tmp_path: Path) -> None:
