@@ -18,6 +18,7 @@ from harness.throttle import Throttle
 from workloads.models import cache_dir
 
 STALE_DAYS = 30
+READ_AHEAD_KIB = 1024
 SPACE_BYTES = 6 * 10**9  # embedded-x32: the model, its store, and an offload folder
 
 
@@ -68,6 +69,7 @@ def _files() -> Iterator[Check]:
             except OSError as error:
                 mend = "set SPECMOE_CACHE to a folder on a local disk; until then reads go through the page cache"
                 yield Check("O_DIRECT", False, f"{folder}: {error.strerror}", mend)
+        yield _read_ahead(environment.read_ahead_kib(folder))
     except OSError as error:
         yield Check("cache folder", False, f"{folder}: {error.strerror}", "set SPECMOE_CACHE to a writable folder")
     try:
@@ -78,6 +80,15 @@ def _files() -> Iterator[Check]:
     age = (datetime.now(UTC) - datetime.fromisoformat(known.date)).days if known else None
     detail = "none of this machine" if age is None or known is None else f"{known.date}, {age} days ago"
     yield Check("calibration", age is not None and age <= STALE_DAYS, detail, "run `specmoe-bench calibrate`")
+
+
+def _read_ahead(kib: int | None) -> Check:
+    """Systems over mapped files fetch so much at every fault."""
+    mend = (
+        "it slows systems that map files (mmap, accelerate-disk): blockdev --setra 256 on the disk makes it 128 KiB; "
+        "the record carries it"
+    )
+    return Check("read-ahead", kib is None or kib <= READ_AHEAD_KIB, "unknown" if kib is None else f"{kib} KiB", mend)
 
 
 def _measure() -> Iterator[Check]:

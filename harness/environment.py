@@ -24,7 +24,7 @@ def capture() -> dict[str, Any]:
         "gpu": _gpu(),
         "governor": _text(Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")),
         "kernel": platform.release(),
-        "read_ahead_kib": _read_ahead_kib(Path.cwd()),
+        "read_ahead_kib": read_ahead_kib(Path.cwd()),
         "os": _first(r'^PRETTY_NAME="?([^"\n]+)"?$', Path("/etc/os-release")),
         "python": platform.python_version(),
         **{name.replace("-", "_"): _version(name) for name in PACKAGES},
@@ -64,7 +64,7 @@ def _first(pattern: str, file: Path) -> str | None:
     return found[1].strip() if found else None
 
 
-def _read_ahead_kib(folder: Path) -> int | None:
+def read_ahead_kib(folder: Path) -> int | None:
     """Read-ahead of the disk under ``folder``: with megabytes of it a fault in a mapped file reads as much."""
     device = folder.stat().st_dev
     link = Path(f"/sys/dev/block/{os.major(device)}:{os.minor(device)}")

@@ -88,6 +88,16 @@ def test_without_a_calibration_shares_are_missing_and_not_guessed() -> None:
     assert achieved.complete(METRICS, [silent], CELL, KEPT, WEIGHTS).modelled_memory_gb_s is None
 
 
+@pytest.mark.parametrize(("kib", "fine"), [(128, True), (None, True), (8192, False)])
+def test_doctor_warns_of_a_read_ahead_that_slows_mapped_files(
+    kib: int | None, fine: bool, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("harness.environment.read_ahead_kib", lambda folder: kib)
+    (found,) = [check for check in doctor.examine() if check.name == "read-ahead"]
+    assert found.ok is fine
+    assert "map files" in found.mend
+
+
 def test_doctor_names_a_mend_for_each_no(cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
     checks = doctor.examine()
     assert {"memory limit", "disk throttle", "O_DIRECT", "calibration", "PSS", "CPU energy"} <= {c.name for c in checks}
