@@ -188,8 +188,8 @@ class Residency:
         """
         while misses:
             if self._arena.free_slots == 0:
-                value = math.inf if len(pending) < IN_TRANSIT else self._placement.priority(misses[0])
-                if not self._evict_one(waiting, value):
+                urgent = len(pending) < IN_TRANSIT or self._is_fixed(misses[0])
+                if not self._evict_one(waiting, math.inf if urgent else self._placement.priority(misses[0])):
                     return
             key = misses.popleft()
             waiting.add(key)

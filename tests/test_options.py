@@ -170,6 +170,18 @@ def test_the_controller_starts_within_a_small_budget(draft_experts: int, model: 
     assert output.sequences.tolist() == _expected(model[0], 3)
 
 
+@pytest.mark.parametrize("placement", ["on-demand", "lru", "lfu", "top-fraction"])
+def test_merged_slices_find_their_slots_in_the_smallest_budget(
+    placement: str, model: tuple[Path, PreTrainedModel]
+) -> None:
+    ids, mask = prompts(3, seed=3)
+    slot_bytes = 4096 * -(-3 * 32 * 16 * 4 // 4096)
+    merged = {"substitution": "merged", "merged_experts": 1, "draft_experts": 1, "expert_budget": 7 * slot_bytes}
+    with _load(model, gamma=3, placement=placement, **merged) as engine:
+        output = engine.generate(ids, mask, max_new_tokens=NEW_TOKENS)
+    assert output.sequences.tolist() == _expected(model[0], 3)
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("substitution", ["drop", "affinity-activation", "merged"])
 def test_substitution_is_lossless_in_every_family(substitution: str, family: str, tmp_path: Path) -> None:
