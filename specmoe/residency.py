@@ -188,7 +188,8 @@ class Residency:
         """
         while misses:
             if self._arena.free_slots == 0:
-                urgent = len(pending) < IN_TRANSIT or self._is_fixed(misses[0])
+                position, expert = misses[0]
+                urgent = len(pending) < IN_TRANSIT or expert in self._permanent[position]
                 if not self._evict_one(waiting, math.inf if urgent else self._placement.priority(misses[0])):
                     return
             key = misses.popleft()
