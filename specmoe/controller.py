@@ -6,9 +6,9 @@ Per cycle with drafts of up to g tokens, over B rows::
     tokens(g) = sum over rows of 1 + a_1 + a_1 a_2 + ... + a_1 .. a_g             a_i kept given all before it
 
 P = B + sum of draft lengths are the positions verified, ``early`` the bytes that a draft step prefetches.  All
-of it is estimated online; the g with the most tokens per second is taken, and rows whose chances are poor
-draft less.  Now and then a cycle tries half or twice that g, so that the estimates know its surroundings; the
-expected loss of trials is held to a share of all time.
+of it is estimated online, and the time corrected by what cycles of that g took; the g with the most tokens per
+second is taken, and rows whose chances are poor draft less.  Now and then a cycle tries half or twice that g, so
+that the estimates know its surroundings; the expected loss of trials is held to a share of all time.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Protocol
 
 import torch
 
-from specmoe.estimates import Acceptance, Average, Power, Ratio, Union
+from specmoe.estimates import Acceptance, Average, Correction, Power, Ratio, Union
 from specmoe.options import SpecOptions
 from specmoe.stats import CycleStats
 
@@ -97,7 +97,12 @@ class Costs:
         late_bytes = max(0.0, self._moved.at(positions) - gamma * (self._early_bytes.value or 0.0))
         moved_s = late_bytes / self._rate.value if self._rate.value else 0.0
         exposed = 1.0 if self._exposed.value is None else self._exposed.value
-        return gamma * step_s + self._verify_s.at(positions) + exposed * moved_s + (self._other_s.value or 0.0)
+        return gamma * step_s + self._verify_s.at(positions) + exposed * moved_s + self.other_s
+
+    @property
+    def other_s(self) -> float:
+        """What a cycle takes beside drafting and verification."""
+        return self._other_s.value or 0.0
 
     def explain(self, gamma: int, positions: float, rows: int) -> str:
         step_ms = 1e3 * self._draft_step_s.at((positions - rows) / max(1, gamma))
@@ -157,7 +162,7 @@ class Adaptive:
         most_experts: largest N that it may pin.
     """
 
-    MARGIN = 1.03
+    MARGIN = 1.02
     """A change must promise this much more tokens per second."""
     IDLE_INTERVAL = 8
     """Cycles between refreshes of a draft set that nobody drafts with."""
@@ -167,6 +172,7 @@ class Adaptive:
     ) -> None:
         self._longest = options.gamma
         self._costs = Costs(expert_bytes, absent_bytes)
+        self._correction = Correction(options.gamma)
         self._acceptance = Acceptance(rows, options.gamma)
         self._knobs = Knobs(min(options.draft_experts, most_experts), most_experts, options.refresh_interval)
         self._trials = Trials()
@@ -220,8 +226,12 @@ class Adaptive:
         gained = [0.0, *reach.sum(dim=0).cumsum(0).tolist()]
         drafted = [0.0, *[float(most.clamp_max(g).sum()) for g in range(1, self._longest + 1)]]
         longest, rows = min(self._longest, int(most.max())), len(index)
-        times = [max(1e-9, self._costs.time_s(g, rows + drafted[g], rows)) for g in range(longest + 1)]
+        times = [self._time_s(g, rows + drafted[g], rows) for g in range(longest + 1)]
         return [(rows + gained[g]) / times[g] for g in range(longest + 1)], times
+
+    def _time_s(self, gamma: int, positions: float, rows: int) -> float:
+        """The formula's time, times how much longer cycles of that gamma took than it said."""
+        return max(1e-9, self._correction.at(gamma) * self._costs.time_s(gamma, positions, rows))
 
     def _lengths(self, index: torch.Tensor, most: torch.Tensor, gamma: int) -> torch.Tensor:
         """Each row drafts as far as one more position earns its share of the time it adds."""
@@ -238,6 +248,9 @@ class Adaptive:
         return torch.minimum(lengths, worth.clamp_min(1).to(lengths.device))
 
     def learn(self, cycle: CycleStats, index: torch.Tensor, lengths: torch.Tensor, accepted: torch.Tensor) -> None:
+        if self._cycle > 2:  # of what was not yet seen, nothing was predicted
+            predicted_s = max(1e-9, self._costs.time_s(cycle.gamma, cycle.positions, cycle.rows))
+            self._correction.add(cycle.gamma, cycle.draft_s + cycle.verify_s + self._costs.other_s, predicted_s)
         self._costs.add(cycle)
         self._acceptance.add(index, lengths, accepted)
         self._trials.spent(cycle.draft_s + cycle.verify_s)

@@ -34,6 +34,30 @@ class Ratio:
         return self._above / self._below if self._below > 0 else None
 
 
+class Correction:
+    """How many times as long as predicted cycles took, by gamma; what is common to all is drawn in as one more point.
+
+    So a gamma that was never tried is taken to be as much longer than predicted as the others were.
+    """
+
+    _KEEP = 0.9
+
+    def __init__(self, longest: int) -> None:
+        self._points = [0.0] * (longest + 1)
+        self._took = [0.0] * (longest + 1)
+        self._common = 1.0
+
+    def add(self, gamma: int, took: float, predicted: float) -> None:
+        """A cycle; ``predicted`` > 0 without correction."""
+        ratio = took / predicted
+        self._points[gamma] = self._KEEP * self._points[gamma] + 1
+        self._took[gamma] = self._KEEP * self._took[gamma] + ratio
+        self._common += (1 - self._KEEP) * (ratio - self._common)
+
+    def at(self, gamma: int) -> float:
+        return (self._took[gamma] + self._common) / (self._points[gamma] + 1)
+
+
 class _Fit:
     """v over u, a line by least squares that forgets slowly: what was seen far from where the run is now counts on.
 
