@@ -91,7 +91,7 @@ class Costs:
 
     def time_s(self, gamma: int, positions: float, rows: int) -> float:
         """Predicted duration of a cycle."""
-        step_s = self._draft_step_s.at((positions - rows) / gamma) if gamma else 0.0
+        step_s = self._draft_step_s.at(max(1, positions - rows) / gamma) if gamma else 0.0
         if gamma and not step_s:  # none was seen: take it for a verification of one position per row, without its waits
             step_s = self._verify_s.at(rows)
         late_bytes = max(0.0, self._moved.at(positions) - gamma * (self._early_bytes.value or 0.0))

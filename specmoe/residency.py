@@ -128,12 +128,12 @@ class Residency:
         """
         hits, coming, misses = self._sort(position, experts)
         waiting = {*hits, *(key for key, _ in coming)}
-        pending, residents = deque(coming), iter(hits)
+        pending, residents = deque(coming), deque(hits)
         try:
             self._submit(misses, pending, waiting)
             for is_resident in turns(len(hits), len(pending) + len(misses)):
-                if is_resident:
-                    key = next(residents)
+                if residents and (is_resident or not pending):  # without a slot nothing arrives before one is done
+                    key = residents.popleft()
                 elif pending:
                     key, transfer = pending[0]
                     self._link.wait(transfer)

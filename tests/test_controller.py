@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
 import pytest
@@ -260,6 +260,15 @@ def test_costs_predict_the_machine_they_saw() -> None:
     for gamma in (0, 2, 5):
         positions = 4 * (gamma + 1)
         assert costs.time_s(gamma, positions, 4) == pytest.approx(machine.time_s(gamma, positions), rel=0.15)
+
+
+def test_a_draft_that_proposed_nothing_has_a_time() -> None:
+    costs, nothing = (
+        Costs(EXPERT_BYTES, 1e12),
+        Machine([0.7] * 4)._cycle(Setting(torch.zeros(4).long(), 4, 1, ""), torch.zeros(4)),
+    )
+    costs.add(replace(nothing, gamma=3, draft_s=0.001))
+    assert costs.time_s(3, 4, 4) > 0
 
 
 # Decisions

@@ -78,3 +78,18 @@ def test_a_single_slot_is_slow_but_serves_every_expert(store: ExpertStore) -> No
         assert sorted(expert for expert, _ in bench.residency.stream(0, asked)) == asked
     finally:
         bench.link.close()
+
+
+def test_residents_make_room_where_nothing_else_can(store: ExpertStore) -> None:
+    placement = make_placement("on-demand", [layer.experts for layer in store.layers], 4)
+    bench = Bench(store, 4, placement, gated=False)
+    bench.residency.pin(1, [0, 1])
+    try:
+        bench.ask(1, 0, 1)
+        bench.residency.pin(0, [0, 1])
+        bench.ask(0, 0, 1)
+        bench.residency.pin(0, [])  # former draft experts: resident, and in the way of the rest until they are computed
+        bench.residency.pin(0, [4])
+        assert sorted(e for e, _ in bench.residency.stream(0, [0, 1, 2, 3, 4])) == [0, 1, 2, 3, 4]
+    finally:
+        bench.link.close()
