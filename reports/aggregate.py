@@ -109,9 +109,10 @@ def ratio_of(row: dict[str, Any], name: str = "speedup") -> Ratio:
 
 def _identity(part: pd.DataFrame) -> dict[str, Any]:
     first = part.iloc[0]
-    names = ("system", "label", "cell_id", "grain", "lossless", "expert_budget_bytes", "process_limit_bytes")
+    about = ("system", "label", "cell_id", "grain", "lossless")
+    names = (*about, "expert_budget_bytes", "process_limit_bytes", "limit_covers")
     enforced = all(value is True for value in part["limit_enforced"])
-    return {name: first[name] for name in names} | {"enforced": enforced, "limit_covers": first["limit_covers"]}
+    return {name: first[name] for name in names} | {"enforced": enforced}
 
 
 def _spread(finished: pd.DataFrame) -> dict[str, float]:

@@ -91,13 +91,18 @@ class Costs:
 
     def time_s(self, gamma: int, positions: float, rows: int) -> float:
         """Predicted duration of a cycle."""
-        step_s = self._draft_step_s.at(max(1, positions - rows) / gamma) if gamma else 0.0
-        if gamma and not step_s:  # none was seen: take it for a verification of one position per row, without its waits
-            step_s = self._verify_s.at(rows)
         late_bytes = max(0.0, self._moved.at(positions) - gamma * (self._early_bytes.value or 0.0))
         moved_s = late_bytes / self._rate.value if self._rate.value else 0.0
         exposed = 1.0 if self._exposed.value is None else self._exposed.value
-        return gamma * step_s + self._verify_s.at(positions) + exposed * moved_s + self.other_s
+        draft_s = gamma * self._step_s(gamma, positions, rows) if gamma else 0.0
+        return draft_s + self._verify_s.at(positions) + exposed * moved_s + self.other_s
+
+    def _step_s(self, gamma: int, positions: float, rows: int) -> float:
+        """One of ``gamma`` draft steps, of which not every row takes part in each."""
+        seen_s = self._draft_step_s.at(max(1, positions - rows) / gamma)
+        return seen_s or self._verify_s.at(
+            rows
+        )  # none was seen: like verifying one position per row, without its waits
 
     @property
     def other_s(self) -> float:
@@ -105,7 +110,7 @@ class Costs:
         return self._other_s.value or 0.0
 
     def explain(self, gamma: int, positions: float, rows: int) -> str:
-        step_ms = 1e3 * self._draft_step_s.at((positions - rows) / max(1, gamma))
+        step_ms = 1e3 * self._step_s(gamma, positions, rows)
         verify_ms, moved_mb = 1e3 * self._verify_s.at(positions), self._moved.at(positions) / 1e6
         return f"draft {step_ms:.1f} ms/token, verify {verify_ms:.1f} ms, {moved_mb:.1f} MB"
 

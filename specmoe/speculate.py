@@ -66,8 +66,8 @@ def decode(run: Run, rows: Rows, drafter: Drafter, controller: Controller) -> No
 def draft(run: Run, rows: Rows, drafter: Drafter, lengths: torch.Tensor, cycle: CycleStats) -> Proposal:
     """Up to ``lengths`` (long [B]) proposed tokens per row; while it runs, a prefetcher may move what it asks for."""
     started, prefetcher = time.perf_counter(), run.runtime.prefetcher
-    if prefetcher is not None:
-        before = next((c for c in reversed(run.stats.cycles) if c.gamma), None) if cycle.gamma else None
+    if prefetcher is not None and cycle.gamma:
+        before = next((c for c in reversed(run.stats.cycles) if c.gamma), None)
         prefetcher.begin(cycle.gamma, before.draft_s / before.gamma if before else None)
     link = run.link.snapshot()
     proposal = drafter.propose(run, rows, lengths)

@@ -166,3 +166,13 @@ def reference(model: PreTrainedModel, ids: torch.Tensor, mask: torch.Tensor, new
         ids, attention_mask=mask, max_new_tokens=new_tokens, do_sample=False, eos_token_id=None, pad_token_id=0
     )
     return output
+
+
+def system_package(folder: Path, name: str, target: str) -> Path:
+    """A folder for ``PYTHONPATH`` with which a worker finds the system ``target`` as if its package were installed."""
+    path = folder / "plugin"
+    info = path / f"{name}-1.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1\n")
+    (info / "entry_points.txt").write_text(f"[specmoe_bench.systems]\n{name} = {target}\n")
+    return path

@@ -25,6 +25,7 @@ from harness.record import Record
 from harness.runner import Runner
 from harness.telemetry import Telemetry
 from harness.worker import LEFT_BEHIND
+from tests.conftest import system_package
 
 SUPPORT = detect()
 ROOT = Path(__file__).parent.parent
@@ -232,12 +233,7 @@ class _Driven:
 def driven(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Record]:
     """One cell for each way to drive an engine: records by way."""
     folder = tmp_path_factory.mktemp("driven")
-    plugin = folder / "plugin"
-    (plugin / "driven-1.dist-info").mkdir(parents=True)
-    (plugin / "driven-1.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: driven\nVersion: 1\n")
-    (plugin / "driven-1.dist-info" / "entry_points.txt").write_text(
-        "[specmoe_bench.systems]\ndriven = tests.test_engines:_Driven\n"
-    )
+    plugin = system_package(folder, "driven", "tests.test_engines:_Driven")
     ways = ["well", "without", "forgets", "slow", *(["memory"] if SUPPORT.mechanism != "none" else [])]
     experiment = {
         "name": "driven",

@@ -19,6 +19,7 @@ from specmoe.options import SpecOptions
 from tests.conftest import FAMILIES, build, prompts, reference
 
 NEW_TOKENS = 10
+SLOT_BYTES = 4096 * -(-3 * 32 * 16 * 4 // 4096)  # one expert of the tiny model, in whole pages
 
 
 @pytest.mark.parametrize(
@@ -163,8 +164,7 @@ def test_no_option_changes_greedy_output(options: dict[str, Any], model: tuple[P
 def test_the_controller_starts_within_a_small_budget(draft_experts: int, model: tuple[Path, PreTrainedModel]) -> None:
     """Auto may pin fewer experts than asked for; the prefill, before its first choice, must too."""
     ids, mask = prompts(3, seed=3)
-    slot_bytes = 4096 * -(-3 * 32 * 16 * 4 // 4096)
-    with _load(model, controller="auto", gamma=4, draft_experts=draft_experts, expert_budget=7 * slot_bytes) as engine:
+    with _load(model, controller="auto", gamma=4, draft_experts=draft_experts, expert_budget=7 * SLOT_BYTES) as engine:
         assert engine.arena.slots == 7
         output = engine.generate(ids, mask, max_new_tokens=NEW_TOKENS)
     assert output.sequences.tolist() == _expected(model[0], 3)
@@ -175,8 +175,7 @@ def test_merged_slices_find_their_slots_in_the_smallest_budget(
     placement: str, model: tuple[Path, PreTrainedModel]
 ) -> None:
     ids, mask = prompts(3, seed=3)
-    slot_bytes = 4096 * -(-3 * 32 * 16 * 4 // 4096)
-    merged = {"substitution": "merged", "merged_experts": 1, "draft_experts": 1, "expert_budget": 7 * slot_bytes}
+    merged = {"substitution": "merged", "merged_experts": 1, "draft_experts": 1, "expert_budget": 7 * SLOT_BYTES}
     with _load(model, gamma=3, placement=placement, **merged) as engine:
         output = engine.generate(ids, mask, max_new_tokens=NEW_TOKENS)
     assert output.sequences.tolist() == _expected(model[0], 3)
@@ -238,11 +237,10 @@ def test_any_combination_matches_the_reference(
     options: dict[str, Any], rows: int, spare: int, model: tuple[Path, PreTrainedModel]
 ) -> None:
     ids, mask = prompts(rows, seed=rows)
-    slot_bytes = 4096 * -(-3 * 32 * 16 * 4 // 4096)
     merged = 3 * options.get("merged_experts", 0)
     slots = merged + min(24, 3 * options["draft_experts"] + spare)
-    with _load(model, **options, expert_budget=slots * slot_bytes) as engine:
-        assert engine.store.slot_bytes == slot_bytes
+    with _load(model, **options, expert_budget=slots * SLOT_BYTES) as engine:
+        assert engine.store.slot_bytes == SLOT_BYTES
         for _ in range(2):
             output = engine.generate(ids, mask, max_new_tokens=NEW_TOKENS)
             assert output.sequences.tolist() == _expected(model[0], rows)

@@ -22,6 +22,7 @@ from harness.limits import detect
 from harness.record import Record, ResultFile
 from harness.runner import Runner
 from harness.worker import fidelity
+from tests.conftest import system_package
 
 SMALL = {
     "name": "small",
@@ -187,12 +188,7 @@ TROUBLES = {
 def troubled(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Record]:
     """One run of cells that are all in trouble: records by trouble."""
     folder = tmp_path_factory.mktemp("troubled")
-    plugin = folder / "plugin"
-    (plugin / "troubled-1.dist-info").mkdir(parents=True)
-    (plugin / "troubled-1.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: troubled\nVersion: 1\n")
-    (plugin / "troubled-1.dist-info" / "entry_points.txt").write_text(
-        "[specmoe_bench.systems]\ntroubled = tests.test_runner:_Troubled\n"
-    )
+    plugin = system_package(folder, "troubled", "tests.test_runner:_Troubled")
     possible = [how for how in TROUBLES if how != "memory" or detect().mechanism != "none"]
     systems = [{"system": "test-troubled", "options": {"how": possible}}]
     changes = {"systems": systems, "rounds": 1, "timeout_s": 30, "process_overhead": "700MB"}
