@@ -6,20 +6,23 @@ Per cycle with drafts of up to g tokens, over B rows::
     tokens(g) = sum over rows of 1 + a_1 + a_1 a_2 + ... + a_1 .. a_g             a_i kept given all before it
 
 P = B + sum of draft lengths are the positions verified, ``early`` the bytes that a draft step prefetches.  All
-of it is estimated online, and the time corrected by what cycles of that g took; the g with the most tokens per
-second is taken, and rows whose chances are poor draft less.  Now and then a cycle tries half or twice that g, so
-that the estimates know its surroundings; the expected loss of trials is held to a share of all time.
+of it is estimated online, and the time corrected by what cycles of that g took.  The g is taken that lets the last
+row end soonest (`specmoe.horizon`), so with the most tokens per second; rows whose chances are poor draft less.
+Now and then a cycle tries half or twice that g, so that the estimates know its surroundings; the expected loss of
+trials is held to a share of all time.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, overload
 
+import numpy as np
 import torch
 
 from specmoe.estimates import Acceptance, Average, Correction, Power, Ratio, Union
+from specmoe.horizon import cycles_to_come
 from specmoe.options import SpecOptions
 from specmoe.stats import CycleStats
 
@@ -89,20 +92,27 @@ class Costs:
         late_s = cycle.busy_s * max(0.0, 1 - cycle.early_bytes / max(1, cycle.moved_bytes))
         self._exposed.add(min(cycle.wait_s, late_s), late_s)
 
-    def time_s(self, gamma: int, positions: float, rows: int) -> float:
-        """Predicted duration of a cycle."""
-        late_bytes = max(0.0, self._moved.at(positions) - gamma * (self._early_bytes.value or 0.0))
+    @overload
+    def time_s(self, gamma: float, positions: float, rows: float) -> float: ...
+    @overload
+    def time_s(self, gamma: np.ndarray, positions: np.ndarray, rows: np.ndarray) -> np.ndarray: ...
+    def time_s(
+        self, gamma: float | np.ndarray, positions: float | np.ndarray, rows: float | np.ndarray
+    ) -> float | np.ndarray:
+        """Predicted duration of a cycle, or of many (arrays that broadcast)."""
+        late_bytes = np.maximum(0.0, self._moved.at(positions) - gamma * (self._early_bytes.value or 0.0))
         moved_s = late_bytes / self._rate.value if self._rate.value else 0.0
         exposed = 1.0 if self._exposed.value is None else self._exposed.value
-        draft_s = gamma * self._step_s(gamma, positions, rows) if gamma else 0.0
+        draft_s = gamma * self._step_s(gamma, positions, rows)
         return draft_s + self._verify_s.at(positions) + exposed * moved_s + self.other_s
 
-    def _step_s(self, gamma: int, positions: float, rows: int) -> float:
+    def _step_s(
+        self, gamma: float | np.ndarray, positions: float | np.ndarray, rows: float | np.ndarray
+    ) -> float | np.ndarray:
         """One of ``gamma`` draft steps, of which not every row takes part in each."""
-        seen_s = self._draft_step_s.at(max(1, positions - rows) / gamma)
-        return seen_s or self._verify_s.at(
-            rows
-        )  # none was seen: like verifying one position per row, without its waits
+        if not self._draft_step_s.seen:  # like verifying one position per row, without its waits
+            return self._verify_s.at(rows)
+        return self._draft_step_s.at(np.maximum(1.0, (positions - rows) / np.maximum(1.0, gamma)))
 
     @property
     def other_s(self) -> float:
@@ -194,7 +204,7 @@ class Adaptive:
 
     def _finding_out(self, most: torch.Tensor) -> tuple[torch.Tensor, str]:
         """One cycle of each kind tells what both cost."""
-        gamma = min(4, self._longest) if self._cycle == 1 else 0
+        gamma = min(2, self._longest) if self._cycle == 1 else 0
         return most.clamp_max(gamma), f"finding out what a cycle {'with' if gamma else 'without'} a draft costs"
 
     def _weighed(self, index: torch.Tensor, most: torch.Tensor) -> tuple[torch.Tensor, str]:
@@ -224,19 +234,19 @@ class Adaptive:
         )
 
     def _rates(self, index: torch.Tensor, most: torch.Tensor) -> tuple[list[float], list[float]]:
-        """Expected tokens per second, and seconds of a cycle, with drafts of up to 0, 1, ... tokens."""
-        reach = self._acceptance.reach(index)  # [B, longest]
+        """Tokens per second expected until the last row ends, and seconds of a cycle, with drafts of up to 0, 1, ..."""
         most = most.cpu()
-        reach = reach * (torch.arange(self._longest) < most[:, None])
-        gained = [0.0, *reach.sum(dim=0).cumsum(0).tolist()]
-        drafted = [0.0, *[float(most.clamp_max(g).sum()) for g in range(1, self._longest + 1)]]
-        longest, rows = min(self._longest, int(most.max())), len(index)
-        times = [self._time_s(g, rows + drafted[g], rows) for g in range(longest + 1)]
-        return [(rows + gained[g]) / times[g] for g in range(longest + 1)], times
-
-    def _time_s(self, gamma: int, positions: float, rows: int) -> float:
-        """The formula's time, times how much longer cycles of that gamma took than it said."""
-        return max(1e-9, self._correction.at(gamma) * self._costs.time_s(gamma, positions, rows))
+        longest, batch = min(self._longest, int(most.max())), len(index)
+        reach = self._acceptance.reach(index)[:, :longest] * (torch.arange(longest) < most[:, None])
+        gammas = np.arange(longest + 1.0)
+        drafted = np.array([float(most.clamp_max(g).sum()) / batch for g in range(longest + 1)])
+        moments, rows = cycles_to_come(reach.mean(dim=0).double().numpy(), (most + 1).double().numpy())
+        present = np.maximum(1.0, rows)  # of less than one, a share of the cycles is counted
+        times = self._costs.time_s(gammas[:, None], present * (1 + drafted[:, None]), present)
+        correction = np.array([self._correction.at(g) for g in range(longest + 1)])
+        times = np.maximum(1e-9, correction[:, None] * times)
+        whole_s = np.trapezoid(times * np.minimum(1.0, rows), moments, axis=1)
+        return (float((most + 1).sum()) / whole_s).tolist(), times[:, 0].tolist()
 
     def _lengths(self, index: torch.Tensor, most: torch.Tensor, gamma: int) -> torch.Tensor:
         """Each row drafts as far as one more position earns its share of the time it adds."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from typing import overload
 
+import numpy as np
 import torch
 
 
@@ -78,7 +80,11 @@ class _Fit:
         self._u, self._v = self.DECAY * self._u + u, self.DECAY * self._v + v
         self._uu, self._uv = self.DECAY * self._uu + u * u, self.DECAY * self._uv + u * v
 
-    def at(self, u: float) -> float:
+    @overload
+    def at(self, u: float) -> float: ...
+    @overload
+    def at(self, u: np.ndarray) -> np.ndarray: ...
+    def at(self, u: float | np.ndarray) -> float | np.ndarray:
         mean_u, mean_v, held = self._u / self.weight, self._v / self.weight, self.SPREAD / self.weight
         variance = max(0.0, self._uu / self.weight - mean_u * mean_u)
         slope = (self._uv / self.weight - mean_u * mean_v + held * self._prior) / (variance + held)
@@ -103,9 +109,18 @@ class Power:
         self._fit.add(math.log(x), math.log(max(y, self._LEAST * self.at(x), 1e-9)))
         self._lift.add(y, math.exp(self._fit.at(math.log(x))))
 
-    def at(self, x: float) -> float:
-        """The estimate at ``x`` > 0, a mean of what varies; 0 before any point."""
-        return math.exp(self._fit.at(math.log(x))) * (self._lift.value or 0.0) if self._fit.weight else 0.0
+    @overload
+    def at(self, x: float) -> float: ...
+    @overload
+    def at(self, x: np.ndarray) -> np.ndarray: ...
+    def at(self, x: float | np.ndarray) -> float | np.ndarray:
+        """The estimate at ``x`` > 0 (one or many), a mean of what varies; 0 before any point."""
+        return np.exp(self._fit.at(np.log(x))) * (self._lift.value or 0.0) if self._fit.weight else 0.0 * x
+
+    @property
+    def seen(self) -> bool:
+        """Whether there was a point."""
+        return self._fit.weight > 0
 
 
 class Union:
@@ -132,12 +147,21 @@ class Union:
         self._fit.add(math.log(x), math.log(-math.log1p(-fill)))
         self._lift.add(y, self._fitted(x))
 
-    def at(self, x: float) -> float:
-        """The estimate at ``x`` > 0, a mean of what varies; 0 before anything moved."""
-        return min(self._most, self._fitted(x) * self._lift.value) if self._lift.value else 0.0
+    @overload
+    def at(self, x: float) -> float: ...
+    @overload
+    def at(self, x: np.ndarray) -> np.ndarray: ...
+    def at(self, x: float | np.ndarray) -> float | np.ndarray:
+        """The estimate at ``x`` > 0 (one or many), a mean of what varies; 0 before anything moved."""
+        return np.minimum(self._most, self._fitted(x) * (self._lift.value or 0.0))
 
-    def _fitted(self, x: float) -> float:
-        return self._most * -math.expm1(-math.exp(self._fit.at(math.log(x))))
+    @overload
+    def _fitted(self, x: float) -> float: ...
+    @overload
+    def _fitted(self, x: np.ndarray) -> np.ndarray: ...
+    def _fitted(self, x: float | np.ndarray) -> float | np.ndarray:
+        estimate: float | np.ndarray = self._most * -np.expm1(-np.exp(self._fit.at(np.log(x))))
+        return estimate
 
 
 class Acceptance:
@@ -154,6 +178,8 @@ class Acceptance:
 
     _TOKEN_DECAY, _CYCLE_DECAY = 0.98, 0.85
     """What is known weighs less with every token tried, but in one cycle no less than the second."""
+    _ROW_DECAY, _ALIKE = 0.95, 12
+    """What is known of one row weighs less with every cycle; the batch's rate counts as so many of its tokens."""
 
     def __init__(self, rows: int, longest: int, prior: float = 0.6) -> None:
         self._tried = torch.full((longest,), 2.0 / longest)  # the prior weighs as two tokens
@@ -172,8 +198,8 @@ class Acceptance:
         decay = max(self._CYCLE_DECAY, self._TOKEN_DECAY ** float(tried.sum()))
         self._tried = decay * self._tried + tried.sum(dim=0)
         self._kept = decay * self._kept + kept.sum(dim=0)
-        self._row_tried[index] = self._CYCLE_DECAY * self._row_tried[index] + tried.sum(dim=1)
-        self._row_kept[index] = self._CYCLE_DECAY * self._row_kept[index] + kept.sum(dim=1)
+        self._row_tried[index] = self._ROW_DECAY * self._row_tried[index] + tried.sum(dim=1)
+        self._row_kept[index] = self._ROW_DECAY * self._row_kept[index] + kept.sum(dim=1)
 
     @property
     def mean(self) -> float:
@@ -184,6 +210,6 @@ class Acceptance:
         """Chance that rows ``index`` (long [B]) keep their first i + 1 drafted tokens: [B, longest]."""
         mean, index = self.mean, index.cpu()
         profile = (self._kept + 2 * mean) / (self._tried + 2)  # [longest], by place
-        rate = (self._row_kept[index] + 4 * mean) / (self._row_tried[index] + 4)  # [B]
+        rate = (self._row_kept[index] + self._ALIKE * mean) / (self._row_tried[index] + self._ALIKE)  # [B]
         chance = (profile[None, :] * (rate / max(mean, 1e-3))[:, None]).clamp(0.0, 0.995)
         return chance.cumprod(dim=1)

@@ -97,19 +97,21 @@ class LeastFrequentlyUsed:
     def reset(self) -> None:
         self._counts = [torch.zeros(n) for n in self._experts]
         self._weight = torch.zeros(len(self._experts))  # passes seen, decayed alike
+        self._values: list[list[float]] = [c.tolist() for c in self._counts]  # every eviction looks at all of them
 
     def observe(self, position: int, counts: torch.Tensor) -> None:
         self._counts[position].mul_(self._decay).add_(counts)
         self._weight[position].mul_(self._decay).add_(1)
+        self._values[position] = self._counts[position].tolist()
 
     def retain(self, key: Key) -> bool:
         return True
 
     def priority(self, key: Key) -> float:
-        return float(self._counts[key[0]][key[1]])
+        return self._values[key[0]][key[1]]
 
     def expected(self, key: Key) -> float:
-        return float(self._counts[key[0]][key[1]] / self._weight[key[0]].clamp_min(1e-9))
+        return self._values[key[0]][key[1]] / max(1e-9, float(self._weight[key[0]]))
 
 
 class TopFraction:
@@ -124,11 +126,13 @@ class TopFraction:
 
     def reset(self) -> None:
         self._counts = [torch.zeros(n) for n in self._experts]
+        self._values: list[list[float]] = [c.tolist() for c in self._counts]  # every eviction looks at all of them
         self._kept: list[set[int]] = [set() for _ in self._experts]
         self._passes = [0] * len(self._experts)
 
     def observe(self, position: int, counts: torch.Tensor) -> None:
         self._counts[position] += counts
+        self._values[position] = self._counts[position].tolist()
         self._passes[position] += 1
         size = min(self._per_layer, len(counts))
         self._kept[position] = set(self._counts[position].topk(size).indices.tolist())
@@ -137,11 +141,11 @@ class TopFraction:
         return key[1] in self._kept[key[0]]
 
     def priority(self, key: Key) -> float:
-        count = float(self._counts[key[0]][key[1]])
+        count = self._values[key[0]][key[1]]
         return count if self.retain(key) else -1.0
 
     def expected(self, key: Key) -> float:
-        return float(self._counts[key[0]][key[1]]) / max(1, self._passes[key[0]])
+        return self._values[key[0]][key[1]] / max(1, self._passes[key[0]])
 
 
 def make_placement(name: PlacementName, experts: list[int], slots: int) -> Placement:

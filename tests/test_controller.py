@@ -314,7 +314,7 @@ def test_drafts_are_short_where_acceptance_is_middling() -> None:
 def test_the_first_two_cycles_find_out_what_each_kind_costs() -> None:
     machine = Machine([0.7] * 3)
     machine.run(_adaptive(3), 2)
-    assert machine.gammas(2) == [4, 0]
+    assert machine.gammas(2) == [2, 0]
     assert all("finding out" in s.why for s in machine.settings)
 
 
@@ -352,6 +352,14 @@ def test_a_row_with_poor_chances_drafts_less_than_a_good_one() -> None:
     machine.run(_adaptive(4), 100)
     lengths = torch.stack([s.lengths for s in machine.settings[-40:]]).float().mean(dim=0).tolist()
     assert max(lengths[:2]) < 0.6 * min(lengths[2:])
+
+
+def test_drafts_are_shorter_where_their_scatter_would_leave_a_tail_of_few_rows() -> None:
+    cost = {"acceptance": [0.85] * 64, "draft_step_s": 0.005, "link_bytes_s": 5e8}
+    endless, short = Machine(**cost), Machine(**cost, room=24)
+    endless.run(_adaptive(64), 40)
+    short.run(_adaptive(64), 40)
+    assert sum(short.gammas(20)) < 0.8 * sum(endless.gammas(20))
 
 
 @pytest.mark.parametrize("room", [0, 1, 3])
