@@ -153,7 +153,9 @@ class Union:
     def at(self, x: np.ndarray) -> np.ndarray: ...
     def at(self, x: float | np.ndarray) -> float | np.ndarray:
         """The estimate at ``x`` > 0 (one or many), a mean of what varies; 0 before anything moved."""
-        return np.minimum(self._most, self._fitted(x) * (self._lift.value or 0.0))
+        if not self._lift.value:
+            return 0.0 * x
+        return np.minimum(self._most, self._fitted(x) * self._lift.value)
 
     @overload
     def _fitted(self, x: float) -> float: ...
