@@ -76,9 +76,30 @@ def test_prefetched_bytes_have_a_column_only_where_something_was_prefetched(tmp_
     assert "| 8: 50 % / 0 % / 0 % |" in _page(tmp_path, [_record("first", 1, 0, prefetched=8_000_000)])
 
 
-def test_the_controller_is_compared_with_the_best_other_setting(tmp_path: Path) -> None:
-    page = _page(tmp_path, [_record("controller", 20, 0, "controller-a"), _record("fixed", 10, 0, "controller-a")])
-    assert "| m | 100 | 2 | fixed | 2.00× (n=1) | drafted in 50 % of cycles, mean gamma 4.0 |" in page
+def _grid(tmp_path: Path, controller: list[float], fixed: list[float], caching: list[float]) -> str:
+    records = []
+    for rnd, speeds in enumerate(zip(controller, fixed, caching, strict=True)):
+        rows = [_record(label, v, rnd, "controller-a") for label, v in zip(_GRID, speeds, strict=True)]
+        caching_cell = rows[2].cell.model_copy(update={"system": "caching"})
+        records += [*rows[:2], rows[2].model_copy(update={"cell": caching_cell})]
+    return _page(tmp_path, records)
+
+
+_GRID = ("controller", "fixed", "LFU")
+
+
+def test_the_controller_is_compared_with_the_best_other_setting_and_with_caching(tmp_path: Path) -> None:
+    page = _grid(tmp_path, [20], [10], [5])
+    row = "| m | 100 | 2 | fixed | 2.00× (n=1) | 4.00× (n=1) | drafted in 50 % of cycles, mean gamma 4.0 |"
+    assert row in page
+    assert "Over caching: 4.00× (geometric mean of 1 cells), 1 at 0.95× or more; no cell lies under it" in page
+
+
+def test_a_cell_where_the_controller_stays_behind_beyond_the_noise_is_named(tmp_path: Path) -> None:
+    page = _grid(tmp_path, [9, 9, 9], [10, 10, 10], [8, 10, 9])
+    assert "Over the best other setting: 0.90×" in page
+    assert "0 at 0.95× or more; under it: m with 100 MB at batch 2 (0.90× [0.90, 0.90])." in page
+    assert "Over caching: 1.00× (geometric mean of 1 cells), 1 at 0.95× or more; no cell lies under it" in page
 
 
 def test_no_finished_cell_is_an_error(tmp_path: Path) -> None:
