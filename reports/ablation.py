@@ -5,7 +5,6 @@ A section is one experiment; its first system is what the others are compared wi
 
 from __future__ import annotations
 
-import statistics
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,9 +12,9 @@ from typing import Any
 
 import pandas as pd
 
-from reports.aggregate import within_rounds
+from reports.aggregate import round_ratios, within_rounds
 from reports.load import ReportError, load
-from reports.stats import Ratio
+from reports.stats import bootstrap, geometric_mean
 
 _HEAD = """# Ablations
 
@@ -91,32 +90,32 @@ def _controller(grid: pd.DataFrame) -> str:
         "| model | budget, MB | batch | best other | controller over it | over caching | decided |",
         "|---|---|---|---|---|---|---|",
     ]
-    ratios: dict[str, list[tuple[str, Ratio]]] = {"the best other setting": [], "caching": []}
+    ratios: dict[str, dict[str, list[float]]] = {"the best other setting": {}, "caching": {}}
     for (model, budget, batch), cell in grid.groupby(["model", "expert_budget_bytes", "batch_size"], sort=True):
         ours, others = cell[cell["title"] == "controller"], cell[cell["title"] != "controller"]
         if ours.empty or others.empty:
             continue
         best = others.groupby("title")["decode_tok_s"].median().idxmax()
-        over_best = within_rounds(ours, others[others["title"] == best], "decode_tok_s")
-        over_caching = within_rounds(ours, others[others["system"] == "caching"], "decode_tok_s")
         named = f"{model} with {budget / 1e6:.0f} MB at batch {batch}"
-        for of, ratio in zip(ratios.values(), (over_best, over_caching), strict=True):
-            of += [(named, ratio)] if ratio.n else []
+        rivals = (others[others["title"] == best], others[others["system"] == "caching"])
+        over = [round_ratios(ours, rival, "decode_tok_s") for rival in rivals]
+        for cells, found in zip(ratios.values(), over, strict=True):
+            cells |= {named: found} if found else {}
+        over_best, over_caching = (bootstrap(found) for found in over)
         lines.append(
             f"| {model} | {budget / 1e6:.0f} | {batch} | {best} | {over_best} | {over_caching} | {_decisions(ours)} |"
         )
     return "\n".join([*lines, "", *(_behind(other, cells) for other, cells in ratios.items() if cells), ""])
 
 
-def _behind(other: str, cells: list[tuple[str, Ratio]]) -> str:
+def _behind(other: str, cells: dict[str, list[float]]) -> str:
     """Geometric mean of the ratios, and the cells whose whole interval is under ``ENOUGH``."""
-    medians = [ratio.median for _, ratio in cells if ratio.median is not None]
-    behind = [f"{named} ({ratio})" for named, ratio in cells if ratio.high is not None and ratio.high < ENOUGH]
-    said = f"Over {other}: {statistics.geometric_mean(medians):.2f}× (geometric mean of {len(cells)} cells), "
-    said += f"{sum(m >= ENOUGH for m in medians)} at {ENOUGH}× or more; "
-    return said + (
-        "no cell lies under it with its whole interval." if not behind else f"under it: {'; '.join(behind)}."
-    )
+    ratios = {named: bootstrap(found) for named, found in cells.items()}
+    enough = sum(ratio.median is not None and ratio.median >= ENOUGH for ratio in ratios.values())
+    behind = [f"{named} ({ratio})" for named, ratio in ratios.items() if ratio.high is not None and ratio.high < ENOUGH]
+    said = f"Over {other}: {geometric_mean(list(cells.values()))}, the geometric mean of {len(cells)} cells, "
+    said += f"{enough} of them at {ENOUGH}× or more; "
+    return said + (f"under it: {'; '.join(behind)}." if behind else "no cell lies under it with its whole interval.")
 
 
 def _decisions(rows: pd.DataFrame) -> str:

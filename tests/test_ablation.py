@@ -92,14 +92,14 @@ def test_the_controller_is_compared_with_the_best_other_setting_and_with_caching
     page = _grid(tmp_path, [20], [10], [5])
     row = "| m | 100 | 2 | fixed | 2.00× (n=1) | 4.00× (n=1) | drafted in 50 % of cycles, mean gamma 4.0 |"
     assert row in page
-    assert "Over caching: 4.00× (geometric mean of 1 cells), 1 at 0.95× or more; no cell lies under it" in page
+    assert "Over caching: 4.00× (n=1), the geometric mean of 1 cells, 1 of them at 0.95× or more; no cell lies" in page
 
 
 def test_a_cell_where_the_controller_stays_behind_beyond_the_noise_is_named(tmp_path: Path) -> None:
     page = _grid(tmp_path, [9, 9, 9], [10, 10, 10], [8, 10, 9])
     assert "Over the best other setting: 0.90×" in page
-    assert "0 at 0.95× or more; under it: m with 100 MB at batch 2 (0.90× [0.90, 0.90])." in page
-    assert "Over caching: 1.00× (geometric mean of 1 cells), 1 at 0.95× or more; no cell lies under it" in page
+    assert "0 of them at 0.95× or more; under it: m with 100 MB at batch 2 (0.90× [0.90, 0.90])." in page
+    assert "1 of them at 0.95× or more; no cell lies under it with its whole interval." in page
 
 
 def test_no_finished_cell_is_an_error(tmp_path: Path) -> None:
