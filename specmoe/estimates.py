@@ -37,12 +37,14 @@ class Ratio:
 
 
 class Correction:
-    """How many times as long as predicted cycles took, by gamma; what is common to all is drawn in as one more point.
+    """How many times as long as predicted cycles took, by gamma; what is common to all counts as ``_COMMON`` points.
 
-    So a gamma that was never tried is taken to be as much longer than predicted as the others were.
+    So a gamma that was seldom tried is taken to be as much longer than predicted as the others were: what a single
+    cycle took says little, and the estimates themselves learn from it.
     """
 
     _KEEP = 0.9
+    _COMMON = 8
 
     def __init__(self, longest: int) -> None:
         self._points = [0.0] * (longest + 1)
@@ -57,7 +59,7 @@ class Correction:
         self._common += (1 - self._KEEP) * (ratio - self._common)
 
     def at(self, gamma: int) -> float:
-        return (self._took[gamma] + self._common) / (self._points[gamma] + 1)
+        return (self._took[gamma] + self._COMMON * self._common) / (self._points[gamma] + self._COMMON)
 
 
 class _Fit:
