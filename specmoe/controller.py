@@ -8,7 +8,7 @@ Per cycle with drafts of up to g tokens, over B rows::
 P = B + sum of draft lengths are the positions verified, ``early`` the bytes that a draft step prefetches.  All
 of it is estimated online, and the time corrected by what cycles of that g took.  The g is taken that lets the last
 row end soonest (`specmoe.horizon`), so with the most tokens per second; rows whose chances are poor draft less.
-Now and then a cycle tries half or twice that g, so that the estimates know its surroundings; the expected loss of
+Now and then a cycle tries half (of two: none) or twice that g, so that the estimates know its surroundings; the expected loss of
 trials is held to a share of all time.
 """
 
@@ -155,7 +155,7 @@ class Trials:
         if self._in > 0 or longest < 1:
             return None
         longer = gamma == 0 or (not self._longer and gamma < longest)
-        tried = min(longest, 2 * max(1, gamma)) if longer else gamma // 2
+        tried = min(longest, 2 * max(1, gamma)) if longer else gamma // 2 if gamma > 2 else 0
         loss = max(0.0, loss_s(tried))
         if loss > self._allowance_s:
             return None

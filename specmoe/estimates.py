@@ -37,29 +37,26 @@ class Ratio:
 
 
 class Correction:
-    """How many times as long as predicted cycles took, by gamma; what is common to all counts as ``_COMMON`` points.
+    """How many times as long as predicted cycles took, by gamma: what the estimates get wrong for one and not the next.
 
-    So a gamma that was seldom tried is taken to be as much longer than predicted as the others were: what a single
-    cycle took says little, and the estimates themselves learn from it.
+    That nothing needs correction counts as ``_DOUBT`` cycles: early predictions are wrong by chance, and the estimates
+    learn from what they got wrong too.
     """
 
     _KEEP = 0.9
-    _COMMON = 8
+    _DOUBT = 16
 
     def __init__(self, longest: int) -> None:
         self._points = [0.0] * (longest + 1)
         self._took = [0.0] * (longest + 1)
-        self._common = 1.0
 
     def add(self, gamma: int, took: float, predicted: float) -> None:
         """A cycle; ``predicted`` > 0 without correction."""
-        ratio = took / predicted
         self._points[gamma] = self._KEEP * self._points[gamma] + 1
-        self._took[gamma] = self._KEEP * self._took[gamma] + ratio
-        self._common += (1 - self._KEEP) * (ratio - self._common)
+        self._took[gamma] = self._KEEP * self._took[gamma] + took / predicted
 
     def at(self, gamma: int) -> float:
-        return (self._took[gamma] + self._COMMON * self._common) / (self._points[gamma] + self._COMMON)
+        return (self._took[gamma] + self._DOUBT) / (self._points[gamma] + self._DOUBT)
 
 
 class _Fit:
