@@ -8,8 +8,8 @@ Per cycle with drafts of up to g tokens, over B rows::
 P = B + sum of draft lengths are the positions verified, ``early`` the bytes that a draft step prefetches.  All
 of it is estimated online, and the time corrected by what cycles of that g took.  The g is taken that lets the last
 row end soonest (`specmoe.horizon`), so with the most tokens per second; rows whose chances are poor draft less.
-Now and then a cycle tries half (of two: none) or twice that g, so that the estimates know its surroundings; the expected loss of
-trials is held to a share of all time.
+Now and then a cycle tries half (of two: none) or twice that g, so that the estimates know its surroundings; the
+expected loss of trials is held to a share of all time.
 """
 
 from __future__ import annotations
