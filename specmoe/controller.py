@@ -140,6 +140,10 @@ class Trials:
         self._gap = self._in = self.FEWEST
         self._longer = False
 
+    def passed(self) -> None:
+        """A cycle begins."""
+        self._in -= 1
+
     def spent(self, seconds: float) -> None:
         """A cycle took so long."""
         self._allowance_s += self.SHARE * seconds
@@ -151,7 +155,6 @@ class Trials:
 
     def due(self, gamma: int, longest: int, loss_s: Callable[[int], float]) -> int | None:
         """A gamma to try for one cycle instead of ``gamma``, up to ``longest``; ``loss_s(g)`` is what it may cost."""
-        self._in -= 1
         if self._in > 0 or longest < 1:
             return None
         longer = gamma == 0 or (not self._longer and gamma < longest)
@@ -181,6 +184,8 @@ class Adaptive:
     """A change must promise this much more tokens per second."""
     IDLE_INTERVAL = 8
     """Cycles between refreshes of a draft set that nobody drafts with."""
+    IDLE_LOOK = 2
+    """While nobody drafts, cycles between two looks at the estimates: a look can cost a twentieth of a short cycle."""
 
     def __init__(
         self, options: SpecOptions, rows: int, expert_bytes: int, absent_bytes: float, most_experts: int
@@ -193,10 +198,16 @@ class Adaptive:
         self._trials = Trials()
         self._cycle = 0
         self._gamma = 0
+        self._idle, self._idle_why = 0, ""
 
     def choose(self, index: torch.Tensor, most: torch.Tensor) -> Setting:
         self._cycle += 1
-        lengths, why = self._finding_out(most) if self._cycle <= 2 else self._weighed(index, most)
+        self._trials.passed()
+        if self._idle:
+            self._idle -= 1
+            lengths, why = most.clamp_max(0), self._idle_why
+        else:
+            lengths, why = self._finding_out(most) if self._cycle <= 2 else self._weighed(index, most)
         interval = self._knobs.refresh_interval
         if not int(lengths.max()):
             interval = max(interval, self.IDLE_INTERVAL)
@@ -223,10 +234,14 @@ class Adaptive:
             return most.clamp_max(tried), why
         if best == 0:
             second = max(range(1, len(rates)), key=rates.__getitem__, default=0)
-            return most.clamp_max(0), (
-                f"off: {rates[0]:.0f} tok/s expected, at best {rates[second]:.0f} with gamma {second}; "
-                f"acceptance {self._acceptance.mean:.2f}"
+            self._idle, self._idle_why = (
+                self.IDLE_LOOK - 1,
+                (
+                    f"off: {rates[0]:.0f} tok/s expected, at best {rates[second]:.0f} with gamma {second}; "
+                    f"acceptance {self._acceptance.mean:.2f}"
+                ),
             )
+            return most.clamp_max(0), self._idle_why
         positions = len(index) + float(most.clamp_max(best).sum())
         return self._lengths(index, most, best), (
             f"{rates[best]:.0f} tok/s expected, {rates[0]:.0f} without a draft; "
