@@ -183,7 +183,8 @@ class Adaptive:
     MARGIN = 1.02
     """A change must promise this much more tokens per second."""
     IDLE_INTERVAL = 8
-    """Cycles between refreshes of a draft set that nobody drafts with."""
+    """Cycles between refreshes of a draft set that nobody drafts with; where every resident expert may draft, it then
+    shrinks to one expert a layer, as pins only keep the cache from those of most use."""
     IDLE_LOOK = 2
     """While nobody drafts, cycles between two looks at the estimates: a look can cost a twentieth of a short cycle."""
 
@@ -199,6 +200,7 @@ class Adaptive:
         self._cycle = 0
         self._gamma = 0
         self._idle, self._idle_why = 0, ""
+        self._idle_experts = 1 if options.draft_pool == "resident" else None
 
     def choose(self, index: torch.Tensor, most: torch.Tensor) -> Setting:
         self._cycle += 1
@@ -208,10 +210,10 @@ class Adaptive:
             lengths, why = most.clamp_max(0), self._idle_why
         else:
             lengths, why = self._finding_out(most) if self._cycle <= 2 else self._weighed(index, most)
-        interval = self._knobs.refresh_interval
+        experts, interval = self._knobs.draft_experts, self._knobs.refresh_interval
         if not int(lengths.max()):
-            interval = max(interval, self.IDLE_INTERVAL)
-        return Setting(lengths, self._knobs.draft_experts, interval, why)
+            experts, interval = self._idle_experts or experts, max(interval, self.IDLE_INTERVAL)
+        return Setting(lengths, experts, interval, why)
 
     def _finding_out(self, most: torch.Tensor) -> tuple[torch.Tensor, str]:
         """One cycle of each kind tells what both cost."""

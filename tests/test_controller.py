@@ -362,6 +362,15 @@ def test_drafts_are_shorter_where_their_scatter_would_leave_a_tail_of_few_rows()
     assert sum(short.gammas(20)) < 0.8 * sum(endless.gammas(20))
 
 
+@pytest.mark.parametrize(("pool", "experts"), [("resident", 1), ("pinned", 6)])
+def test_a_draft_set_that_nobody_needs_gives_its_slots_back(pool: str, experts: int) -> None:
+    machine = Machine([0.02] * 2)
+    machine.run(_adaptive(2, draft_pool=pool, draft_experts=6), 30)
+    idle = [s.draft_experts for s in machine.settings[2:] if not int(s.lengths.max())]
+    assert set(idle) == {experts}
+    assert all(s.draft_experts == 6 for s in machine.settings if int(s.lengths.max()))
+
+
 @pytest.mark.parametrize("room", [0, 1, 3])
 def test_no_row_drafts_past_its_room(room: int) -> None:
     controller = _adaptive(3)
