@@ -113,7 +113,7 @@ def _behind(other: str, cells: dict[str, list[float]]) -> str:
     ratios = {named: bootstrap(found) for named, found in cells.items()}
     enough = sum(ratio.median is not None and ratio.median >= ENOUGH for ratio in ratios.values())
     behind = [f"{named} ({ratio})" for named, ratio in ratios.items() if ratio.high is not None and ratio.high < ENOUGH]
-    said = f"Over {other}: {geometric_mean(list(cells.values()))}, the geometric mean of {len(cells)} cells, "
+    said = f"- Over {other}: {geometric_mean(list(cells.values()))}, the geometric mean of {len(cells)} cells, "
     said += f"{enough} of them at {ENOUGH}× or more; "
     return said + (f"under it: {'; '.join(behind)}." if behind else "no cell lies under it with its whole interval.")
 
