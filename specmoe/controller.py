@@ -253,17 +253,18 @@ class Adaptive:
     def _rates(self, index: torch.Tensor, most: torch.Tensor) -> tuple[list[float], list[float]]:
         """Tokens per second expected until the last row ends, and seconds of a cycle, with drafts of up to 0, 1, ..."""
         most = most.cpu()
-        longest, batch = min(self._longest, int(most.max())), len(index)
+        longest = min(self._longest, int(most.max()))
         reach = self._acceptance.reach(index)[:, :longest] * (torch.arange(longest) < most[:, None])
         gammas = np.arange(longest + 1.0)
-        drafted = np.array([float(most.clamp_max(g).sum()) / batch for g in range(longest + 1)])
-        moments, rows = cycles_to_come(reach.mean(dim=0).double().numpy(), (most + 1).double().numpy())
+        room = (most + 1).double().numpy()
+        drafted = np.minimum(room[:, None] - 1, gammas).mean(axis=0)
+        moments, rows = cycles_to_come(reach.mean(dim=0).double().numpy(), room)
         present = np.maximum(1.0, rows)  # of less than one, a share of the cycles is counted
         times = self._costs.time_s(gammas[:, None], present * (1 + drafted[:, None]), present)
         correction = np.array([self._correction.at(g) for g in range(longest + 1)])
         times = np.maximum(1e-9, correction[:, None] * times)
         whole_s = np.trapezoid(times * np.minimum(1.0, rows), moments, axis=1)
-        return (float((most + 1).sum()) / whole_s).tolist(), times[:, 0].tolist()
+        return (room.sum() / whole_s).tolist(), times[:, 0].tolist()
 
     def _lengths(self, index: torch.Tensor, most: torch.Tensor, gamma: int) -> torch.Tensor:
         """Each row drafts as far as one more position earns its share of the time it adds."""
