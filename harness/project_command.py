@@ -6,6 +6,8 @@ import argparse
 from pathlib import Path
 
 RECORDS = Path("docs/records")
+ONE_RUN = RECORDS / "full"
+"""Cells of one run: what a shared machine does on another day is nothing that calibration could know."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -13,7 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--preset", choices=("paper",), default="paper", help="what to project (default: paper)")
     parser.add_argument("--out", type=Path, default=Path("results/projection/projection.json"))
     parser.add_argument(
-        "--results", type=Path, nargs="*", help=f"measured cells to validate with (default: {RECORDS}/*.jsonl)"
+        "--results", type=Path, nargs="*", help=f"measured cells to validate with (default: {ONE_RUN}/*.jsonl)"
     )
     parser.add_argument(
         "--traces", type=Path, default=RECORDS / "traces", help=f"their traces (default: {RECORDS}/traces)"
@@ -47,6 +49,6 @@ def run(args: argparse.Namespace) -> int:
 def _compute(args: argparse.Namespace) -> Path:
     from harness.projection import output, validate
 
-    results = sorted(RECORDS.glob("*.jsonl")) if args.results is None else args.results
+    results = sorted(ONE_RUN.glob("*.jsonl")) if args.results is None else args.results
     validation = validate.validate(results, args.traces, args.record_missing) if results else None
     return output.write(output.document(validation, not args.no_machines), args.out)

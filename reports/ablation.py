@@ -13,8 +13,9 @@ from typing import Any
 import pandas as pd
 
 from reports.aggregate import round_ratios, within_rounds
+from reports.commands import measured_by
 from reports.load import ReportError, load
-from reports.stats import bootstrap, geometric_mean
+from reports.stats import Ratio, bootstrap, geometric_mean
 
 _HEAD = """# Ablations
 
@@ -41,7 +42,12 @@ def write_ablation(results: Sequence[Path], out: Path) -> Path:
     if frame.empty:
         raise ReportError("no finished measured cell in the result files: run the ablation presets first")
     frame["experiment"] = [record["config"].get("name", "") for record in frame["record"]]
-    sections = [_section(part) for _, part in frame.groupby("experiment", sort=False)]
+    parts = [part for _, part in frame.groupby("experiment", sort=False)]
+    titles = [_title(part) for part in parts]
+    sections = [
+        _section(part, title if titles.count(title) == 1 else f"{title}, {part['record'].iloc[0]['cell']['model']}")
+        for part, title in zip(parts, titles, strict=True)
+    ]
     grid = frame[frame["experiment"].str.startswith("controller-")]
     sections += [_controller(grid)] if len(grid) else []
     rounds = sorted({int(n) for n in frame.groupby("experiment")["round"].nunique()})
@@ -61,15 +67,19 @@ def write_ablation(results: Sequence[Path], out: Path) -> Path:
     return out
 
 
-def _section(records: pd.DataFrame) -> str:
+def _title(records: pd.DataFrame) -> str:
     config = records["record"].iloc[0]["config"]
+    return str(config.get("title") or config["name"])
+
+
+def _section(records: pd.DataFrame, title: str) -> str:
     cell = records["record"].iloc[0]["cell"]
+    commands = ", ".join(f"`{command}`" for command in measured_by(records))
     budget = f"{cell['expert_budget_bytes'] / 1e6:.0f} MB for experts"
     lines = [
-        f"## {config.get('title') or config['name']}",
+        f"## {title}",
         "",
-        f"`specmoe-bench run {config['name']}`: {cell['model']}, {cell['dtype']}, "
-        f"{cell['new_tokens']} new tokens, {budget}.",
+        f"{commands}: {cell['model']}, {cell['dtype']}, {cell['new_tokens']} new tokens, {budget}.",
         "",
     ]
     batches = sorted(records["batch_size"].unique())
@@ -91,7 +101,7 @@ def _controller(grid: pd.DataFrame) -> str:
         "| model | budget, MB | batch | best other | controller over it | over caching | decided |",
         "|---|---|---|---|---|---|---|",
     ]
-    ratios: dict[str, dict[str, list[float]]] = {"the best other setting": {}, "caching": {}}
+    found: dict[str, dict[str, tuple[list[float], Ratio]]] = {"the best other setting": {}, "caching": {}}
     for (model, budget, batch), cell in grid.groupby(["model", "expert_budget_bytes", "batch_size"], sort=True):
         ours, others = cell[cell["title"] == "controller"], cell[cell["title"] != "controller"]
         if ours.empty or others.empty:
@@ -99,22 +109,23 @@ def _controller(grid: pd.DataFrame) -> str:
         best = others.groupby("title")["decode_tok_s"].median().idxmax()
         named = f"{model} with {budget / 1e6:.0f} MB at batch {batch}"
         rivals = (others[others["title"] == best], others[others["system"] == "caching"])
-        over = [round_ratios(ours, rival, "decode_tok_s") for rival in rivals]
-        for cells, found in zip(ratios.values(), over, strict=True):
-            cells |= {named: found} if found else {}
-        over_best, over_caching = (bootstrap(found) for found in over)
+        ratios = [round_ratios(ours, rival, "decode_tok_s") for rival in rivals]
+        over_best, over_caching = over = [bootstrap(values) for values in ratios]
+        for cells, values, ratio in zip(found.values(), ratios, over, strict=True):
+            cells |= {named: (values, ratio)} if values else {}
         lines.append(
             f"| {model} | {budget / 1e6:.0f} | {batch} | {best} | {over_best} | {over_caching} | {_decisions(ours)} |"
         )
-    return "\n".join([*lines, "", *(_behind(other, cells) for other, cells in ratios.items() if cells), ""])
+    return "\n".join([*lines, "", *(_behind(other, cells) for other, cells in found.items() if cells), ""])
 
 
-def _behind(other: str, cells: dict[str, list[float]]) -> str:
-    """Geometric mean of the ratios, and the cells whose whole interval is under ``ENOUGH``."""
-    ratios = {named: bootstrap(found) for named, found in cells.items()}
+def _behind(other: str, cells: dict[str, tuple[list[float], Ratio]]) -> str:
+    """Geometric mean of the cells' ratios by round, and the cells whose whole interval is under ``ENOUGH``."""
+    ratios = {named: ratio for named, (_, ratio) in cells.items()}
     enough = sum(ratio.median is not None and ratio.median >= ENOUGH for ratio in ratios.values())
     behind = [f"{named} ({ratio})" for named, ratio in ratios.items() if ratio.high is not None and ratio.high < ENOUGH]
-    said = f"- Over {other}: {geometric_mean(list(cells.values()))}, the geometric mean of {len(cells)} cells, "
+    mean = geometric_mean([values for values, _ in cells.values()])
+    said = f"- Over {other}: {mean}, the geometric mean of {len(cells)} cells, "
     said += f"{enough} of them at {ENOUGH}× or more; "
     return said + (f"under it: {'; '.join(behind)}." if behind else "no cell lies under it with its whole interval.")
 

@@ -31,6 +31,8 @@ KNOWN = {
 }
 SPARE = (("#B15928", "P"), ("#332288", "X"), ("#DDCC77", "<"), ("#AA4499", ">"), ("#4D4D4D", "p"))
 VARIANT_MARKERS = ("o", "s", "D", "^", "P", "X", "*", "h", "8", "p", "v")
+SHARE = re.compile(r"caching-(\d+)pct")
+"""Caches of a share of the experts: the amber of the paper's 10 %, darker the larger the share."""
 LIGHTEST, DARKEST = 0.55, -0.55  # ends of a ramp of variants: towards white, and towards black where negative
 
 PHASES = {  # parts of a whole are no systems: a ramp of their own, dark to light
@@ -129,8 +131,12 @@ def look_of(key: str, among: Iterable[str] = ()) -> tuple[str, str]:
     """
     if key in KNOWN:
         return KNOWN[key]
+    if share := SHARE.fullmatch(key):
+        percent = int(share[1])
+        amount = max(DARKEST, min(LIGHTEST, (10 - percent) / 40))
+        return _shade(KNOWN["caching-10pct"][0], amount), VARIANT_MARKERS[percent % len(VARIANT_MARKERS)]
     taken: set[int] = set()
-    for name in sorted({key, *among} - set(KNOWN)):
+    for name in sorted(n for n in {key, *among} - set(KNOWN) if not SHARE.fullmatch(n)):
         place = zlib.crc32(name.encode()) % len(SPARE)
         while place in taken and len(taken) < len(SPARE):
             place = (place + 1) % len(SPARE)
@@ -145,7 +151,8 @@ def key_of(title: str, system: str) -> str:
     slug = re.sub(r"[^a-z0-9]+", "-", re.sub(r"\s*%", "pct", title.lower())).strip("-")
     if system == "specmoe" and "controller" in slug:
         return "specmoe-controller"
-    return slug if slug in KNOWN and slug.startswith(system) else system
+    known = slug in KNOWN or SHARE.fullmatch(slug)
+    return slug if known and slug.startswith(system) else system
 
 
 def line_marks(look: Style, kind: str) -> dict[str, Any]:

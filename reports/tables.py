@@ -181,8 +181,8 @@ def plain(table: Table) -> str:
 
 def markdown(table: Table) -> str:
     """The table in GitHub's markdown; figures are right-aligned."""
-    last = len(table.headers) - 1
-    rule = ["---" if i in (0, last) else "---:" for i in range(len(table.headers))]
+    keys = [[row[i].key for row in table.rows] for i in range(len(table.headers))]
+    rule = ["---" if all(key is None or isinstance(key, str) for key in column) else "---:" for column in keys]
     body = [[cell.text for cell in row] for row in table.rows]
     return "\n".join("| " + " | ".join(_escape(cell) for cell in line) + " |" for line in [table.headers, rule, *body])
 

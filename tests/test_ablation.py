@@ -71,6 +71,16 @@ def test_rows_are_compared_with_the_first_system_within_a_round(tmp_path: Path) 
     assert "a processor, 2 cores" in page
 
 
+def test_sections_of_the_same_title_are_told_apart_by_model_and_name_their_commands(tmp_path: Path) -> None:
+    other = _record("first", 20, 0, "x-of-another")
+    told = {"cell": other.cell.model_copy(update={"model": "another"})}
+    told |= {"environment": other.environment | {"command": "specmoe-bench run all --only x-of-another"}}
+    page = _page(tmp_path, [_record("first", 10, 0), other.model_copy(update=told)])
+    assert [line for line in page.splitlines() if line.startswith("## ")] == ["## A choice, m", "## A choice, another"]
+    assert "`specmoe-bench run ablation-x --report`: m," in page
+    assert "`specmoe-bench run all --only x-of-another`: another," in page
+
+
 def test_prefetched_bytes_have_a_column_only_where_something_was_prefetched(tmp_path: Path) -> None:
     assert "prefetched" not in _page(tmp_path, [_record("first", 1, 0)])
     assert "| 8: 50 % / 0 % / 0 % |" in _page(tmp_path, [_record("first", 1, 0, prefetched=8_000_000)])

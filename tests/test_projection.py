@@ -18,6 +18,7 @@ from harness.projection.hardware import H100_PCIE5, Hardware
 from harness.projection.models import PUBLIC, ModelSizes, embedded
 from harness.projection.scenario import Routing
 from harness.projection.timeline import Overlap, Timed, Timeline
+from harness.record import ResultFile
 from harness.replay import Replayed, replay
 from reports import ReportError, paper, projection, projection_figures, projection_page
 from specmoe import SpecOptions
@@ -195,7 +196,7 @@ def test_every_input_says_where_it_is_from() -> None:
 
 
 def test_records_tell_which_run_their_cell_was() -> None:
-    loaded = cells.load([RECORDS / "quick.jsonl"])
+    loaded = cells.load([RECORDS / "full" / "quick.jsonl"])
     systems = {(m.cell.system, m.options.placement, m.options.gamma) for m in loaded}
     assert ("on-demand", "on-demand", 0) in systems
     assert ("caching", "lfu", 0) in systems
@@ -205,9 +206,19 @@ def test_records_tell_which_run_their_cell_was() -> None:
     assert len(plain) == 3  # one per batch size: tokens do not depend on the policy
 
 
+def test_emulated_cells_are_not_predicted_as_this_machine(tmp_path: Path) -> None:
+    records = ResultFile(RECORDS / "full" / "quick.jsonl").read()
+    plain = next(r for r in records if r.cell.system == "on-demand")
+    results = ResultFile(tmp_path / "results.jsonl")
+    results.append(plain.model_copy(update={"kind": "emulated"}))
+    assert cells.load([results.path]) == []
+    results.append(plain)
+    assert [m.cell for m in cells.load([results.path])] == [plain.cell]
+
+
 @pytest.fixture(scope="module")
 def checked() -> validate.Validation:
-    return validate.validate([RECORDS / "quick.jsonl"], RECORDS / "traces")
+    return validate.validate([RECORDS / "full" / "quick.jsonl"], RECORDS / "traces")
 
 
 def test_replayed_cells_move_the_very_bytes_that_were_measured(checked: validate.Validation) -> None:
@@ -225,12 +236,12 @@ def test_held_out_cells_are_predicted_within_fifteen_percent(checked: validate.V
 
 def test_a_missing_trace_is_an_error_that_says_how_to_get_it(tmp_path: Path) -> None:
     with pytest.raises(TraceError, match="trace record"):
-        validate.validate([RECORDS / "quick.jsonl"], tmp_path)
+        validate.validate([RECORDS / "full" / "quick.jsonl"], tmp_path)
 
 
 def test_validation_without_calibration_cells_is_refused() -> None:
     with pytest.raises(ValueError, match="no calibration cell"):
-        validate.validate([RECORDS / "ablation-n.jsonl"], RECORDS / "traces")
+        validate.validate([RECORDS / "full" / "ablation-n.jsonl"], RECORDS / "traces")
 
 
 def test_the_committed_projection_answers_for_every_headline_figure() -> None:

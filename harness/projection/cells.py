@@ -57,7 +57,7 @@ def load(results: Sequence[Path]) -> list[MeasuredCell]:
     """All cells of the engine's systems that finished and can be replayed, in the order of the files.
 
     Cells with the controller, merged experts, or a prefetch that changes who drafts are left out: what they do
-    depends on time or on weights.
+    depends on time or on weights.  So are emulated ones: theirs is another machine.
 
     Raises:
         RecordError: a file is missing or holds something else.
@@ -65,7 +65,8 @@ def load(results: Sequence[Path]) -> list[MeasuredCell]:
     found: dict[str, list[Record]] = {}
     for path in results:
         for entry in ResultFile(path).read():
-            if entry.status == "ok" and entry.cell.system in ENGINE_SYSTEMS and replayable(options_of(entry.cell)):
+            finished = entry.status == "ok" and entry.kind == "measured" and entry.cell.system in ENGINE_SYSTEMS
+            if finished and replayable(options_of(entry.cell)):
                 found.setdefault(f"{entry.config.get('name')} {entry.cell.cell_id}", []).append(entry)
     return [_median_cell(records) for records in found.values()]
 
