@@ -21,7 +21,7 @@ from reports.doubts import doubts
 from reports.headline import headline
 from reports.load import METRICS, SCHEMA, workload_names
 from reports.style import assign
-from reports.tables import COLUMNS, cell, markdown, number, percent, tables
+from reports.tables import COLUMNS, Table, TableCell, cell, markdown, number, percent, tables
 
 BUDGET = 100_000_000
 
@@ -486,6 +486,14 @@ def test_systems_keep_their_colour_whoever_else_is_there() -> None:
     assert len({look.color for look in crowd.values()}) == len({look.marker for look in crowd.values()}) == 4
 
 
+def test_caches_of_a_share_look_the_same_whatever_else_is_shown() -> None:
+    shares = [("caching 10%", "caching"), ("caching 25%", "caching")]
+    alone = [assign([share])[share[0]] for share in shares]
+    among = assign([*shares, ("caching", "caching"), ("caching LFU", "caching"), ("new", "new")])
+    assert [among[title] for title, _ in shares] == alone
+    assert len({(look.color, look.marker) for look in among.values()}) == 5
+
+
 def test_variants_of_a_system_differ_in_colour_and_marker() -> None:
     looks = assign([(f"specmoe γ={gamma}", "specmoe") for gamma in (3, 5, 7)]).values()
     assert len({look.color for look in looks}) == len({look.marker for look in looks}) == 3
@@ -711,3 +719,11 @@ def test_a_json_file_that_is_no_projection_is_refused(tmp_path: Path) -> None:
     (tmp_path / "x.json").write_text("{}")
     with pytest.raises(ReportError, match=r"x\.json"):
         write_report([write(tmp_path / "a.jsonl", record("on-demand", 4)), tmp_path / "x.json"], tmp_path / "out")
+
+
+def test_markdown_aligns_figures_right_and_words_left() -> None:
+    rows = [
+        [TableCell("a", "a"), TableCell("–", None), TableCell("7", 7.0)],
+        [TableCell("b", "b"), *[TableCell("2", 2.0)] * 2],
+    ]
+    assert markdown(Table("measured", "", ["name", "x", "y"], rows)).splitlines()[1] == "| --- | ---: | ---: |"
