@@ -41,11 +41,10 @@ def write_ablation(results: Sequence[Path], out: Path) -> Path:
     frame = frame[(frame["status"] == "ok") & (frame["kind"] == "measured")].reset_index(drop=True)
     if frame.empty:
         raise ReportError("no finished measured cell in the result files: run the ablation presets first")
-    frame["experiment"] = [record["config"].get("name", "") for record in frame["record"]]
     parts = [part for _, part in frame.groupby("experiment", sort=False)]
     titles = [_title(part) for part in parts]
     sections = [
-        _section(part, title if titles.count(title) == 1 else f"{title}, {part['record'].iloc[0]['cell']['model']}")
+        _section(part, title if titles.count(title) == 1 else f"{title}, {part['model'].iloc[0]}")
         for part, title in zip(parts, titles, strict=True)
     ]
     grid = frame[frame["experiment"].str.startswith("controller-")]

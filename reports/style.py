@@ -136,7 +136,7 @@ def look_of(key: str, among: Iterable[str] = ()) -> tuple[str, str]:
         amount = max(DARKEST, min(LIGHTEST, (10 - percent) / 40))
         return _shade(KNOWN["caching-10pct"][0], amount), VARIANT_MARKERS[percent % len(VARIANT_MARKERS)]
     taken: set[int] = set()
-    for name in sorted(n for n in {key, *among} - set(KNOWN) if not SHARE.fullmatch(n)):
+    for name in sorted(name for name in {key, *among} if not _has_own_look(name)):
         place = zlib.crc32(name.encode()) % len(SPARE)
         while place in taken and len(taken) < len(SPARE):
             place = (place + 1) % len(SPARE)
@@ -151,8 +151,11 @@ def key_of(title: str, system: str) -> str:
     slug = re.sub(r"[^a-z0-9]+", "-", re.sub(r"\s*%", "pct", title.lower())).strip("-")
     if system == "specmoe" and "controller" in slug:
         return "specmoe-controller"
-    known = slug in KNOWN or SHARE.fullmatch(slug)
-    return slug if known and slug.startswith(system) else system
+    return slug if slug.startswith(system) and _has_own_look(slug) else system
+
+
+def _has_own_look(key: str) -> bool:
+    return key in KNOWN or SHARE.fullmatch(key) is not None
 
 
 def line_marks(look: Style, kind: str) -> dict[str, Any]:

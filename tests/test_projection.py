@@ -27,6 +27,7 @@ from workloads.traces import Geometry, TraceError
 from workloads.traces.synthetic import Recipe, Skew, make
 
 RECORDS = Path(__file__).parent.parent / "docs" / "records"
+FULL = RECORDS / "full"
 COMMITTED = RECORDS / "projection.json"
 SMALL = replace(
     embedded(),
@@ -196,7 +197,7 @@ def test_every_input_says_where_it_is_from() -> None:
 
 
 def test_records_tell_which_run_their_cell_was() -> None:
-    loaded = cells.load([RECORDS / "full" / "quick.jsonl"])
+    loaded = cells.load([FULL / "quick.jsonl"])
     systems = {(m.cell.system, m.options.placement, m.options.gamma) for m in loaded}
     assert ("on-demand", "on-demand", 0) in systems
     assert ("caching", "lfu", 0) in systems
@@ -207,7 +208,7 @@ def test_records_tell_which_run_their_cell_was() -> None:
 
 
 def test_emulated_cells_are_not_predicted_as_this_machine(tmp_path: Path) -> None:
-    records = ResultFile(RECORDS / "full" / "quick.jsonl").read()
+    records = ResultFile(FULL / "quick.jsonl").read()
     plain = next(r for r in records if r.cell.system == "on-demand")
     results = ResultFile(tmp_path / "results.jsonl")
     results.append(plain.model_copy(update={"kind": "emulated"}))
@@ -218,7 +219,7 @@ def test_emulated_cells_are_not_predicted_as_this_machine(tmp_path: Path) -> Non
 
 @pytest.fixture(scope="module")
 def checked() -> validate.Validation:
-    return validate.validate([RECORDS / "full" / "quick.jsonl"], RECORDS / "traces")
+    return validate.validate([FULL / "quick.jsonl"], RECORDS / "traces")
 
 
 def test_replayed_cells_move_the_very_bytes_that_were_measured(checked: validate.Validation) -> None:
@@ -236,12 +237,12 @@ def test_held_out_cells_are_predicted_within_fifteen_percent(checked: validate.V
 
 def test_a_missing_trace_is_an_error_that_says_how_to_get_it(tmp_path: Path) -> None:
     with pytest.raises(TraceError, match="trace record"):
-        validate.validate([RECORDS / "full" / "quick.jsonl"], tmp_path)
+        validate.validate([FULL / "quick.jsonl"], tmp_path)
 
 
 def test_validation_without_calibration_cells_is_refused() -> None:
     with pytest.raises(ValueError, match="no calibration cell"):
-        validate.validate([RECORDS / "full" / "ablation-n.jsonl"], RECORDS / "traces")
+        validate.validate([FULL / "ablation-n.jsonl"], RECORDS / "traces")
 
 
 def test_the_committed_projection_answers_for_every_headline_figure() -> None:

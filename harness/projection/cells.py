@@ -65,8 +65,8 @@ def load(results: Sequence[Path]) -> list[MeasuredCell]:
     found: dict[str, list[Record]] = {}
     for path in results:
         for entry in ResultFile(path).read():
-            finished = entry.status == "ok" and entry.kind == "measured" and entry.cell.system in ENGINE_SYSTEMS
-            if finished and replayable(options_of(entry.cell)):
+            measured = entry.status == "ok" and entry.kind == "measured"
+            if measured and entry.cell.system in ENGINE_SYSTEMS and replayable(options_of(entry.cell)):
                 found.setdefault(f"{entry.config.get('name')} {entry.cell.cell_id}", []).append(entry)
     return [_median_cell(records) for records in found.values()]
 
