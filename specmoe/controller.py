@@ -75,14 +75,17 @@ class Costs:
         self._moved = Union(absent_bytes, floor=float(expert_bytes))
         self._early_bytes = Average()
         self._rate = Ratio()
-        self._exposed = Ratio()
+        self._exposed = (Ratio(), Ratio())  # of link time, without a draft and with one
         self._other_s = Average()
         self._before: CycleStats | None = None
+        self.seen = 0
+        """Cycles added."""
 
     def add(self, cycle: CycleStats) -> None:
         if self._before is not None:  # what a cycle needs beside draft and verification is known when it is over
             self._other_s.add(self._before.other_s)
         self._before = cycle
+        self.seen += 1
         if cycle.gamma:
             self._draft_step_s.add(max(1, cycle.drafted) / cycle.gamma, cycle.draft_s / cycle.gamma)
             self._early_bytes.add(cycle.early_bytes / cycle.gamma)
@@ -90,7 +93,7 @@ class Costs:
         self._moved.add(cycle.positions, cycle.moved_bytes)
         self._rate.add(cycle.moved_bytes, cycle.busy_s)
         late_s = cycle.busy_s * max(0.0, 1 - cycle.early_bytes / max(1, cycle.moved_bytes))
-        self._exposed.add(min(cycle.wait_s, late_s), late_s)
+        self._exposed[cycle.gamma > 0].add(min(cycle.wait_s, late_s), late_s)
 
     @overload
     def time_s(self, gamma: float, positions: float, rows: float) -> float: ...
@@ -102,9 +105,14 @@ class Costs:
         """Predicted duration of a cycle, or of many (arrays that broadcast)."""
         late_bytes = np.maximum(0.0, self._moved.at(positions) - gamma * (self._early_bytes.value or 0.0))
         moved_s = late_bytes / self._rate.value if self._rate.value else 0.0
-        exposed = 1.0 if self._exposed.value is None else self._exposed.value
+        exposed = np.where(np.asarray(gamma) > 0, self._exposure(True), self._exposure(False))
         draft_s = gamma * self._step_s(gamma, positions, rows)
         return draft_s + self._verify_s.at(positions) + exposed * moved_s + self.other_s
+
+    def _exposure(self, drafting: bool) -> float:
+        """Share of the link's time that a cycle waits for: more positions and a queue filled early hide more of it."""
+        seen = [e.value for e in (self._exposed[drafting], self._exposed[not drafting]) if e.value is not None]
+        return seen[0] if seen else 1.0
 
     def _step_s(
         self, gamma: float | np.ndarray, positions: float | np.ndarray, rows: float | np.ndarray
@@ -183,10 +191,13 @@ class Adaptive:
     MARGIN = 1.02
     """A change must promise this much more tokens per second."""
     IDLE_INTERVAL = 8
-    """Cycles between refreshes of a draft set that nobody drafts with; where every resident expert may draft, it then
-    shrinks to one expert a layer, as pins only keep the cache from those of most use."""
-    IDLE_LOOK = 2
-    """While nobody drafts, cycles between two looks at the estimates: a look can cost a twentieth of a short cycle."""
+    """Cycles between refreshes of a draft set that nobody drafts with."""
+    SHRUNK_INTERVAL = 32
+    """The same where every resident expert may draft: the set then shrinks to one expert a layer, as pins only keep the
+    cache from those of most use."""
+    LOOK_S, LOOKS = 0.025, 4
+    """Seconds of cycles for which a choice stands, unless a row ends, and how many times as long once it was confirmed
+    so often: to look takes about 0.7 ms of Python, which short cycles would feel."""
 
     def __init__(
         self, options: SpecOptions, rows: int, expert_bytes: int, absent_bytes: float, most_experts: int
@@ -199,20 +210,23 @@ class Adaptive:
         self._trials = Trials()
         self._cycle = 0
         self._gamma = 0
-        self._idle, self._idle_why = 0, ""
-        self._idle_experts = 1 if options.draft_pool == "resident" else None
+        self._standing: tuple[torch.Tensor, str] | None = None
+        self._stands_s, self._confirmed = 0.0, 0
+        self._unread: list[tuple[CycleStats, torch.Tensor, torch.Tensor, torch.Tensor]] = []
+        self._shrinks = options.draft_pool == "resident"
 
     def choose(self, index: torch.Tensor, most: torch.Tensor) -> Setting:
         self._cycle += 1
         self._trials.passed()
-        if self._idle:
-            self._idle -= 1
-            lengths, why = most.clamp_max(0), self._idle_why
+        if self._cycle <= 2:
+            lengths, why = self._finding_out(most)
         else:
-            lengths, why = self._finding_out(most) if self._cycle <= 2 else self._weighed(index, most)
+            lengths, why = self._stands(len(index)) or self._weighed(index, most)
+            lengths = torch.minimum(lengths, most)
         experts, interval = self._knobs.draft_experts, self._knobs.refresh_interval
         if not int(lengths.max()):
-            experts, interval = self._idle_experts or experts, max(interval, self.IDLE_INTERVAL)
+            idle = self.SHRUNK_INTERVAL if self._shrinks else self.IDLE_INTERVAL
+            experts, interval = 1 if self._shrinks else experts, max(interval, idle)
         return Setting(lengths, experts, interval, why)
 
     def _finding_out(self, most: torch.Tensor) -> tuple[torch.Tensor, str]:
@@ -220,8 +234,16 @@ class Adaptive:
         gamma = min(2, self._longest) if self._cycle == 1 else 0
         return most.clamp_max(gamma), f"finding out what a cycle {'with' if gamma else 'without'} a draft costs"
 
+    def _stands(self, rows: int) -> tuple[torch.Tensor, str] | None:
+        """The latest choice, while it is young and of the same rows."""
+        if self._standing is None or self._stands_s <= 0 or len(self._standing[0]) != rows:
+            return None
+        return self._standing
+
     def _weighed(self, index: torch.Tensor, most: torch.Tensor) -> tuple[torch.Tensor, str]:
-        """Draft lengths by the estimates, or a trial of others, and the reason."""
+        """Draft lengths by the estimates, which stand for a while, or a trial of others, and the reason."""
+        self._standing = None
+        self._read()
         rates, times = self._rates(index, most)
         best = max(range(len(rates)), key=rates.__getitem__)
         held = min(self._gamma, len(rates) - 1)
@@ -229,6 +251,7 @@ class Adaptive:
             best = held
         if max(best, held) >= 2 * max(1, min(best, held)):
             self._trials.soon()
+        self._confirmed = min(self.LOOKS, self._confirmed + 1) if best == self._gamma else 0
         self._gamma = best
         tried = self._trials.due(best, len(rates) - 1, lambda g: times[g] * (1 - rates[g] / rates[best]))
         if tried is not None:
@@ -236,29 +259,33 @@ class Adaptive:
             return most.clamp_max(tried), why
         if best == 0:
             second = max(range(1, len(rates)), key=rates.__getitem__, default=0)
-            self._idle, self._idle_why = (
-                self.IDLE_LOOK - 1,
+            lengths, why = (
+                most.clamp_max(0),
                 (
                     f"off: {rates[0]:.0f} tok/s expected, at best {rates[second]:.0f} with gamma {second}; "
                     f"acceptance {self._acceptance.mean:.2f}"
                 ),
             )
-            return most.clamp_max(0), self._idle_why
-        positions = len(index) + float(most.clamp_max(best).sum())
-        return self._lengths(index, most, best), (
-            f"{rates[best]:.0f} tok/s expected, {rates[0]:.0f} without a draft; "
-            f"acceptance {self._acceptance.mean:.2f}, {self._costs.explain(best, positions, len(index))}"
-        )
+        else:
+            positions = len(index) + float(most.clamp_max(best).sum())
+            lengths, why = (
+                self._lengths(index, most, best),
+                (
+                    f"{rates[best]:.0f} tok/s expected, {rates[0]:.0f} without a draft; "
+                    f"acceptance {self._acceptance.mean:.2f}, {self._costs.explain(best, positions, len(index))}"
+                ),
+            )
+        self._standing, self._stands_s = (lengths, why), self.LOOK_S * self._confirmed
+        return lengths, why
 
     def _rates(self, index: torch.Tensor, most: torch.Tensor) -> tuple[list[float], list[float]]:
         """Tokens per second expected until the last row ends, and seconds of a cycle, with drafts of up to 0, 1, ..."""
-        most = most.cpu()
-        longest = min(self._longest, int(most.max()))
-        reach = self._acceptance.reach(index)[:, :longest] * (torch.arange(longest) < most[:, None])
+        room = most.numpy(force=True) + 1.0
+        longest = min(self._longest, int(room.max()) - 1)
+        reach = self._acceptance.reach(index)[:, :longest] * (np.arange(1.0, longest + 1) < room[:, None])
         gammas = np.arange(longest + 1.0)
-        room = (most + 1).double().numpy()
         drafted = np.minimum(room[:, None] - 1, gammas).mean(axis=0)
-        moments, rows = cycles_to_come(reach.mean(dim=0).double().numpy(), room)
+        moments, rows = cycles_to_come(reach.mean(axis=0), room)
         present = np.maximum(1.0, rows)  # of less than one, a share of the cycles is counted
         times = self._costs.time_s(gammas[:, None], present * (1 + drafted[:, None]), present)
         correction = np.array([self._correction.at(g) for g in range(longest + 1)])
@@ -275,22 +302,29 @@ class Adaptive:
         full = self._costs.time_s(gamma, rows + drafted, rows)
         per_position_s = (full - self._costs.time_s(gamma, rows + 0.5 * drafted, rows)) / max(1.0, 0.5 * drafted)
         reach = self._acceptance.reach(index)[:, :gamma]
-        kept = reach * (torch.arange(gamma) < lengths.cpu()[:, None])
+        kept = reach * (np.arange(gamma) < lengths.numpy(force=True)[:, None])
         per_token_s = full / (rows + float(kept.sum()))
-        worth = (reach * per_token_s >= per_position_s).long().cumprod(dim=1).sum(dim=1)
-        return torch.minimum(lengths, worth.clamp_min(1).to(lengths.device))
+        worth = np.cumprod(reach * per_token_s >= per_position_s, axis=1).sum(axis=1)
+        return torch.minimum(lengths, torch.from_numpy(np.maximum(1, worth)).to(lengths))
 
     def learn(self, cycle: CycleStats, index: torch.Tensor, lengths: torch.Tensor, accepted: torch.Tensor) -> None:
-        if self._cycle > 2:  # of what was not yet seen, nothing was predicted
-            predicted_s = max(1e-9, self._costs.time_s(cycle.gamma, cycle.positions, cycle.rows))
-            self._correction.add(cycle.gamma, cycle.draft_s + cycle.verify_s + self._costs.other_s, predicted_s)
-        self._costs.add(cycle)
-        self._acceptance.add(index, lengths, accepted)
-        self._trials.spent(cycle.draft_s + cycle.verify_s)
-        if self._gamma == 0 and cycle.drafted and cycle.accepted == cycle.drafted:
-            self._trials.soon()  # kept whole: a draft may pay by now
-        if cycle.gamma:
-            self._knobs.learn(cycle.tokens / max(1e-9, cycle.draft_s + cycle.verify_s) / cycle.rows)
+        self._unread.append((cycle, index, lengths, accepted))
+        self._stands_s -= cycle.draft_s + cycle.verify_s
+
+    def _read(self) -> None:
+        """Take in the cycles since the latest look."""
+        for cycle, index, lengths, accepted in self._unread:
+            if self._costs.seen > 1:  # of what was not yet seen, nothing was predicted
+                predicted_s = max(1e-9, self._costs.time_s(cycle.gamma, cycle.positions, cycle.rows))
+                self._correction.add(cycle.gamma, cycle.draft_s + cycle.verify_s + self._costs.other_s, predicted_s)
+            self._costs.add(cycle)
+            self._acceptance.add(index, lengths, accepted)
+            self._trials.spent(cycle.draft_s + cycle.verify_s)
+            if self._gamma == 0 and cycle.drafted and cycle.accepted == cycle.drafted:
+                self._trials.soon()  # kept whole: a draft may pay by now
+            if cycle.gamma:
+                self._knobs.learn(cycle.tokens / max(1e-9, cycle.draft_s + cycle.verify_s) / cycle.rows)
+        self._unread = []
 
 
 class Knobs:

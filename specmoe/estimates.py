@@ -183,34 +183,34 @@ class Acceptance:
     """What is known of one row weighs less with every cycle; the batch's rate counts as so many of its tokens."""
 
     def __init__(self, rows: int, longest: int, prior: float = 0.6) -> None:
-        self._tried = torch.full((longest,), 2.0 / longest)  # the prior weighs as two tokens
+        self._places = np.arange(longest)
+        self._tried = np.full(longest, 2.0 / longest)  # the prior weighs as two tokens
         self._kept = self._tried * prior
-        self._row_tried = torch.zeros(rows)
-        self._row_kept = torch.zeros(rows)
+        self._row_tried = np.zeros(rows)
+        self._row_kept = np.zeros(rows)
 
-    def add(self, index: torch.Tensor, lengths: torch.Tensor, accepted: torch.Tensor) -> None:
-        """One cycle: request rows ``index``, proposed ``lengths`` and ``accepted`` counts, all long [B]."""
-        if int(lengths.max()) == 0:
+    def add(self, rows: torch.Tensor, drafted: torch.Tensor, accepted: torch.Tensor) -> None:
+        """One cycle: request ``rows``, how much they ``drafted`` and how much was ``accepted``, all long [B]."""
+        index, lengths, counts = rows.numpy(force=True), drafted.numpy(force=True), accepted.numpy(force=True)
+        if not lengths.any():
             return
-        index, lengths, accepted = index.cpu(), lengths.cpu(), accepted.cpu()
-        places = torch.arange(len(self._tried))
-        kept = places < accepted[:, None]
-        tried = (places <= accepted[:, None]) & (places < lengths[:, None])  # reached with all before it kept
+        kept = self._places < counts[:, None]
+        tried = (self._places <= counts[:, None]) & (self._places < lengths[:, None])  # with all before it kept
         decay = max(self._CYCLE_DECAY, self._TOKEN_DECAY ** float(tried.sum()))
-        self._tried = decay * self._tried + tried.sum(dim=0)
-        self._kept = decay * self._kept + kept.sum(dim=0)
-        self._row_tried[index] = self._ROW_DECAY * self._row_tried[index] + tried.sum(dim=1)
-        self._row_kept[index] = self._ROW_DECAY * self._row_kept[index] + kept.sum(dim=1)
+        self._tried = decay * self._tried + tried.sum(axis=0)
+        self._kept = decay * self._kept + kept.sum(axis=0)
+        self._row_tried[index] = self._ROW_DECAY * self._row_tried[index] + tried.sum(axis=1)
+        self._row_kept[index] = self._ROW_DECAY * self._row_kept[index] + kept.sum(axis=1)
 
     @property
     def mean(self) -> float:
         """The batch's chance for one token."""
         return float(self._kept.sum() / self._tried.sum())
 
-    def reach(self, index: torch.Tensor) -> torch.Tensor:
-        """Chance that rows ``index`` (long [B]) keep their first i + 1 drafted tokens: [B, longest]."""
-        mean, index = self.mean, index.cpu()
+    def reach(self, rows: torch.Tensor) -> np.ndarray:
+        """Chance that request ``rows`` (long [B]) keep their first i + 1 drafted tokens: float64 [B, longest]."""
+        mean, index = self.mean, rows.numpy(force=True)
         profile = (self._kept + 2 * mean) / (self._tried + 2)  # [longest], by place
         rate = (self._row_kept[index] + self._ALIKE * mean) / (self._row_tried[index] + self._ALIKE)  # [B]
-        chance = (profile[None, :] * (rate / max(mean, 1e-3))[:, None]).clamp(0.0, 0.995)
-        return chance.cumprod(dim=1)
+        chance: np.ndarray = np.clip(profile[None, :] * (rate / max(mean, 1e-3))[:, None], 0.0, 0.995)
+        return chance.cumprod(axis=1)
