@@ -14,17 +14,18 @@ expected loss of trials is held to a share of all time.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol, overload
+from typing import Protocol
 
 import numpy as np
 import torch
 
-from specmoe.estimates import Acceptance, Average, Correction, Power, Ratio, Union
+from specmoe.costs import Costs
+from specmoe.estimates import Acceptance, Correction
 from specmoe.horizon import cycles_to_come
 from specmoe.options import SpecOptions
 from specmoe.stats import CycleStats
+from specmoe.trials import Knobs, Trials
 
 
 @dataclass(frozen=True)
@@ -59,122 +60,6 @@ class Fixed:
 
     def learn(self, cycle: CycleStats, index: torch.Tensor, lengths: torch.Tensor, accepted: torch.Tensor) -> None:
         pass
-
-
-class Costs:
-    """Estimated seconds of a cycle over B rows with drafts of up to g tokens and P positions verified.
-
-    Args:
-        expert_bytes: of one expert, the grain of transfers.
-        absent_bytes: of all experts that the device cannot hold, about the most that a pass moves.
-    """
-
-    def __init__(self, expert_bytes: int, absent_bytes: float) -> None:
-        self._draft_step_s = Power(prior_exponent=0.4)
-        self._verify_s = Power(prior_exponent=0.6)
-        self._moved = Union(absent_bytes, floor=float(expert_bytes))
-        self._early_bytes = Average()
-        self._rate = Ratio()
-        self._exposed = (Ratio(), Ratio())  # of link time, without a draft and with one
-        self._other_s = Average()
-        self._before: CycleStats | None = None
-        self.seen = 0
-        """Cycles added."""
-
-    def add(self, cycle: CycleStats) -> None:
-        if self._before is not None:  # what a cycle needs beside draft and verification is known when it is over
-            self._other_s.add(self._before.other_s)
-        self._before = cycle
-        self.seen += 1
-        if cycle.gamma:
-            self._draft_step_s.add(max(1, cycle.drafted) / cycle.gamma, cycle.draft_s / cycle.gamma)
-            self._early_bytes.add(cycle.early_bytes / cycle.gamma)
-        self._verify_s.add(cycle.positions, max(0.0, cycle.verify_s - cycle.wait_s))
-        self._moved.add(cycle.positions, cycle.moved_bytes)
-        self._rate.add(cycle.moved_bytes, cycle.busy_s)
-        late_s = cycle.busy_s * max(0.0, 1 - cycle.early_bytes / max(1, cycle.moved_bytes))
-        self._exposed[cycle.gamma > 0].add(min(cycle.wait_s, late_s), late_s)
-
-    @overload
-    def time_s(self, gamma: float, positions: float, rows: float) -> float: ...
-    @overload
-    def time_s(self, gamma: np.ndarray, positions: np.ndarray, rows: np.ndarray) -> np.ndarray: ...
-    def time_s(
-        self, gamma: float | np.ndarray, positions: float | np.ndarray, rows: float | np.ndarray
-    ) -> float | np.ndarray:
-        """Predicted duration of a cycle, or of many (arrays that broadcast)."""
-        late_bytes = np.maximum(0.0, self._moved.at(positions) - gamma * (self._early_bytes.value or 0.0))
-        moved_s = late_bytes / self._rate.value if self._rate.value else 0.0
-        exposed = np.where(np.asarray(gamma) > 0, self._exposure(True), self._exposure(False))
-        draft_s = gamma * self._step_s(gamma, positions, rows)
-        return draft_s + self._verify_s.at(positions) + exposed * moved_s + self.other_s
-
-    def _exposure(self, drafting: bool) -> float:
-        """Share of the link's time that a cycle waits for: more positions and a queue filled early hide more of it."""
-        seen = [e.value for e in (self._exposed[drafting], self._exposed[not drafting]) if e.value is not None]
-        return seen[0] if seen else 1.0
-
-    def _step_s(
-        self, gamma: float | np.ndarray, positions: float | np.ndarray, rows: float | np.ndarray
-    ) -> float | np.ndarray:
-        """One of ``gamma`` draft steps, of which not every row takes part in each."""
-        if not self._draft_step_s.seen:  # like verifying one position per row, without its waits
-            return self._verify_s.at(rows)
-        return self._draft_step_s.at(np.maximum(1.0, (positions - rows) / np.maximum(1.0, gamma)))
-
-    @property
-    def other_s(self) -> float:
-        """What a cycle takes beside drafting and verification."""
-        return self._other_s.value or 0.0
-
-    def explain(self, gamma: int, positions: float, rows: int) -> str:
-        step_ms = 1e3 * self._step_s(gamma, positions, rows)
-        verify_ms, moved_mb = 1e3 * self._verify_s.at(positions), self._moved.at(positions) / 1e6
-        return f"draft {step_ms:.1f} ms/token, verify {verify_ms:.1f} ms, {moved_mb:.1f} MB"
-
-
-class Trials:
-    """When to try another gamma than the best known: rarely, and only while it costs next to nothing.
-
-    A trial's expected loss is paid from an allowance of ``SHARE`` of all time; between two lie at least so many
-    cycles, twice as many each time nothing came of it.
-    """
-
-    SHARE = 0.02
-    FEWEST, MOST = 4, 64
-
-    def __init__(self) -> None:
-        self._allowance_s = 0.0
-        self._gap = self._in = self.FEWEST
-        self._longer = False
-
-    def passed(self) -> None:
-        """A cycle begins."""
-        self._in -= 1
-
-    def spent(self, seconds: float) -> None:
-        """A cycle took so long."""
-        self._allowance_s += self.SHARE * seconds
-
-    def soon(self) -> None:
-        """Something changed: what is known of other gammas is old."""
-        self._gap = self.FEWEST
-        self._in = min(self._in, self._gap)
-
-    def due(self, gamma: int, longest: int, loss_s: Callable[[int], float]) -> int | None:
-        """A gamma to try for one cycle instead of ``gamma``, up to ``longest``; ``loss_s(g)`` is what it may cost."""
-        if self._in > 0 or longest < 1:
-            return None
-        longer = gamma == 0 or (not self._longer and gamma < longest)
-        tried = min(longest, 2 * max(1, gamma)) if longer else gamma // 2 if gamma > 2 else 0
-        loss = max(0.0, loss_s(tried))
-        if loss > self._allowance_s:
-            return None
-        self._allowance_s -= loss
-        self._longer = longer
-        self._gap = min(self.MOST, 2 * self._gap)
-        self._in = self._gap
-        return tried
 
 
 class Adaptive:
@@ -253,7 +138,8 @@ class Adaptive:
             self._trials.soon()
         self._confirmed = min(self.LOOKS, self._confirmed + 1) if best == self._gamma else 0
         self._gamma = best
-        tried = self._trials.due(best, len(rates) - 1, lambda g: times[g] * (1 - rates[g] / rates[best]))
+        to_come_s = float((most + 1).sum()) / rates[best]
+        tried = self._trials.due(best, len(rates) - 1, to_come_s, lambda g: times[g] * (1 - rates[g] / rates[best]))
         if tried is not None:
             why = f"trial of gamma {tried}: {rates[tried]:.0f} tok/s expected, {rates[best]:.0f} with {best}"
             return most.clamp_max(tried), why
@@ -325,54 +211,3 @@ class Adaptive:
             if cycle.gamma:
                 self._knobs.learn(cycle.tokens / max(1e-9, cycle.draft_s + cycle.verify_s) / cycle.rows)
         self._unread = []
-
-
-class Knobs:
-    """N and refresh interval by careful trial: one of them changes for a while, and stays changed if it paid.
-
-    The measure is tokens per second and row over ``TRIAL`` drafting cycles, against as many before.
-    """
-
-    TRIAL = 6
-    REST = 12
-
-    def __init__(self, draft_experts: int, most_experts: int, refresh_interval: int) -> None:
-        self.draft_experts, self.refresh_interval = draft_experts, refresh_interval
-        self._most = most_experts
-        self._before: list[float] = []
-        self._during: list[float] = []
-        self._held: tuple[int, int] | None = None
-        self._turn = 0
-        self._rest = self.REST
-
-    def learn(self, rate: float) -> None:
-        """Tokens per second and row of one drafting cycle."""
-        if self._held is None:
-            self._before = [*self._before, rate][-self.TRIAL :]
-            self._rest -= 1
-            if self._rest <= 0 and len(self._before) == self.TRIAL:
-                self._begin_trial()
-            return
-        self._during.append(rate)
-        if len(self._during) == self.TRIAL:
-            if sum(self._during) < 1.03 * sum(self._before):
-                self.draft_experts, self.refresh_interval = self._held
-                self._rest = 2 * self.REST  # it did not pay: ask less often
-            else:
-                self._rest = self.REST
-            self._held, self._during, self._before = None, [], []
-
-    def _begin_trial(self) -> None:
-        candidates = [
-            (min(self._most, 2 * self.draft_experts), self.refresh_interval),
-            (self.draft_experts, min(64, 2 * self.refresh_interval)),
-            (max(1, self.draft_experts // 2), self.refresh_interval),
-            (self.draft_experts, max(1, self.refresh_interval // 2)),
-        ]
-        held = (self.draft_experts, self.refresh_interval)
-        for _ in candidates:
-            self._turn = (self._turn + 1) % len(candidates)
-            if candidates[self._turn - 1] != held:
-                self._held = held
-                self.draft_experts, self.refresh_interval = candidates[self._turn - 1]
-                return

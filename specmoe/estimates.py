@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import overload
+from typing import TypeVar
 
 import numpy as np
 import torch
+
+Number = TypeVar("Number", float, np.ndarray)
+"""One, or many at once."""
 
 
 class Average:
@@ -79,11 +82,7 @@ class _Fit:
         self._u, self._v = self.DECAY * self._u + u, self.DECAY * self._v + v
         self._uu, self._uv = self.DECAY * self._uu + u * u, self.DECAY * self._uv + u * v
 
-    @overload
-    def at(self, u: float) -> float: ...
-    @overload
-    def at(self, u: np.ndarray) -> np.ndarray: ...
-    def at(self, u: float | np.ndarray) -> float | np.ndarray:
+    def at(self, u: Number) -> Number:
         mean_u, mean_v, held = self._u / self.weight, self._v / self.weight, self.SPREAD / self.weight
         variance = max(0.0, self._uu / self.weight - mean_u * mean_u)
         slope = (self._uv / self.weight - mean_u * mean_v + held * self._prior) / (variance + held)
@@ -108,11 +107,7 @@ class Power:
         self._fit.add(math.log(x), math.log(max(y, self._LEAST * self.at(x), 1e-9)))
         self._lift.add(y, math.exp(self._fit.at(math.log(x))))
 
-    @overload
-    def at(self, x: float) -> float: ...
-    @overload
-    def at(self, x: np.ndarray) -> np.ndarray: ...
-    def at(self, x: float | np.ndarray) -> float | np.ndarray:
+    def at(self, x: Number) -> Number:
         """The estimate at ``x`` > 0 (one or many), a mean of what varies; 0 before any point."""
         return np.exp(self._fit.at(np.log(x))) * (self._lift.value or 0.0) if self._fit.weight else 0.0 * x
 
@@ -146,22 +141,15 @@ class Union:
         self._fit.add(math.log(x), math.log(-math.log1p(-fill)))
         self._lift.add(y, self._fitted(x))
 
-    @overload
-    def at(self, x: float) -> float: ...
-    @overload
-    def at(self, x: np.ndarray) -> np.ndarray: ...
-    def at(self, x: float | np.ndarray) -> float | np.ndarray:
+    def at(self, x: Number) -> Number:
         """The estimate at ``x`` > 0 (one or many), a mean of what varies; 0 before anything moved."""
         if not self._lift.value:
             return 0.0 * x
-        return np.minimum(self._most, self._fitted(x) * self._lift.value)
+        estimate: Number = np.minimum(self._most, self._fitted(x) * self._lift.value)
+        return estimate
 
-    @overload
-    def _fitted(self, x: float) -> float: ...
-    @overload
-    def _fitted(self, x: np.ndarray) -> np.ndarray: ...
-    def _fitted(self, x: float | np.ndarray) -> float | np.ndarray:
-        estimate: float | np.ndarray = self._most * -np.expm1(-np.exp(self._fit.at(np.log(x))))
+    def _fitted(self, x: Number) -> Number:
+        estimate: Number = self._most * -np.expm1(-np.exp(self._fit.at(np.log(x))))
         return estimate
 
 

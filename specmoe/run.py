@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 
@@ -30,6 +31,11 @@ class Run:
     sampler: Sampler
     stats: GenerationStats
     timeline: Timeline
+
+    def __post_init__(self) -> None:
+        named = inspect.signature(type(self.model).forward).parameters
+        self.cache_argument = "cache" if "cache" in named else "past_key_values"
+        """What the model's ``forward`` calls its cache; transformers 5.24 renamed it."""
 
 
 @dataclass
@@ -70,9 +76,9 @@ def forward(run: Run, ids: torch.Tensor, valid: torch.Tensor, keep: torch.Tensor
         input_ids=ids,
         attention_mask=run.cache.attention_mask(ids.shape[1], run.model.dtype, boolean=run.model._supports_sdpa),
         position_ids=run.cache.lengths.positions(ids.shape[1]),
-        past_key_values=run.cache,
         use_cache=True,
         logits_to_keep=keep,
+        **{run.cache_argument: run.cache},
     )
     logits: torch.Tensor = output.logits
     return logits

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, replace
-from itertools import pairwise
+from itertools import groupby, pairwise
 
 import numpy as np
 import pytest
@@ -12,10 +12,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from specmoe.controller import Adaptive, Controller, Costs, Fixed, Knobs, Setting, Trials
+from specmoe.controller import Adaptive, Controller, Fixed, Setting
+from specmoe.costs import Costs
 from specmoe.estimates import Acceptance, Average, Power, Ratio, Union
 from specmoe.options import SpecOptions
 from specmoe.stats import CycleStats
+from specmoe.trials import Knobs, Trials
 
 EXPERT_BYTES = 1_000_000
 LONGEST = 10
@@ -262,6 +264,20 @@ def test_costs_predict_the_machine_they_saw() -> None:
         assert costs.time_s(gamma, positions, 4) == pytest.approx(machine.time_s(gamma, positions), rel=0.15)
 
 
+def test_link_time_waited_for_is_told_apart_with_and_without_a_draft() -> None:
+    machine, costs = Machine([0.7] * 4), Costs(EXPERT_BYTES, 1e12)
+    hidden = 0.8  # of the link's time, while more positions are computed
+    for i in range(60):
+        cycle = machine._cycle(Setting(torch.full((4,), 2 * (i % 2)), 4, 1, ""), torch.zeros(4, dtype=torch.long))
+        if cycle.gamma:
+            cycle.wait_s -= hidden * cycle.busy_s
+            cycle.verify_s -= hidden * cycle.busy_s
+        costs.add(cycle)
+    drafting_s = machine.time_s(2, 12) - hidden * machine.moved_bytes(12) / machine.link_bytes_s
+    assert costs.time_s(2, 12, 4) == pytest.approx(drafting_s, rel=0.05)
+    assert costs.time_s(0, 4, 4) == pytest.approx(machine.time_s(0, 4), rel=0.05)
+
+
 def test_a_draft_that_proposed_nothing_has_a_time() -> None:
     costs, nothing = (
         Costs(EXPERT_BYTES, 1e12),
@@ -318,6 +334,18 @@ def test_the_first_two_cycles_find_out_what_each_kind_costs() -> None:
     assert all("finding out" in s.why for s in machine.settings)
 
 
+def test_a_choice_stands_for_a_while_but_not_when_a_row_ends() -> None:
+    controller, machine = _adaptive(4), Machine([0.95] * 4, draft_step_s=0.0005)
+    machine.run(controller, 60)
+    runs = [len(list(same)) for _, same in groupby(s.why for s in machine.settings[30:])]
+    longest_s = Adaptive.LOOK_S * Adaptive.LOOKS
+    assert 2 <= max(runs) <= math.ceil(longest_s / min(c.total_s for c in machine.cycles))
+    for rows in (3, 2, 1):
+        setting = controller.choose(torch.arange(rows), torch.full((rows,), 5))
+        assert len(setting.lengths) == rows
+        assert int(setting.lengths.max()) <= 5
+
+
 def test_trials_become_rare_and_cost_little() -> None:
     machine = Machine([0.02] * 2)
     rate = machine.run(_adaptive(2), 700)
@@ -327,6 +355,15 @@ def test_trials_become_rare_and_cost_little() -> None:
     assert min(gaps[-4:]) >= Trials.MOST
     assert all("trial" in machine.settings[i].why for i in drafted)
     assert rate >= (1 - 1.5 * Trials.SHARE) * machine.best_fixed()
+
+
+@pytest.mark.parametrize(("to_come_s", "tried"), [(100.0, 2), (0.1, None)])
+def test_nothing_is_tried_that_the_time_to_come_cannot_pay_for(to_come_s: float, tried: int | None) -> None:
+    trials = Trials()
+    trials.spent(100.0)
+    for _ in range(Trials.FEWEST):
+        trials.passed()
+    assert trials.due(0, 8, to_come_s, lambda gamma: 0.01) == tried
 
 
 def test_trials_notice_in_the_end_that_times_have_changed() -> None:

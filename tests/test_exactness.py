@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from functools import cache as memoise
 from pathlib import Path
 
@@ -31,6 +32,14 @@ def test_every_family_matches_the_reference(family: str, gamma: int, tmp_path: P
     ) as engine:
         output = engine.generate(ids, mask, max_new_tokens=NEW_TOKENS)
     assert output.sequences.tolist() == expected.tolist()
+
+
+def test_the_model_is_called_as_the_installed_transformers_has_it(tiny: tuple[Path, PreTrainedModel]) -> None:
+    ids, mask = prompts(2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", FutureWarning)  # transformers 5.24 renamed the cache's argument
+        with SpecMoE.from_pretrained(tiny[0], gamma=2, draft_experts=2) as engine:
+            engine.generate(ids, mask, max_new_tokens=3)
 
 
 @memoise
