@@ -47,8 +47,12 @@ def write_ablation(results: Sequence[Path], out: Path) -> Path:
         _section(part, title if titles.count(title) == 1 else f"{title}, {part['model'].iloc[0]}")
         for part, title in zip(parts, titles, strict=True)
     ]
-    grid = frame[frame["experiment"].str.startswith("controller-")]
-    sections += [_controller(grid)] if len(grid) else []
+    again = frame["experiment"].str.startswith("controller-again-")
+    for title, grid in (
+        ("The controller over its grid", frame[frame["experiment"].str.startswith("controller-") & ~again]),
+        ("The controller in cells that lay lowest, in more rounds", frame[again]),
+    ):
+        sections += [_controller(grid, title)] if len(grid) else []
     rounds = sorted({int(n) for n in frame.groupby("experiment")["round"].nunique()})
     inexact = frame[frame["fidelity"] < 1.0]["title"].unique()
     filled = _HEAD.format(
@@ -89,10 +93,10 @@ def _section(records: pd.DataFrame, title: str) -> str:
     return "\n".join(lines)
 
 
-def _controller(grid: pd.DataFrame) -> str:
+def _controller(grid: pd.DataFrame, title: str) -> str:
     """The controller over the best of the others and over caching, cell by cell, and where it stays behind."""
     lines = [
-        "## The controller over its grid",
+        f"## {title}",
         "",
         "Tokens per second, within a round, over the best other setting of the cell (that of the highest median, so",
         "luck counts for it) and over caching of the same memory.",

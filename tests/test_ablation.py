@@ -87,12 +87,16 @@ def test_prefetched_bytes_have_a_column_only_where_something_was_prefetched(tmp_
 
 
 def _grid(tmp_path: Path, controller: list[float], fixed: list[float], caching: list[float]) -> str:
+    return _page(tmp_path, _rounds("controller-a", controller, fixed, caching))
+
+
+def _rounds(name: str, controller: list[float], fixed: list[float], caching: list[float]) -> list[Record]:
     records = []
     for rnd, speeds in enumerate(zip(controller, fixed, caching, strict=True)):
-        rows = [_record(label, v, rnd, "controller-a") for label, v in zip(_GRID, speeds, strict=True)]
+        rows = [_record(label, v, rnd, name) for label, v in zip(_GRID, speeds, strict=True)]
         caching_cell = rows[2].cell.model_copy(update={"system": "caching"})
         records += [*rows[:2], rows[2].model_copy(update={"cell": caching_cell})]
-    return _page(tmp_path, records)
+    return records
 
 
 _GRID = ("controller", "fixed", "LFU")
@@ -110,6 +114,14 @@ def test_a_cell_where_the_controller_stays_behind_beyond_the_noise_is_named(tmp_
     assert "Over the best other setting: 0.90×" in page
     assert "0 of them at 0.95× or more; under it: m with 100 MB at batch 2 (0.90× [0.90, 0.90])." in page
     assert "1 of them at 0.95× or more; no cell lies under it with its whole interval." in page
+
+
+def test_cells_measured_in_more_rounds_have_a_table_of_their_own(tmp_path: Path) -> None:
+    records = [*_rounds("controller-a", [20], [10], [5]), *_rounds("controller-again-a", [9] * 8, [10] * 8, [9] * 8)]
+    _, grid, again = _page(tmp_path, records).split("## The controller ")
+    assert "2.00× (n=1)" in grid
+    assert "0.90×" not in grid
+    assert "under it: m with 100 MB at batch 2 (0.90× [0.90, 0.90])." in again
 
 
 def test_no_finished_cell_is_an_error(tmp_path: Path) -> None:
