@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from harness import cli, overrides
@@ -121,10 +121,11 @@ class TestExperiments:
 
     @FUZZ
     @given(st.text(max_size=30), st.text(max_size=20))
+    @example("-", "")
     def test_any_assignment(self, path: str, value: str) -> None:
         with folder() as place:
             (place / "e.yaml").write_text(json.dumps(NOWHERE))
-            refused(["run", str(place / "e.yaml"), "--set", f"{path}={value}"])
+            refused(["run", str(place / "e.yaml"), f"--set={path}={value}"])  # as one word, it may begin with a dash
 
     @pytest.mark.parametrize(
         ("assignment", "message"),
