@@ -9,7 +9,7 @@ P = B + sum of draft lengths are the positions verified, ``early`` the bytes tha
 of it is estimated online, and the time corrected by what cycles of that g took.  The g is taken that lets the last
 row end soonest (`specmoe.horizon`), so with the most tokens per second; rows whose chances are poor draft less.
 Now and then a cycle tries half (of two: none) or twice that g, so that the estimates know its surroundings; the
-expected loss of trials is held to a share of all time.
+expected loss of trials is held to a share of all time, and of the time to come.
 """
 
 from __future__ import annotations
@@ -106,12 +106,11 @@ class Adaptive:
         if self._cycle <= 2:
             lengths, why = self._finding_out(most)
         else:
-            lengths, why = self._stands(len(index)) or self._weighed(index, most)
-            lengths = torch.minimum(lengths, most)
+            lengths, why = self._stands(most) or self._weighed(index, most)
         experts, interval = self._knobs.draft_experts, self._knobs.refresh_interval
         if not int(lengths.max()):
-            idle = self.SHRUNK_INTERVAL if self._shrinks else self.IDLE_INTERVAL
-            experts, interval = 1 if self._shrinks else experts, max(interval, idle)
+            experts = 1 if self._shrinks else experts
+            interval = max(interval, self.SHRUNK_INTERVAL if self._shrinks else self.IDLE_INTERVAL)
         return Setting(lengths, experts, interval, why)
 
     def _finding_out(self, most: torch.Tensor) -> tuple[torch.Tensor, str]:
@@ -119,11 +118,12 @@ class Adaptive:
         gamma = min(2, self._longest) if self._cycle == 1 else 0
         return most.clamp_max(gamma), f"finding out what a cycle {'with' if gamma else 'without'} a draft costs"
 
-    def _stands(self, rows: int) -> tuple[torch.Tensor, str] | None:
-        """The latest choice, while it is young and of the same rows."""
-        if self._standing is None or self._stands_s <= 0 or len(self._standing[0]) != rows:
+    def _stands(self, most: torch.Tensor) -> tuple[torch.Tensor, str] | None:
+        """The latest choice, while it is young and of the same rows, which may have less room by now."""
+        if self._standing is None or self._stands_s <= 0 or len(self._standing[0]) != len(most):
             return None
-        return self._standing
+        lengths, why = self._standing
+        return torch.minimum(lengths, most), why
 
     def _weighed(self, index: torch.Tensor, most: torch.Tensor) -> tuple[torch.Tensor, str]:
         """Draft lengths by the estimates, which stand for a while, or a trial of others, and the reason."""
@@ -145,21 +145,17 @@ class Adaptive:
             return most.clamp_max(tried), why
         if best == 0:
             second = max(range(1, len(rates)), key=rates.__getitem__, default=0)
-            lengths, why = (
-                most.clamp_max(0),
-                (
-                    f"off: {rates[0]:.0f} tok/s expected, at best {rates[second]:.0f} with gamma {second}; "
-                    f"acceptance {self._acceptance.mean:.2f}"
-                ),
+            lengths = most.clamp_max(0)
+            why = (
+                f"off: {rates[0]:.0f} tok/s expected, at best {rates[second]:.0f} with gamma {second}; "
+                f"acceptance {self._acceptance.mean:.2f}"
             )
         else:
             positions = len(index) + float(most.clamp_max(best).sum())
-            lengths, why = (
-                self._lengths(index, most, best),
-                (
-                    f"{rates[best]:.0f} tok/s expected, {rates[0]:.0f} without a draft; "
-                    f"acceptance {self._acceptance.mean:.2f}, {self._costs.explain(best, positions, len(index))}"
-                ),
+            lengths = self._lengths(index, most, best)
+            why = (
+                f"{rates[best]:.0f} tok/s expected, {rates[0]:.0f} without a draft; "
+                f"acceptance {self._acceptance.mean:.2f}, {self._costs.explain(best, positions, len(index))}"
             )
         self._standing, self._stands_s = (lengths, why), self.LOOK_S * self._confirmed
         return lengths, why

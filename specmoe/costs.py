@@ -24,15 +24,13 @@ class Costs:
         self._rate = Ratio()
         self._exposed = (Ratio(), Ratio())  # of link time, without a draft and with one
         self._other_s = Average()
-        self._before: CycleStats | None = None
         self.seen = 0
         """Cycles added."""
 
     def add(self, cycle: CycleStats) -> None:
-        if self._before is not None:  # what a cycle needs beside draft and verification is known when it is over
-            self._other_s.add(self._before.other_s)
-        self._before = cycle
+        """Take in a cycle that is over."""
         self.seen += 1
+        self._other_s.add(cycle.other_s)
         if cycle.gamma:
             self._draft_step_s.add(max(1, cycle.drafted) / cycle.gamma, cycle.draft_s / cycle.gamma)
             self._early_bytes.add(cycle.early_bytes / cycle.gamma)

@@ -179,9 +179,10 @@ class Acceptance:
 
     def add(self, rows: torch.Tensor, drafted: torch.Tensor, accepted: torch.Tensor) -> None:
         """One cycle: request ``rows``, how much they ``drafted`` and how much was ``accepted``, all long [B]."""
-        index, lengths, counts = rows.numpy(force=True), drafted.numpy(force=True), accepted.numpy(force=True)
+        lengths = drafted.numpy(force=True)
         if not lengths.any():
             return
+        index, counts = rows.numpy(force=True), accepted.numpy(force=True)
         kept = self._places < counts[:, None]
         tried = (self._places <= counts[:, None]) & (self._places < lengths[:, None])  # with all before it kept
         decay = max(self._CYCLE_DECAY, self._TOKEN_DECAY ** float(tried.sum()))
