@@ -46,14 +46,14 @@ def adapters(session: nox.Session) -> None:
     """
     _install(session, "test", "deepspeed", "llamacpp")
     chosen = session.posargs or ["-k", "deepspeed or llama or gguf"]
-    session.run("pytest", "tests/test_adapters.py", *chosen)
+    session.run("pytest", "tests/baselines/test_adapters.py", *chosen)
 
 
 @nox.session
 def cluster(session: nox.Session) -> None:
     """The Ray executor on a local cluster of two nodes."""
     _install(session, "test", "ray")
-    session.run("pytest", "tests/test_ray.py", *session.posargs)
+    session.run("pytest", "tests/harness/run/test_ray.py", *session.posargs)
 
 
 @nox.session

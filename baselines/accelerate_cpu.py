@@ -14,8 +14,8 @@ from accelerate import cpu_offload
 from baselines import fused
 from baselines.contract import CapabilityCard, Setting, register
 from baselines.hf import GreedySystem, check_room, shell_without_experts
-from specmoe.checkpoint import expert_modules
-from specmoe.store import ExpertStore
+from specmoe.model.checkpoint import expert_modules
+from specmoe.offload.store import ExpertStore
 
 
 @register

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from baselines.contract import CapabilityCard, Setting, register
 from baselines.hf import GreedySystem, shell_without_experts
-from specmoe.checkpoint import build_shell, expert_modules
+from specmoe.model.checkpoint import build_shell, expert_modules
 
 _FOLDER = "offload"
 

@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from baselines.contract import CapabilityCard, NotSupported, Setting, SystemOptions, register, require
 from baselines.deepspeed_common import EXTRA, SingleProcessGroup, compile_ops
 from baselines.hf import GreedySystem, check_room
-from specmoe.store import ExpertStore
+from specmoe.offload.store import ExpertStore
 
 
 def _check_policy(model_path: Path) -> None:

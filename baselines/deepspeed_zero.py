@@ -18,9 +18,9 @@ from baselines import fused
 from baselines.contract import CapabilityCard, Generation, Request, Setting, SystemOptions, register, require
 from baselines.deepspeed_common import EXTRA, SingleProcessGroup, compile_ops
 from baselines.hf import check_room, greedy, place_experts, shell_without_experts
-from specmoe.checkpoint import expert_modules
-from specmoe.convert import open_or_build
-from specmoe.store import ExpertStore
+from specmoe.model.checkpoint import expert_modules
+from specmoe.model.convert import open_or_build
+from specmoe.offload.store import ExpertStore
 
 _MIN_READ_BYTES, _MAX_READ_BYTES = 1 << 20, 8 << 20  # DeepSpeed swaps no parameter below the first
 

@@ -12,10 +12,11 @@ from pydantic import Field
 from transformers import AutoTokenizer
 
 from baselines.contract import CapabilityCard, Counters, Generation, Request, Setting, SystemOptions, register
-from specmoe import SpecMoE, SpecOptions, affinity
-from specmoe.calibrate import FILE as CALIBRATION
-from specmoe.convert import open_or_build
-from specmoe.placement import PlacementName
+from specmoe import SpecMoE, SpecOptions
+from specmoe.drafting import affinity
+from specmoe.drafting.calibration import FILE as CALIBRATION
+from specmoe.model.convert import open_or_build
+from specmoe.offload.placement import PlacementName
 from specmoe.stats import GenerationStats
 
 

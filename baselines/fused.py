@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import torch
 
-from specmoe.store import ExpertStore, LayerSpec
+from specmoe.offload.store import ExpertStore, LayerSpec
 
 
 def layers(store: ExpertStore) -> Iterator[tuple[LayerSpec, dict[str, torch.Tensor]]]:

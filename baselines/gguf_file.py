@@ -15,8 +15,8 @@ import torch
 
 from baselines import fused
 from baselines.contract import NotSupported, require
-from specmoe.checkpoint import Checkpoint, build_shell
-from specmoe.store import ExpertStore
+from specmoe.model.checkpoint import Checkpoint, build_shell
+from specmoe.offload.store import ExpertStore
 
 ARCH = "qwen3moe"
 Named = tuple[str, torch.Tensor]

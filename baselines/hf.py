@@ -11,8 +11,8 @@ import torch
 from transformers import PreTrainedModel, StoppingCriteria, StoppingCriteriaList
 
 from baselines.contract import Counters, Generation, NotSupported, Request, Setting, SystemOptions
-from specmoe.checkpoint import Checkpoint, build_shell
-from specmoe.convert import open_or_build
+from specmoe.model.checkpoint import Checkpoint, build_shell
+from specmoe.model.convert import open_or_build
 
 Experts = Literal["grouped_mm", "batched_mm", "eager"]
 

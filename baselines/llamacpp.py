@@ -28,7 +28,7 @@ from baselines.contract import (
     register,
     require,
 )
-from specmoe.convert import open_or_build
+from specmoe.model.convert import open_or_build
 
 _FILE = "model.gguf"
 _END_TIMEOUT_S = 10.0

@@ -16,8 +16,8 @@ from safetensors.torch import save_file
 from baselines import fused
 from baselines.contract import CapabilityCard, Setting, SystemOptions, register
 from baselines.hf import Experts, GreedySystem, place_experts, shell_without_experts
-from specmoe.checkpoint import expert_modules
-from specmoe.convert import open_or_build
+from specmoe.model.checkpoint import expert_modules
+from specmoe.model.convert import open_or_build
 
 _FOLDER = "fused"
 

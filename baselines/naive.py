@@ -15,12 +15,12 @@ import torch
 from baselines import fused
 from baselines.contract import CapabilityCard, Generation, NotSupported, Request, Setting, SystemOptions, register
 from baselines.hf import Experts, greedy, place_experts, shell_without_experts
-from specmoe.checkpoint import expert_modules
-from specmoe.convert import open_or_build
-from specmoe.device import open_device
-from specmoe.link import Link
-from specmoe.sources import DiskSource
-from specmoe.store import ExpertStore
+from specmoe.model.checkpoint import expert_modules
+from specmoe.model.convert import open_or_build
+from specmoe.offload.device import open_device
+from specmoe.offload.link import Link
+from specmoe.offload.sources import DiskSource
+from specmoe.offload.store import ExpertStore
 
 
 def _copy_layer(store: ExpertStore, link: Link, buffer: torch.Tensor, position: int) -> Callable[..., None]:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from reports.load import ReportError, configured_order, load, workload_names
+from reports.results.load import ReportError, configured_order, load, workload_names
 
 __all__ = ["ReportError", "ReportPaths", "configured_order", "load", "write_report"]
 
@@ -33,7 +33,10 @@ def write_report(results: Sequence[Path], out_dir: Path, title: str | None = Non
     Raises:
         ReportError: a result file is missing, empty or not of this schema.
     """
-    from reports import aggregate, figures, page, parts  # drawing libraries only once they are needed
+    from reports import figures
+    from reports.pages import parts
+    from reports.pages import sections as page
+    from reports.results import aggregate
 
     files = [Path(path) for path in results]
     projections = [path for path in files if path.suffix == ".json"]

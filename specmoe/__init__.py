@@ -5,8 +5,8 @@ The decode loop is ``speculate.decode``; ``SpecMoE.from_pretrained(...).generate
 
 from specmoe.engine import GenerateOutput, SpecMoE
 from specmoe.errors import BudgetError, OptionError, SpecMoEError, StoreError, UnsupportedModelError
+from specmoe.offload.store import ExpertStore
 from specmoe.options import SpecOptions
-from specmoe.store import ExpertStore
 from specmoe.timeline import Timeline
 
 __all__ = [

@@ -6,8 +6,8 @@ from typing import Protocol
 
 import torch
 
+from specmoe.batch import Rows, Run, forward
 from specmoe.options import SpecOptions
-from specmoe.run import Rows, Run, forward
 from specmoe.sampling import Proposal
 
 

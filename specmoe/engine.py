@@ -13,24 +13,24 @@ import torch
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import ModelOutput
 
-from specmoe import calibrate
-from specmoe.arena import ExpertArena
-from specmoe.assemble import Assembly, assemble
-from specmoe.checkpoint import Checkpoint, build_shell
-from specmoe.controller import Adaptive, Controller, Fixed
-from specmoe.convert import Progress, open_or_build
-from specmoe.device import open_device
+from specmoe.batch import OnTokens, Rows, Run
+from specmoe.control.controller import Adaptive, Controller, Fixed
 from specmoe.drafters import make_drafter
-from specmoe.link import Link
+from specmoe.drafting import calibration as calibrate
+from specmoe.model.assemble import Assembly, assemble
+from specmoe.model.checkpoint import Checkpoint, build_shell
+from specmoe.model.convert import Progress, open_or_build
+from specmoe.model.kv_cache import RaggedCache
+from specmoe.offload.arena import ExpertArena
+from specmoe.offload.device import open_device
+from specmoe.offload.link import Link
+from specmoe.offload.store import ExpertStore
 from specmoe.options import SpecOptions
-from specmoe.ragged_cache import RaggedCache
 from specmoe.recorder import Recorder
-from specmoe.run import OnTokens, Rows, Run
 from specmoe.sampling import Greedy, Sampling
 from specmoe.sizes import parse_bytes
 from specmoe.speculate import decode, prefill
 from specmoe.stats import GenerationStats, PhaseStats
-from specmoe.store import ExpertStore
 from specmoe.timeline import Timeline
 
 

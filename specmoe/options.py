@@ -7,7 +7,7 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from specmoe.errors import OptionError
-from specmoe.placement import PlacementName
+from specmoe.offload.placement import PlacementName
 
 Drafter = Literal["pinned", "ngram", "ngram+pinned"]
 Selection = Literal["hot-temporal", "hot-global", "hot-prefill", "random"]

@@ -14,11 +14,11 @@ import time
 
 import torch
 
-from specmoe.controller import Controller, Setting
+from specmoe.batch import Rows, Run, forward
+from specmoe.control.controller import Controller, Setting
 from specmoe.drafters import Drafter
-from specmoe.link import LinkStats
-from specmoe.run import Rows, Run, forward
-from specmoe.runtime import INITIAL_TAIL
+from specmoe.model.pass_state import INITIAL_TAIL
+from specmoe.offload.link import LinkStats
 from specmoe.sampling import Proposal
 from specmoe.stats import CycleStats
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from specmoe.link import LinkStats
-from specmoe.residency import ResidencyStats
+from specmoe.offload.link import LinkStats
+from specmoe.offload.residency import ResidencyStats
 
 
 @dataclass

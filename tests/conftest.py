@@ -138,7 +138,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, PreTrainedMode
 @pytest.fixture(scope="session")
 def made_report(tmp_path_factory: pytest.TempPathFactory) -> ReportPaths:
     """A report with every figure, of made-up records."""
-    from tests import made_report
+    from tests.reports import made_report
 
     return made_report.make(tmp_path_factory.mktemp("made-report"))
 

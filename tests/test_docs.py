@@ -13,7 +13,8 @@ from xml.etree import ElementTree
 import pytest
 import yaml
 
-ROOT = Path(__file__).parents[1]
+from tests import ROOT
+
 PAGES = sorted((ROOT / "docs").glob("*.md"))
 
 
@@ -64,13 +65,15 @@ def test_links_of_an_included_section_hold_from_the_page(hooks: ModuleType) -> N
 
 
 def test_code_that_a_page_links_to_gets_a_page_of_its_own(hooks: ModuleType) -> None:
-    documents = [("docs/x.md", "[a](../specmoe/link.py) [b](../tests/example_system) [c](record.md) [d](https://x.y)")]
+    documents = [
+        ("docs/x.md", "[a](../specmoe/offload/link.py) [b](../tests/example_system) [c](record.md) [d](https://x.y)")
+    ]
     pages = hooks.pages_of_code(documents)
     assert pages == {
-        "specmoe/link.py": "code/specmoe/link.py.md",
+        "specmoe/offload/link.py": "code/specmoe/offload/link.py.md",
         "tests/example_system": "code/tests/example_system.md",
     }
-    assert 'title="specmoe/link.py"' in hooks.code_page("specmoe/link.py")
+    assert 'title="specmoe/offload/link.py"' in hooks.code_page("specmoe/offload/link.py")
     assert "register" in hooks.code_page("tests/example_system")
 
 

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from specmoe.checkpoint import checkpoint_files, open_shard
+from specmoe.model.checkpoint import checkpoint_files, open_shard
 
 _EXPERT = re.compile(r"\.experts\.\d+\.(?P<matrix>gate_proj|up_proj|down_proj|w1|w2|w3)\.weight$")
 _DOWN = ("down_proj", "w2")  # Mixtral's w1, w3 and w2 are gate, up and down

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from baselines import contract
-from harness.record import Cell, Record, Repetition, ResultFile
-from harness.traces import RunToRecord, record
+from harness.projection.record_trace import RunToRecord, record
+from harness.projection.traces import Trace, TraceError, files
+from reports.results.record import Cell, Record, Repetition, ResultFile
 from specmoe import SpecOptions
-from workloads.traces import Trace, TraceError, files
 
 ENGINE_SYSTEMS = ("on-demand", "caching", "specmoe")
 NEED_CALIBRATION = ("hot-global", "affinity-activation", "merged")

@@ -19,8 +19,8 @@ from harness.projection.cells import MeasuredCell
 from harness.projection.cost import Cost
 from harness.projection.hardware import Hardware, Input
 from harness.projection.models import ModelSizes
+from harness.projection.replay import Replayed
 from harness.projection.timeline import Timeline
-from harness.replay import Replayed
 
 SUBSET = "the on-demand and SpecMoE cells of the experiment quick, all batch sizes"
 _FITTED = (

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from harness.projection.hardware import H100_PCIE5, Hardware, Input, Origin
 from harness.projection.models import PUBLIC, ModelSizes
 from harness.projection.scenario import Routing, acceptance_for
-from reports import paper
-from workloads.traces.synthetic import Skew
+from harness.projection.traces.synthetic import Skew
+from reports.results import paper
 
 
 @dataclass(frozen=True)

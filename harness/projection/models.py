@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from workloads.traces import Geometry
+from harness.projection.traces import Geometry
 
 
 @dataclass(frozen=True)

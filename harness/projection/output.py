@@ -9,13 +9,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from harness.manifest import now, write_atomic
 from harness.projection import inputs, machines, preset, sensitivity
 from harness.projection.fit import SUBSET
 from harness.projection.hardware import H100_PCIE5, PROFILES, Hardware, Input
 from harness.projection.models import PUBLIC
 from harness.projection.validate import Prediction, Validation
-from reports import paper
+from harness.run.manifest import now, write_atomic
+from reports.results import paper
 
 SCHEMA = "specmoe-bench.projection/1"
 KIND = "projected"

@@ -12,7 +12,7 @@ from harness.projection.hardware import H100_PCIE5, Hardware
 from harness.projection.models import ModelSizes
 from harness.projection.scenario import Routing, System, acceptance_for
 from harness.projection.timeline import Timed
-from reports import paper
+from reports.results import paper
 from specmoe.options import Selection
 
 LARGEST = paper.BATCH_SIZES[-1]

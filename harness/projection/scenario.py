@@ -11,13 +11,13 @@ import torch
 from harness.projection.cost import Cost
 from harness.projection.hardware import Hardware
 from harness.projection.models import ModelSizes
+from harness.projection.replay import Replayed, replay
 from harness.projection.timeline import Overlap, Timed, Timeline
-from harness.replay import Replayed, replay
+from harness.projection.traces import Trace
+from harness.projection.traces.synthetic import Recipe, Skew, make
 from specmoe import SpecOptions
+from specmoe.offload.placement import TopFraction
 from specmoe.options import Selection
-from specmoe.placement import TopFraction
-from workloads.traces import Trace
-from workloads.traces.synthetic import Recipe, Skew, make
 
 System = Literal["on-demand", "overlap", "caching", "specmoe"]
 SYSTEMS: tuple[System, ...] = ("on-demand", "overlap", "caching", "specmoe")

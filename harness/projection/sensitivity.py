@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from harness.projection import inputs, scenario
 from harness.projection.hardware import Hardware
 from harness.projection.scenario import Routing, acceptance_for, expected_tokens
-from workloads.traces.synthetic import Skew
+from harness.projection.traces.synthetic import Skew
 
 BATCH = 256
 LINK_RATES_GB_S = (1.0, 2.0, 3.5, 7.0, 14.0, 28.0, 64.0, 128.0)

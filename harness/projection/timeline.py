@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from harness.projection.cost import Cost
-from harness.replay import Replayed, ReplayedPass, Visit
-from specmoe.residency import turns
+from harness.projection.replay import Replayed, ReplayedPass, Visit
+from specmoe.offload.residency import turns
 
 Overlap = Literal["serial", "pipelined", "next-block"]
 

@@ -12,9 +12,9 @@ from harness.projection.cells import MeasuredCell
 from harness.projection.cost import Cost
 from harness.projection.hardware import Hardware
 from harness.projection.models import ModelSizes, embedded
+from harness.projection.replay import Replayed, replay
 from harness.projection.timeline import Timed, Timeline
-from harness.replay import Replayed, replay
-from workloads.traces import Trace
+from harness.projection.traces import Trace
 
 MODEL = "embedded-x32"
 

@@ -9,11 +9,10 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import pandas as pd
 
-from reports import style
-from reports.commands import measured_by
-from reports.figures import across, drafting, memory, phases, speedup, sweeps, systems
+from reports.figures import across, drafting, memory, phases, speedup, style, sweeps, systems
 from reports.figures.spec import Figure, Material, Spec
-from reports.style import Looks
+from reports.figures.style import Looks
+from reports.results.commands import measured_by
 
 __all__ = ["REGISTRY", "Figure", "Material", "Spec", "draw", "looks_of", "missing", "write"]
 

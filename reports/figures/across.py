@@ -6,13 +6,12 @@ from typing import Any
 
 import pandas as pd
 
-from reports import style
-from reports.aggregate import mean_over_batches, ratio_of
-from reports.figures import paint
+from reports.figures import paint, style
 from reports.figures.intervals import RATIO, columns
 from reports.figures.spec import Material, Spec
-from reports.style import Looks
-from reports.tables import number, system_text
+from reports.figures.style import Looks
+from reports.results.aggregate import mean_over_batches, ratio_of
+from reports.wording.tables import number, system_text
 
 REFERENCE = "on-demand"
 _BY = ["kind", "title", "system", "batch_size"]

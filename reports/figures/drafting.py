@@ -9,13 +9,12 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 from scipy import stats
 
-from reports import style
-from reports.acceptance import by_position
-from reports.figures import paint
+from reports.figures import paint, style
 from reports.figures.intervals import columns, decoded_tokens, median_of, repetitions
 from reports.figures.spec import Material, Spec
-from reports.style import Looks
-from reports.tables import splits_text, system_text
+from reports.figures.style import Looks
+from reports.results.acceptance import by_position
+from reports.wording.tables import splits_text, system_text
 
 _BY = ["kind", "title", "system", "batch_size"]
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from reports.stats import Ratio, bootstrap
+from reports.results.stats import Ratio, bootstrap
 
 BY = ("kind", "title", "system", "batch_size")
 INTERVAL = "Points are medians over rounds, whiskers the bootstrap 95 % interval (none from one round)."

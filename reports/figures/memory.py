@@ -8,11 +8,10 @@ import pandas as pd
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from reports import style
-from reports.figures import paint
+from reports.figures import paint, style
 from reports.figures.spec import Material, Spec
-from reports.style import Looks
-from reports.tables import number, system_text
+from reports.figures.style import Looks
+from reports.wording.tables import number, system_text
 
 _COLUMNS = ["kind", "title", "system", "batch_size", "peak_gb", "peak_expert_gb", "limit_gb", "enforced", "cells"]
 

@@ -16,9 +16,9 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
-from reports import style
-from reports.style import Looks, Style
-from reports.tables import number, system_text
+from reports.figures import style
+from reports.figures.style import Looks, Style
+from reports.wording.tables import number, system_text
 
 LOG_FROM = 8.0  # largest over smallest value from which an axis is logarithmic
 DODGE = 0.05  # categories' share between neighbouring systems

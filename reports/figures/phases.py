@@ -6,12 +6,11 @@ from typing import Any
 
 import pandas as pd
 
-from reports import style
-from reports.figures import paint
+from reports.figures import paint, style
 from reports.figures.intervals import columns, decoded_tokens, median_of, repetitions
 from reports.figures.spec import Material, Spec
-from reports.style import Looks
-from reports.tables import splits_text, system_text
+from reports.figures.style import Looks
+from reports.wording.tables import splits_text, system_text
 
 _NAMES = {"draft": "draft", "verify": "verify", "link_wait": "wait for link", "refresh": "refresh", "python": "other"}
 _WHOLE = "not told apart"

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import pandas as pd
 
-from reports.style import Looks
+from reports.figures.style import Looks
 
 
 @dataclass(frozen=True)
@@ -17,8 +17,8 @@ class Material:
     """What figures are made of.
 
     Args:
-        records: of ``reports.load``: one workload for figures of a section, everything for figures across.
-        summary: of ``reports.aggregate.summarize``, of the same records.
+        records: of ``reports.results.load``: one workload for figures of a section, everything for figures across.
+        summary: of ``reports.results.aggregate.summarize``, of the same records.
     """
 
     records: pd.DataFrame

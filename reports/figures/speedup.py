@@ -8,13 +8,12 @@ from typing import Any
 import pandas as pd
 from matplotlib.lines import Line2D
 
-from reports import style
-from reports.aggregate import within_rounds
-from reports.figures import paint
+from reports.figures import paint, style
 from reports.figures.intervals import RATIO, columns
 from reports.figures.spec import Material, Spec
-from reports.style import Looks
-from reports.tables import number, system_text
+from reports.figures.style import Looks
+from reports.results.aggregate import within_rounds
+from reports.wording.tables import number, system_text
 
 SUBJECT = "specmoe"
 MOST_SUBJECTS = 3  # of more configurations, those with the most tokens per second stand for all

@@ -9,13 +9,12 @@ from typing import Any
 
 import pandas as pd
 
-from reports import style
-from reports.aggregate import within_rounds
-from reports.figures import paint
+from reports.figures import paint, style
 from reports.figures.intervals import columns, median_of
 from reports.figures.spec import Material, Spec
-from reports.style import Looks
-from reports.tables import number
+from reports.figures.style import Looks
+from reports.results.aggregate import within_rounds
+from reports.wording.tables import number
 
 SUBJECT = "specmoe"
 DEFAULTS = {"selection": "hot-temporal", "substitution": "affinity", "draft_experts": 8, "gamma": 5}

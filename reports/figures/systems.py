@@ -8,12 +8,11 @@ from typing import Any
 
 import pandas as pd
 
-from reports import style
-from reports.figures import paint
+from reports.figures import paint, style
 from reports.figures.intervals import INTERVAL, over_rounds
 from reports.figures.spec import Material, Spec
-from reports.style import Looks
-from reports.tables import system_text
+from reports.figures.style import Looks
+from reports.wording.tables import system_text
 
 _ALL = "nox -s reproduce -- full"
 

@@ -17,16 +17,17 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from harness import environment, manifest
-from harness.check import Evidence, gate
-from harness.record import Cell, Limit, Metrics, Record
+from harness.gate.judge import Evidence, gate
+from harness.machine import environment
+from harness.run import manifest
+from reports.results.record import Cell, Limit, Metrics, Record
+from tests import ROOT
 
-RECORD = Path(__file__).parents[2] / "docs" / "records" / "gate.json"
+RECORD = ROOT / "docs" / "records" / "gate.json"
 TRIES = 20
 ALLOWED = 0.05
 INJECTED = 1.15

@@ -12,16 +12,17 @@ import statistics
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 
-from harness import environment, manifest
-from harness.limits import MemoryLimit, detect
-from harness.telemetry import Telemetry
-from reports.stats import bootstrap, stability
+from harness.machine import environment
+from harness.machine.limits import MemoryLimit, detect
+from harness.machine.telemetry import Telemetry
+from harness.run import manifest
+from reports.results.stats import bootstrap, stability
+from tests import ROOT
 
-RECORD = Path(__file__).parents[2] / "docs" / "records" / "telemetry.json"
+RECORD = ROOT / "docs" / "records" / "telemetry.json"
 ROUNDS = 30
 MEMORY_MIB = 700
 # Holds as much memory as a cell does (PSS walks its pages), then computes through it for a known amount.

@@ -1,0 +1,1 @@
+"""The command line, `specmoe-bench`: one module per command."""

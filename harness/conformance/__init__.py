@@ -1,0 +1,1 @@
+"""Tests whether a system keeps the adapter contract."""

@@ -1,0 +1,193 @@
+"""Does a system keep the contract?  The same processes, limits and counters as a benchmark, on small models.
+
+``examine`` runs a system on the embedded model and on one eight times wider and judges what came back, in the
+order of ``CHECKS``.  A system that says it cannot run here is skipped, with its reason, and is no failure.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import uuid
+from collections.abc import Collection, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from baselines import contract
+from harness.conformance.checks import CHECKS, NEEDS, Check, Evidence, judge
+from harness.machine.limits import drop_page_cache
+from harness.machine.proc import kernel_read_bytes
+from harness.plan.experiment import validate
+from harness.plan.schedule import Unit
+from harness.run import leaks
+from harness.run.runner import Runner, scratch_path
+from harness.run.worker import Answer, Job
+from specmoe.offload.store import INDEX
+from workloads import models
+
+__all__ = ["CHECKS", "Check", "examine"]
+
+SMALL, LARGE = "embedded", "embedded-x8"
+RAGGED = {"distribution": "uniform", "low": 2, "high": 14}
+WORKER_TIMEOUT_S = 300
+
+
+def examine(name: str, options: dict[str, Any], work: Path, only: Collection[str] = ()) -> list[Check]:
+    """Verdicts on one system.
+
+    Args:
+        name: the system.
+        options: its options.
+        work: keeps reference outputs, so share it between systems examined one after another.
+        only: names of checks; nothing is run that none of them looks at.  Default: all.
+
+    Raises:
+        ValueError: unknown system, option or check.
+    """
+    unknown = sorted(set(only) - CHECKS.keys())
+    if unknown:
+        raise ValueError(f"unknown check {unknown[0]!r}: use one of {', '.join(CHECKS)}")
+    chosen = [check for check in CHECKS if not only or check in only]
+    evidence = Evidence(contract.create(name, options).card)
+    with _private_temporary_folder(work) as (temporary, mark):
+        _gather(name, options, work, frozenset().union(*(NEEDS[check] for check in chosen)), evidence)
+        evidence.leftovers += [f"temporary file {path}" for path in leaks.listing([temporary])]
+        evidence.leftovers += [f"process {pid}" for pid in leaks.marked_processes(mark)]
+    return [judge(check, evidence) for check in chosen]
+
+
+def _gather(name: str, options: dict[str, Any], work: Path, runs: frozenset[str], evidence: Evidence) -> None:
+    """Run the system as often as the named runs need."""
+    try:
+        contract.create(name, {**options, "no_such_option": 1})
+    except ValueError as error:
+        evidence.unknown_option = str(error)
+    small, large = _Place(name, options, work, SMALL), _Place(name, options, work, LARGE)
+    if "one row" in runs:
+        _run(small, "one row", evidence, batch=1, budget="50%")
+    if "ragged" in runs and not _refused(evidence):
+        _run(small, "ragged", evidence, batch=5, budget="50%", new_tokens=RAGGED)
+    if "large" in runs and not _refused(evidence):
+        _run(large, "large", evidence, batch=3, budget="25%")
+        evidence.large_expert_bytes = sum(leaks.listing([models.store_path(LARGE, "float32")]).values())
+        evidence.kernel_counts_reads = _kernel_counts_reads(models.store_path(LARGE, "float32") / INDEX)
+    if "refusals" in runs and not _refused(evidence):
+        evidence.refusals["a model folder that does not exist"] = _refusal(small, Path("/no/such/model"), None)
+        if evidence.card.knows_budget:
+            evidence.refusals["an expert budget of one byte"] = _refusal(small, models.path(SMALL), 1)
+
+
+@dataclass
+class _Place:
+    """Where a system is run: on which model, with references and results in which folder."""
+
+    system: str
+    options: dict[str, Any]
+    work: Path
+    model: str
+    built: dict[str, Answer] = field(default_factory=dict)
+
+    @property
+    def scratch(self) -> Path:
+        return scratch_path(models.path(self.model), models.store_path(self.model, "float32"), self.system)
+
+    def folders(self) -> list[Path]:
+        return [models.path(self.model), models.store_path(self.model, "float32"), self.scratch]
+
+
+def _refused(evidence: Evidence) -> bool:
+    """Whether the system said in its first run that it cannot run here."""
+    return any(record.status == "not_supported" for record in list(evidence.records.values())[:1])
+
+
+def _run(place: _Place, run: str, evidence: Evidence, batch: int, budget: str, new_tokens: Any = 10) -> None:
+    """One cell, as a benchmark would run it; notes its record and the files it leaves."""
+    experiment = {
+        "name": "conformance",
+        "model": place.model,
+        "systems": [{"system": place.system, "options": place.options}],
+        "batch_sizes": [batch],
+        "expert_budget": budget,
+        "new_tokens": new_tokens,
+        "rounds": 1,
+        "warmup_tokens": 2,
+        "repetitions": 2,
+        "threads": 1,
+        "timeout_s": WORKER_TIMEOUT_S,
+    }
+    runner = Runner(validate(experiment, "conformance"), place.work, show=lambda line: None, built=place.built)
+    (planned,) = runner.cells
+    unit = Unit(planned, round=0)
+    runner.prepare([unit])
+    before = leaks.listing(place.folders())
+    (evidence.records[run],) = runner.measure(unit)
+    evidence.leftovers += [f"file {path}" for path in leaks.listing(place.folders()).keys() - before.keys()]
+
+
+def _kernel_counts_reads(file: Path) -> bool:
+    """Whether reading a file that is not cached shows in the kernel's counter (on tmpfs, say, it does not)."""
+    drop_page_cache([file])
+    before = kernel_read_bytes()
+    file.read_bytes()
+    after = kernel_read_bytes()
+    return before is not None and after is not None and after > before
+
+
+def _refusal(place: _Place, model: Path, budget: int | None) -> Answer:
+    """The answer of a worker that is given something it must refuse."""
+    result, reference = place.work / "refusal.json", place.work / "refusal-reference.json"
+    result.unlink(missing_ok=True)
+    reference.write_text("[[0, 0]]")  # so that only the system itself can refuse
+    existing = model == models.path(SMALL)
+    job = Job(
+        action="measure",
+        system=place.system,
+        options=place.options,
+        model_path=str(model),
+        store_path=str(models.store_path(SMALL, "float32") if existing else model / "store"),
+        scratch=str(place.scratch if existing else place.work / "no-scratch"),
+        dtype="float32",
+        batch_size=1,
+        new_tokens=2,
+        prompt_offset=0,
+        prompts=None,
+        expert_budget_bytes=budget,
+        threads=1,
+        warmup_tokens=0,
+        repetitions=1,
+        reference_path=str(reference),
+        result_path=str(result),
+    )
+    process = subprocess.run(
+        [sys.executable, "-m", "harness.run.worker"],
+        input=json.dumps(asdict(job)) + "\n",
+        capture_output=True,
+        text=True,
+        timeout=WORKER_TIMEOUT_S,
+        check=False,
+    )
+    if not result.exists():
+        return Answer("failed", f"the process died with code {process.returncode}", notes=["died"])
+    return Answer(**json.loads(result.read_text()))
+
+
+@contextlib.contextmanager
+def _private_temporary_folder(work: Path) -> Iterator[tuple[Path, str]]:
+    """Workers get a temporary folder of their own and a mark by which any descendant is found."""
+    mark = uuid.uuid4().hex
+    temporary = work / f"tmp-{mark}"
+    temporary.mkdir(parents=True)
+    given = {"TMPDIR": str(temporary), leaks.MARK: mark}
+    before = {key: os.environ.get(key) for key in given}
+    os.environ.update(given)
+    try:
+        yield temporary, mark
+    finally:
+        for key, value in before.items():
+            os.environ.pop(key)
+            if value is not None:
+                os.environ[key] = value

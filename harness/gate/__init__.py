@@ -1,0 +1,1 @@
+"""The performance gate of `specmoe-bench check`."""

@@ -1,0 +1,247 @@
+"""The experiment: one validated object (from YAML or a preset) that expands into cells."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import yaml
+from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
+
+from baselines import contract
+from harness.plan import overrides
+from reports.results.record import Cell
+from specmoe.sizes import parse_bytes
+from workloads.requests import Fixed, Length
+
+Bytes = int | str
+
+T = TypeVar("T")
+Swept = Annotated[list[T], BeforeValidator(lambda v: v if isinstance(v, list) else [v]), Field(min_length=1)]
+"""One value or a list of them; every value becomes cells of its own."""
+
+
+class ConfigError(ValueError):
+    """A config that cannot be run; the message names the field and the mend."""
+
+
+class SystemEntry(BaseModel):
+    """One system of an experiment.  Options given as lists are swept."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    system: str
+    label: str | None = None
+    options: dict[str, Any] = Field(default_factory=dict)
+    expert_budget: Bytes | None = None
+
+    def variants(self) -> list[dict[str, Any]]:
+        """Every combination of listed option values."""
+        names = list(self.options)
+        values = [v if isinstance(v, list) else [v] for v in self.options.values()]
+        return [dict(zip(names, combination, strict=True)) for combination in itertools.product(*values)]
+
+    def label_of(self, options: dict[str, Any]) -> str:
+        """The entry's label, or the system's name with its options."""
+        swept = {k: v for k, v in options.items() if isinstance(self.options[k], list) or self.label is None}
+        name = self.label or self.system
+        return name + "".join(f" {_SHORT.get(k, k)}={v}" for k, v in swept.items())
+
+
+_SHORT = {"gamma": "γ", "draft_experts": "N"}
+
+
+class Experiment(BaseModel):
+    """Everything that decides an experiment.
+
+    Options of systems and the fields typed ``Swept`` may be lists, which are swept in every combination.
+    ``expert_budget`` is per system unless an entry has its own: bytes, ``"256MB"`` or ``"25%"`` of all
+    experts.  ``process_overhead`` is added to the largest budget to give the kernel's limit for every
+    process alike; null means no limit.  ``disk_read_limit`` (``"500MB"``, per second) has the kernel throttle
+    reads, to emulate a slower disk; such results are of kind ``emulated``.  A failed or timed-out cell is tried
+    again ``retries`` times; every failure keeps its record.
+    Bounds that hold everything (card ``limited=False``) run without it, and their record says so.
+    ``prompts`` is anything ``workloads.prompts.load`` takes; ``prompt_tokens`` and ``new_tokens`` (or
+    ``output_tokens``, which is the same) are lengths as in ``workloads.requests``, drawn with ``request_seed``.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str = Field(min_length=1)
+    title: str | None = None
+    model: str
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    systems: list[SystemEntry] = Field(min_length=1)
+    batch_sizes: list[int] = Field(min_length=1)
+    new_tokens: Swept[Length] = Field(default=[Fixed(32)], validation_alias=AliasChoices("new_tokens", "output_tokens"))
+    prompt_tokens: Swept[Length | None] = Field(default=[None])
+    request_seed: int = 0
+    expert_budget: Swept[Bytes] = Field(default=["25%"])
+    process_overhead: Bytes | None = "900MB"
+    rounds: int = Field(default=3, ge=1)
+    repetitions: int = Field(default=1, ge=1)
+    warmup_tokens: int = Field(default=4, ge=0)
+    threads: Swept[Annotated[int, Field(ge=1)]] = Field(default=[2])
+    prompt_offset: Swept[Annotated[int, Field(ge=0)]] = Field(default=[0])
+    disk_read_limit: Swept[Bytes | None] = Field(default=[None])
+    prompts: Swept[str | None] = Field(default=[None])
+    timeout_s: float = Field(default=600, gt=0, allow_inf_nan=False)
+    retries: int = Field(default=0, ge=0, le=10)
+    seed: int = 0
+
+    @field_validator("batch_sizes")
+    @classmethod
+    def _positive(cls, sizes: list[int]) -> list[int]:
+        if any(size < 1 for size in sizes):
+            raise ValueError("batch sizes must be 1 or more")
+        return sizes
+
+    @field_validator("new_tokens")
+    @classmethod
+    def _decoded(cls, lengths: list[Length]) -> list[Length]:
+        if any(length.lowest < 2 for length in lengths):
+            raise ValueError("the first token of a row comes from the prefill: ask for 2 or more")
+        return lengths
+
+
+class PlannedCell(BaseModel):
+    """A cell and how to show it."""
+
+    model_config = ConfigDict(frozen=True)
+
+    label: str
+    cell: Cell
+
+
+def plan(experiment: Experiment, slot_bytes: int, total_slots: int) -> list[PlannedCell]:
+    """Expand an experiment into cells for a model with ``total_slots`` experts of ``slot_bytes``.
+
+    Raises:
+        ConfigError: an unknown system or option, a malformed budget, or two equal cells.
+    """
+    everything = slot_bytes * total_slots
+    common = [_bytes(budget, everything, "expert_budget") for budget in experiment.expert_budget]
+    own = [_bytes(e.expert_budget, everything, "expert_budget") for e in experiment.systems if e.expert_budget]
+    limit = None
+    if experiment.process_overhead is not None:
+        overhead = _bytes(experiment.process_overhead, everything, "process_overhead")
+        limit = max([*common, *own]) + overhead
+    throttles = [None if v is None else _bytes(v, None, "disk_read_limit") for v in experiment.disk_read_limit]
+    planned = []
+    for batch, tokens, prompts, prompt_tokens, offset, threads, throttle, entry in itertools.product(
+        experiment.batch_sizes,
+        experiment.new_tokens,
+        experiment.prompts,
+        experiment.prompt_tokens,
+        experiment.prompt_offset,
+        experiment.threads,
+        throttles,
+        experiment.systems,
+    ):
+        budgets = [_bytes(entry.expert_budget, everything, "expert_budget")] if entry.expert_budget else common
+        for budget, options in itertools.product(budgets, _variants(experiment, entry)):
+            cell = Cell(
+                system=entry.system,
+                options=options,
+                model=experiment.model,
+                dtype=experiment.dtype,
+                batch_size=batch,
+                new_tokens=tokens.highest,
+                output_tokens=None if isinstance(tokens, Fixed) else tokens,
+                prompts=prompts,
+                prompt_tokens=prompt_tokens,
+                request_seed=experiment.request_seed,
+                prompt_offset=offset,
+                expert_budget_bytes=budget,
+                process_limit_bytes=limit,
+                threads=threads,
+                warmup_tokens=experiment.warmup_tokens,
+                repetitions=experiment.repetitions,
+                disk_read_limit_bytes_s=throttle,
+            )
+            planned.append(PlannedCell(label=entry.label_of(options), cell=cell))
+    ids = [p.cell.cell_id for p in planned]
+    if len(set(ids)) != len(ids):
+        raise ConfigError(f"experiment {experiment.name!r} names the same cell twice: remove one")
+    return planned
+
+
+def _variants(experiment: Experiment, entry: SystemEntry) -> list[dict[str, Any]]:
+    variants = entry.variants()
+    if not variants:
+        raise ConfigError(
+            f"experiment {experiment.name!r}: an option of {entry.system!r} is an empty list: give a value"
+        )
+    for options in variants:
+        try:
+            contract.create(entry.system, options)
+        except ValueError as error:
+            raise ConfigError(f"experiment {experiment.name!r}: {error}") from error
+    return variants
+
+
+def _bytes(value: Bytes, everything: int | None, field: str) -> int:
+    """Bytes of a size; shares are of ``everything``, and refused where there is no such thing."""
+    if everything is None and "%" in str(value):
+        raise ConfigError(f"{field}: {value!r} is a share, but of nothing: give bytes, such as '500MB'")
+    try:
+        return parse_bytes(value, everything or 0, f"{field}:")
+    except (ValueError, OverflowError) as error:
+        raise ConfigError(str(error)) from error
+
+
+def from_yaml(path: Path, assignments: Sequence[str] = ()) -> Experiment:
+    """Read and validate an experiment file; ``assignments`` are applied first (see ``harness.plan.overrides``).
+
+    Raises:
+        ConfigError: missing, not YAML, or a field out of place.
+    """
+    try:
+        payload = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot read experiment {path}: {error.strerror}") from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: bad UTF-8, bad dates, huge integers
+        raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    return validate(overrides.apply(payload, assignments), str(path))
+
+
+def validate(payload: Any, where: str) -> Experiment:
+    """An experiment from plain data.
+
+    Raises:
+        ConfigError: naming the first field that is wrong.
+    """
+    try:
+        return Experiment.model_validate(payload)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"]) or "file"
+        raise ConfigError(f"{where}: {field}: {first['msg']}") from error
+
+
+def is_file(named: str) -> bool:
+    """Whether what a user named is a YAML file rather than something that comes with this package."""
+    path = Path(named)
+    return path.suffix in (".yaml", ".yml") or path.exists()
+
+
+_PRESETS = Path(__file__).parent / "presets"
+
+
+def presets() -> dict[str, Experiment]:
+    """The experiments that come with this package, by name."""
+    return {path.stem: from_yaml(path) for path in sorted(_PRESETS.glob("*.yaml"))}
+
+
+def preset(name: str, assignments: Sequence[str] = ()) -> Experiment:
+    """A named experiment of this package, with ``assignments`` applied.
+
+    Raises:
+        ConfigError: unknown name.
+    """
+    path = _PRESETS / f"{name}.yaml"
+    if not path.is_file():
+        raise ConfigError(f"unknown preset {name!r}: use one of {', '.join(presets())}")
+    return from_yaml(path, assignments)

@@ -1,0 +1,103 @@
+"""One worker process from start to end: its limit, what was seen of it, and its answer or the reason why none came."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from harness.machine.limits import MemoryLimit
+from harness.machine.telemetry import Telemetry
+from harness.run.engines import last_id
+from harness.run.worker import LEFT_BEHIND, Answer, Job
+from reports.results.record import Limit, Usage
+
+_COMMAND = (sys.executable, "-m", "harness.run.worker")
+_OOM = "killed by the kernel at the memory limit: raise process_overhead or lower expert_budget"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a worker process came to."""
+
+    answer: Answer
+    limit: Limit
+    usage: Usage | None
+    wall_s: float
+
+
+def run(job: Job, limit: MemoryLimit, timeout_s: float) -> Outcome:
+    """Run a job to its end.
+
+    The limit is in force before what it covers imports anything: the worker, or the engine that the worker starts.
+    """
+    started = time.monotonic()
+    with limit:
+        ids = Path(f"{job.result_path}.engines")
+        if limit.covers == "engine":
+            prefix, groups = limit.entry()
+            job = replace(job, engine_prefix=prefix, engine_groups=groups, engine_ids_path=str(ids))
+        process = subprocess.Popen(
+            _COMMAND if limit.covers == "engine" else limit.command(_COMMAND),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        if limit.covers == "engine":
+            telemetry = Telemetry(process.pid, engine=lambda: _engine(ids, limit))
+        else:
+            limit.add(process.pid)
+            telemetry = Telemetry(process.pid, limit.group())
+        with telemetry:
+            answer = _communicate(process, job, limit, timeout_s)
+        report = limit.report()
+    return Outcome(answer, report, telemetry.usage(), time.monotonic() - started)
+
+
+def _engine(ids: Path, limit: MemoryLimit) -> tuple[int, Path | None] | None:
+    """The engine to watch and its group, once the worker has started it."""
+    pid = last_id(ids)
+    if pid is None:
+        return None
+    if limit.group() is None:
+        limit.find(pid)
+    return pid, limit.group()
+
+
+def _communicate(process: subprocess.Popen[str], job: Job, limit: MemoryLimit, timeout_s: float) -> Answer:
+    """Give the job, wait for the answer; whatever happens, nothing that was started is left."""
+    try:
+        _, stderr = process.communicate(json.dumps(asdict(job)) + "\n", timeout=timeout_s)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        _end_engines(limit)
+        process.communicate()
+        return Answer("timeout", f"ran longer than {timeout_s:.0f} s: raise timeout_s")
+    except BaseException:
+        process.kill()
+        _end_engines(limit)
+        process.wait()
+        raise
+    answer = _read_answer(Path(job.result_path), process.returncode, stderr, limit)
+    answer.notes += [f"{LEFT_BEHIND}process {pid}" for pid in _end_engines(limit) if answer.status == "ok"]
+    return answer
+
+
+def _end_engines(limit: MemoryLimit) -> list[int]:
+    """Kill what is left of engines; returns their ids."""
+    return limit.kill_members() if limit.covers == "engine" else []
+
+
+def _read_answer(result: Path, returncode: int, stderr: str, limit: MemoryLimit) -> Answer:
+    if not result.exists():
+        last = stderr.strip().splitlines()[-1] if stderr.strip() else "no message"
+        cause = _OOM if limit.oom_kills() else last
+        return Answer("failed", f"worker ended with code {returncode}: {cause}")
+    answer = Answer(**json.loads(result.read_text()))
+    if limit.covers == "engine" and answer.status != "ok" and limit.oom_kills():
+        answer.status, answer.error = "failed", f"engine {_OOM}"
+    return answer

@@ -1,0 +1,152 @@
+"""The manifest of a result folder: which experiment it holds, written atomically; and the folder's lock."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from reports.results.record import Cell, sync_folder
+
+NAME = "manifest.json"
+
+
+class ManifestError(ValueError):
+    """A result folder that cannot be used for this run; the message names the mend."""
+
+
+class PlannedEntry(BaseModel):
+    """One cell of the plan, as results name it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    cell_id: str
+    label: str
+    cell: Cell
+
+
+class Manifest(BaseModel):
+    """What the folder's results are of.  ``run_ids`` lists every configuration it has held, the last in force."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    schema_version: Literal["specmoe-bench.manifest/1"] = "specmoe-bench.manifest/1"
+    run_ids: list[str] = Field(min_length=1)
+    config: dict[str, Any]
+    rounds: int
+    cells: list[PlannedEntry]
+    created_at: str = Field(default_factory=lambda: now())
+    updated_at: str = Field(default_factory=lambda: now())
+    complete: bool = False
+
+
+def now() -> str:
+    """The time in UTC, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def read(folder: Path) -> Manifest | None:
+    """The folder's manifest, None if it has none.
+
+    Raises:
+        ManifestError: it cannot be read.
+    """
+    path = folder / NAME
+    try:
+        return Manifest.model_validate_json(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise ManifestError(f"cannot read {path} ({error.strerror}): choose another --out") from error
+    except ValidationError as error:
+        raise ManifestError(
+            f"{path} is no manifest of this release: choose another --out, or delete that one file "
+            "(results beside it are kept)"
+        ) from error
+
+
+def claim(folder: Path, plan: Manifest, resume: bool) -> Manifest:
+    """Write down that a folder is used for ``plan``; returns its manifest, with what it held before.
+
+    Raises:
+        ManifestError: it holds another configuration and ``resume`` is not set, or it cannot be written.
+    """
+    known = read(folder)
+    agree(known, plan.config, folder, resume)
+    if known is not None:
+        earlier = [name for name in known.run_ids if name not in plan.run_ids]
+        plan = plan.model_copy(update={"run_ids": [*earlier, *plan.run_ids], "created_at": known.created_at})
+    write(folder, plan)
+    return plan
+
+
+def write(folder: Path, manifest: Manifest, complete: bool = False) -> None:
+    """Replace the folder's manifest: after a crash there is the old one or the new one, whole.
+
+    Raises:
+        ManifestError: the disk is full or not writable.
+    """
+    manifest = manifest.model_copy(update={"complete": complete, "updated_at": now()})
+    try:
+        write_atomic(folder / NAME, manifest.model_dump_json(indent=2) + "\n")
+    except OSError as error:
+        raise ManifestError(
+            f"cannot write {folder / NAME} ({error.strerror}): free some space or choose another --out, "
+            "then run the same command to go on"
+        ) from error
+
+
+def write_atomic(path: Path, text: str) -> None:
+    """Write ``path`` so that it is never seen half done, also after a power loss.
+
+    Raises:
+        OSError: the disk is full or not writable; ``path`` is left as it was.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        with partial.open("w", encoding="utf-8") as out:
+            out.write(text)
+            out.flush()
+            os.fsync(out.fileno())
+        partial.replace(path)
+        sync_folder(path.parent)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def agree(known: Manifest | None, config: dict[str, Any], folder: Path, resume: bool) -> None:
+    """Whether results of ``config`` may go into a folder; ``resume`` allows a changed configuration.
+
+    Raises:
+        ManifestError: the folder holds another configuration; names the fields that differ.
+    """
+    if known is None or known.config == config or resume:
+        return
+    differ = sorted(key for key in {*known.config, *config} if known.config.get(key) != config.get(key))
+    raise ManifestError(
+        f"{folder} holds results of another configuration ({', '.join(differ)} differ): choose another --out, "
+        "or add --resume to keep its finished cells and run the rest"
+    )
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold the folder for one runner; the kernel lets go of it however the runner ends.
+
+    Raises:
+        ManifestError: another runner holds it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ManifestError(f"another run is writing to {folder}: wait for it, or choose another --out") from error
+        yield

@@ -1,0 +1,1 @@
+"""Pages: the report, comparisons, ablations, the projection and exports."""

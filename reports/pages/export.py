@@ -1,0 +1,82 @@
+"""Result files as tables for other tools: CSV, parquet, markdown; a row per record or per repetition."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import pandas as pd
+
+from reports.results.load import ReportError, load
+from reports.wording.tables import Table, TableCell, markdown
+
+Format = Literal["csv", "parquet", "markdown"]
+Rows = Literal["records", "repetitions"]
+SUFFIXES: dict[str, Format] = {".csv": "csv", ".parquet": "parquet", ".md": "markdown"}
+_NESTED = ("usage", "ceilings", "environment")  # objects of plain values: a column for each member
+
+
+def frame_of(results: Sequence[Path], rows: Rows = "records") -> pd.DataFrame:
+    """Every field of every record in flat columns; ``repetitions`` adds raw figures under their own names.
+
+    Objects become columns named after them (``usage_cpu_s``); lists and open maps become JSON text.
+
+    Raises:
+        ReportError: as ``reports.results.load``.
+    """
+    loaded = load(results)
+    flat = []
+    for row in loaded.to_dict("records"):
+        record = row.pop("record")
+        line = {str(name): value for name, value in row.items()} | _extra(record)
+        repetitions = record.get("repetitions") or [] if rows == "repetitions" else [None]
+        for number, repetition in enumerate(repetitions):
+            own = {} if repetition is None else {"repetition": number} | {f"raw_{k}": v for k, v in repetition.items()}
+            flat.append({name: _plain(value) for name, value in (line | own).items()})
+    return pd.DataFrame(flat)
+
+
+def export(results: Sequence[Path], out: Path, rows: Rows = "records", overwrite: bool = False) -> int:
+    """Write a table to ``out``, its format by suffix; returns the number of rows.
+
+    Raises:
+        ReportError: unknown suffix, ``out`` exists, parquet without pyarrow, or unreadable results.
+    """
+    if out.suffix not in SUFFIXES:
+        raise ReportError(f"unknown table format {out.suffix!r} of {out}: use one of {', '.join(SUFFIXES)}")
+    if out.exists() and not overwrite:
+        raise ReportError(f"{out} exists: choose another name, or add --overwrite")
+    frame = frame_of(results, rows)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    match SUFFIXES[out.suffix]:
+        case "csv":
+            frame.to_csv(out, index=False)
+        case "markdown":
+            out.write_text(_markdown(frame.dropna(axis="columns", how="all")) + "\n", encoding="utf-8")
+        case "parquet":
+            try:
+                frame.to_parquet(out, index=False)
+            except ImportError as error:
+                raise ReportError("parquet needs pyarrow: pip install 'specmoe-bench[export]', or use .csv") from error
+    return len(frame)
+
+
+def _extra(record: dict[str, Any]) -> dict[str, Any]:
+    fields = {name: record.get(name) for name in ("attempt", "session", "node", "phases_s", "notes", "config")}
+    for group in _NESTED:
+        fields |= {f"{group}_{name}": value for name, value in (record.get(group) or {}).items()}
+    return fields
+
+
+def _plain(value: Any) -> Any:
+    return json.dumps(value, sort_keys=True) if isinstance(value, list | dict) else value
+
+
+def _markdown(frame: pd.DataFrame) -> str:
+    rows = [
+        [TableCell("" if pd.isna(value) else str(value), None) for value in row]
+        for row in frame.itertuples(index=False)
+    ]
+    return markdown(Table("", "", [str(name) for name in frame.columns], rows))

@@ -1,0 +1,338 @@
+"""Result schema, version 1: one JSON line per cell and round, readable without this code.
+
+A *cell* is one system with its options on one workload; a *round* is one pass over all cells.
+Every line stands alone: config, limit, environment and raw repetitions are in it, and a checksum at its end.
+Sizes are bytes, times seconds, rates ``_tok_s`` (tokens per second) and ``_gb_s`` (1e9 bytes per second).
+Fields may be added with defaults; ``reports.results.migrate`` says what else a change of schema takes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from reports.results.lines import read_lines, seal
+from reports.results.migrate import SCHEMA
+from workloads.requests import Fixed, Length, RequestShape
+
+Kind = Literal["measured", "emulated", "oracle", "projected"]
+Status = Literal["ok", "failed", "timeout", "not_supported"]
+Covers = Literal["worker", "engine"]
+
+
+class RecordError(ValueError):
+    """A result file that cannot be read or written; the message names the file, line and mend."""
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class Cell(_Strict):
+    """What is run: equal cells have equal ``cell_id``."""
+
+    system: str
+    options: dict[str, Any] = Field(default_factory=dict)
+    model: str
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    batch_size: int = Field(ge=1)
+    new_tokens: int = Field(ge=1)
+    prompt_offset: int = Field(default=0, ge=0)
+    expert_budget_bytes: int | None = Field(default=None, gt=0)
+    process_limit_bytes: int | None = Field(default=None, gt=0)
+    threads: int = Field(default=2, ge=1)
+    warmup_tokens: int = Field(default=2, ge=0)
+    repetitions: int = Field(default=1, ge=1)
+    disk_read_limit_bytes_s: int | None = Field(default=None, gt=0)
+    """Kernel throttle on reads from disk, to emulate a slower one."""
+    prompts: str | None = None
+    """The prompt set: a name, a file, or ``hf:...``; None is the set that the model is measured on."""
+    prompt_tokens: Length | None = None
+    """Length of prompts: a number of tokens or a distribution; None is as long as they are."""
+    output_tokens: Length | None = None
+    """Distribution of output lengths, of which ``new_tokens`` is the longest; None is ``new_tokens`` for every row."""
+    request_seed: int = 0
+    """Of the lengths drawn from distributions."""
+
+    @property
+    def shape(self) -> RequestShape:
+        """Lengths of the rows."""
+        return RequestShape(
+            prompt_tokens=self.prompt_tokens,
+            output_tokens=self.output_tokens or Fixed(self.new_tokens),
+            seed=self.request_seed,
+        )
+
+    @property
+    def requests(self) -> str:
+        """Equal for cells that are asked for the same: their prompts and lengths."""
+        return json.dumps([self.prompts, self.prompt_offset, self.batch_size, self.shape.model_dump(mode="json")])
+
+    @property
+    def cell_id(self) -> str:
+        """Twelve hex digits that depend on every field; fields newer than the schema count once they are set."""
+        fields = self.model_dump()
+        fields = {k: v for k, v in fields.items() if k not in _ADDED_TO_CELL or v != Cell.model_fields[k].default}
+        canonical = json.dumps(fields, sort_keys=True)
+        return hashlib.sha256(canonical.encode()).hexdigest()[:12]
+
+
+_ADDED_TO_CELL = ("disk_read_limit_bytes_s", "prompts", "prompt_tokens", "output_tokens", "request_seed")
+
+
+class Limit(_Strict):
+    """The kernel's memory limit for a whole process, page cache included, and its disk throttle."""
+
+    enforced: bool
+    mechanism: Literal["cgroup-v1", "cgroup-v2", "systemd-run", "none"]
+    limit_bytes: int | None
+    peak_bytes: int | None = None
+    why_not: str | None = None
+    disk_read_limit_bytes_s: int | None = None
+    """The throttle in force; None where none was asked for (a throttle that cannot be had fails the cell)."""
+    covers: Covers = "worker"
+    """Whose process: the worker's, with the system in it, or the system's engine's, driven by a worker outside."""
+
+
+class Usage(_Strict):
+    """What the kernel and the GPU driver said of the whole worker process, warm-up and loading included; where the
+    limit covers an engine, peaks are the engine's, totals (CPU time, disk) those of engine and worker together.
+
+    Peaks are of samples, so a shorter peak can be missed; totals are exact.  None: not readable here.
+    """
+
+    samples: int
+    period_s: float
+    """Time between samples; longer than asked for where sampling would have cost more than its share."""
+    sampler_cpu_share: float
+    """CPU time of the sampling thread over wall time: what telemetry cost."""
+    peak_rss_bytes: int | None = None
+    peak_pss_bytes: int | None = None
+    peak_cgroup_bytes: int | None = None
+    peak_page_cache_bytes: int | None = None
+    disk_read_bytes: int | None = None
+    disk_write_bytes: int | None = None
+    cpu_s: float | None = None
+    """User and system time of all threads."""
+    cpu_cores: float | None = None
+    """``cpu_s`` over wall time: mean number of cores kept busy."""
+    peak_gpu_bytes: int | None = None
+    pcie_to_gpu_gb_s: float | None = None
+    """Mean of the driver's rate samples, all processes of the GPU."""
+    pcie_from_gpu_gb_s: float | None = None
+    gpu_power_w: float | None = None
+    gpu_energy_j: float | None = None
+    cpu_energy_j: float | None = None
+    """RAPL packages: the whole machine's processors, not this process alone."""
+    memory_gb_s: float | None = None
+    """Memory traffic of the whole machine by the memory controllers' counters."""
+
+
+class Ceilings(_Strict):
+    """What ``specmoe-bench calibrate`` measured on this machine; the last calibration before the cell."""
+
+    date: str
+    disk_read_gb_s: float | None = None
+    dram_copy_gb_s: float | None = None
+    memory_gb_s: float | None = None
+    pcie_to_gpu_gb_s: float | None = None
+    pcie_from_gpu_gb_s: float | None = None
+    gemm_tflop_s: dict[str, float] = Field(default_factory=dict)
+    """By dtype, on the device named in ``gemm_device``."""
+    gemm_device: str | None = None
+    threads: int | None = None
+
+
+class Repetition(_Strict):
+    """One timed ``generate`` call; decode figures leave the prefill and its first token out."""
+
+    prefill_s: float
+    decode_s: float
+    prompt_tokens: int
+    new_tokens: int
+    """Of all rows: what each row was asked for, no more."""
+    decode_steps: int
+    tokens_per_step: float | None = None
+    prefill_link_bytes: int | None = None
+    decode_link_bytes: int | None = None
+    decode_link_busy_s: float | None = None
+    decode_link_wait_s: float | None = None
+    decode_kernel_read_bytes: int | None = None
+    prefill_kernel_read_bytes: int | None = None
+    drafted_tokens: int | None = None
+    accepted_tokens: int | None = None
+    accepted_by_position: list[int] | None = None
+    drafted_by_position: list[int] | None = None
+    expert_requests: int | None = None
+    expert_hits: int | None = None
+    prefetched_bytes: int | None = None
+    prefetch_useful_bytes: int | None = None
+    prefetch_late_bytes: int | None = None
+    prefetch_wasted_bytes: int | None = None
+    phases_s: dict[str, float] = Field(default_factory=dict)
+    affinity_table_bytes: int | None = None
+    """All layers' tables of expert distances, 16 bits an entry."""
+    cycles: list[dict[str, Any]] = Field(default_factory=list)
+    """One object per decode cycle; the fields are those of ``specmoe.stats.CycleStats``."""
+    new_tokens_by_row: list[int] | None = None
+    """Where rows were asked for different numbers."""
+    fidelity: float | None = None
+
+
+class Metrics(_Strict):
+    """Medians over the repetitions of one cell in one round."""
+
+    prefill_tok_s: float
+    decode_tok_s: float
+    ttft_s: float
+    tpot_s: float
+    tokens_per_step: float
+    acceptance_rate: float | None = None
+    hit_rate: float | None = None
+    link_bytes: int | None = None
+    link_bytes_per_token: float | None = None
+    kernel_read_bytes: int | None = None
+    kernel_read_bytes_per_token: float | None = None
+    achieved_link_gb_s: float | None = None
+    peak_device_expert_bytes: int | None = None
+    peak_rss_bytes: int | None = None
+    fidelity: float | None = None
+    link_of_ceiling: float | None = None
+    """``achieved_link_gb_s`` over the calibrated rate of the same medium (disk or PCIe)."""
+    kernel_read_gb_s: float | None = None
+    """Bytes the kernel read over decode time, waiting included."""
+    disk_of_ceiling: float | None = None
+    """``kernel_read_gb_s`` over the calibrated disk rate, or over the throttle where that is lower."""
+    modelled_memory_gb_s: float | None = None
+    """Weight bytes that target passes read, over decode time: modelled, a lower bound (drafting not counted)."""
+    memory_of_ceiling: float | None = None
+    """``modelled_memory_gb_s`` over the calibrated memory bandwidth."""
+
+
+class Record(_Strict):
+    """One line of a result file."""
+
+    schema_version: Literal["specmoe-bench.result/1"] = "specmoe-bench.result/1"
+    run_id: str
+    cell_id: str
+    round: int = Field(ge=0)
+    kind: Kind = "measured"
+    status: Status
+    error: str | None = None
+    label: str
+    lossless: bool | None = None
+    grain: str | None = None
+    cell: Cell
+    started_at: str
+    wall_s: float
+    limit: Limit
+    metrics: Metrics | None = None
+    repetitions: list[Repetition] = Field(default_factory=list)
+    phases_s: dict[str, float] = Field(default_factory=dict)
+    notes: list[str] = Field(default_factory=list)
+    environment: dict[str, Any] = Field(default_factory=dict)
+    config: dict[str, Any] = Field(default_factory=dict)
+    attempt: int = Field(default=1, ge=1)
+    """1 for the first try of a cell in a round; failed tries keep their lines."""
+    session: str | None = None
+    """Equal for records of one runner process; a continued run has several."""
+    node: str | None = None
+    """The cluster's node, where the run was scaled out."""
+    usage: Usage | None = None
+    ceilings: Ceilings | None = None
+
+    @property
+    def key(self) -> tuple[str, int]:
+        """Identifies finished work: (cell_id, round)."""
+        return self.cell_id, self.round
+
+
+class ResultFile:
+    """Append-only JSONL of sealed records; a line torn by a kill is set aside, never parsed as a result."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def append(self, record: Record) -> None:
+        """Write one line and force it to disk before returning.
+
+        Raises:
+            RecordError: the disk is full or not writable; the file is left as it was.
+        """
+        line = (seal(record.model_dump_json()) + "\n").encode()
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            new = not self.path.exists()
+            file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+            try:
+                _append(file, line)
+            finally:
+                os.close(file)
+            if new:
+                sync_folder(self.path.parent)
+        except OSError as error:
+            full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+            mend = "free some space" if full else "make the folder writable"
+            raise RecordError(
+                f"cannot write {self.path} ({error.strerror}): finished cells are kept; {mend} "
+                "and run the same command to go on"
+            ) from error
+
+    def read(self) -> list[Record]:
+        """All whole records in file order; warns about damaged lines.
+
+        Raises:
+            RecordError: the file is missing, or a whole line is not a record.
+        """
+        if not self.path.exists():
+            raise RecordError(f"no result file at {self.path}: run `specmoe-bench run` first")
+        try:
+            return [self._record(number, payload) for number, payload in read_lines(self.path)]
+        except RecordError:
+            raise
+        except OSError as error:
+            raise RecordError(f"cannot read result file {self.path} ({error.strerror}): name another file") from error
+        except ValueError as error:
+            raise RecordError(str(error)) from error
+
+    def _record(self, number: int, payload: Any) -> Record:
+        try:
+            return Record.model_validate(payload)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"]) or "line"
+            raise RecordError(
+                f"{self.path}:{number} is not a {SCHEMA} record: {where}: {first['msg']}; "
+                "remove that line or point to another file"
+            ) from error
+
+
+def _append(file: int, line: bytes) -> None:
+    """All of ``line`` on a new line of its own, on disk; or nothing of it, with the error raised."""
+    size = os.fstat(file).st_size
+    torn = size > 0 and os.pread(file, 1, size - 1) != b"\n"
+    rest = memoryview((b"\n" if torn else b"") + line)
+    try:
+        while rest:
+            rest = rest[os.write(file, rest) :]
+        os.fsync(file)
+    except OSError:
+        with contextlib.suppress(OSError):
+            os.ftruncate(file, size)
+        raise
+
+
+def sync_folder(folder: Path) -> None:
+    """Force a folder's entries to disk, so that a file made or renamed in it outlives a power loss."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

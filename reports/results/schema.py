@@ -1,0 +1,82 @@
+"""The record's schema as files: ``docs/record.schema.json`` and the field tables of ``docs/record.md``.
+
+Run ``python -m reports.results.schema`` after a change of ``reports/results/record.py``; a test says when that was forgotten.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import UnionType
+from typing import Annotated, Any, Union, get_args, get_origin
+
+from pydantic import BaseModel
+
+from reports.results.record import Ceilings, Cell, Limit, Metrics, Record, Repetition, Usage
+from reports.results.migrate import SCHEMA
+
+DOCS = Path(__file__).resolve().parents[2] / "docs"
+MARK = "<!-- fields: written by python -m reports.results.schema -->"
+_MODELS: tuple[type[BaseModel], ...] = (Record, Cell, Limit, Metrics, Repetition, Usage, Ceilings)
+
+
+def json_schema() -> dict[str, Any]:
+    """JSON Schema (draft 2020-12) of one line of a result file, the checksum included."""
+    schema = Record.model_json_schema(mode="serialization")
+    schema["properties"]["checksum"] = {
+        "type": "string",
+        "pattern": "^[0-9a-f]{16}$",
+        "description": "xxh3-64 of the line without this member, byte for byte; always last",
+    }
+    schema["required"] = [
+        name for name, field in Record.model_fields.items() if field.is_required() or name == "schema_version"
+    ]
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "$id": SCHEMA, **schema}
+
+
+def schema_text() -> str:
+    """The content of ``docs/record.schema.json``."""
+    return json.dumps(json_schema(), indent=2, sort_keys=True) + "\n"
+
+
+def field_tables() -> str:
+    """The tables of ``docs/record.md``, one per object."""
+    return "\n\n".join(_table(model) for model in _MODELS) + "\n"
+
+
+def _table(model: type[BaseModel]) -> str:
+    summary = " ".join((model.__doc__ or "").split("\n\n")[0].split())
+    rows = [f"### {model.__name__}", "", summary, "", "| field | type | default | |", "|---|---|---|---|"]
+    for name, field in model.model_fields.items():
+        default = "required" if field.is_required() else f"`{field.get_default(call_default_factory=True)}`"
+        text = " ".join((field.description or "").split())
+        cells = (f"`{name}`", _type_name(field.annotation), default.replace("`None`", ""), text)
+        rows.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    return "\n".join(rows)
+
+
+def _type_name(annotation: Any) -> str:
+    if get_origin(annotation) is Annotated:
+        return _type_name(get_args(annotation)[0])
+    if get_origin(annotation) in (Union, UnionType):
+        return " | ".join("None" if part is type(None) else _type_name(part) for part in get_args(annotation))
+    name = annotation.__name__ if isinstance(annotation, type) and not get_args(annotation) else str(annotation)
+    return name.replace("typing.", "").replace("reports.results.record.", "")
+
+
+def document(text: str) -> str:
+    """``docs/record.md`` with its tables replaced by current ones."""
+    head, mark, _ = text.partition(MARK)
+    if not mark:
+        raise ValueError(f"docs/record.md lacks the line {MARK!r}: put it where the tables belong")
+    return f"{head}{MARK}\n\n{field_tables()}"
+
+
+def main() -> None:
+    (DOCS / "record.schema.json").write_text(schema_text(), encoding="utf-8")
+    page = DOCS / "record.md"
+    page.write_text(document(page.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

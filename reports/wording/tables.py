@@ -1,0 +1,191 @@
+"""Tables of a summary: one per kind, a row for every cell, also for those that failed."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from reports.results.aggregate import KINDS, ratio_of
+
+NONE = "–"
+Row = dict[str, Any]
+Key = float | str | None
+
+KIND_TITLES = {
+    "measured": "Measured",
+    "emulated": "Emulated: run on a link paced to a stated rate",
+    "oracle": "Oracle: a bound that no real system reaches",
+    "projected": "Projected: computed from a hardware model, not run",
+}
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column: its header with units, the text of a row's cell, and what a page sorts by."""
+
+    header: str
+    text: Callable[[Row], str]
+    key: Callable[[Row], Key]
+
+
+@dataclass(frozen=True)
+class TableCell:
+    """Text and sort key of one cell."""
+
+    text: str
+    key: Key
+
+
+def cell(text: str) -> TableCell:
+    """A cell of text alone: sorted by the number it begins with, if its words before that are none."""
+    found = re.match(r"[(≈ ]*([+\-−]?\d[\d,]*(?:\.\d+)?)(?![\d.]*[A-Za-z(:])", text)
+    if text == NONE or not text:
+        return TableCell(text, None)
+    return TableCell(text, float(found[1].replace(",", "").replace("−", "-")) if found else text)
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of one kind of figures."""
+
+    kind: str
+    caption: str
+    headers: list[str]
+    rows: list[list[TableCell]]
+
+
+def number(value: Any) -> str:
+    """Three significant digits without exponent, thousands apart; ``–`` where not applicable."""
+    if value is None or pd.isna(value):
+        return NONE
+    size = abs(float(value))
+    digits = 0 if size >= 100 else 1 if size >= 10 else 2 if size >= 1 else 3
+    return f"{value:,.{digits}f}" if size else "0"
+
+
+def splits_text(data: pd.DataFrame, part: str, value: str) -> str:
+    """In words, by ``title`` and ``batch_size``: each ``part`` with its ``value``; what a stacked bar shows."""
+    texts = []
+    for (title, batch), rows in data.groupby(["title", "batch_size"], sort=False):
+        split = ", ".join(f"{row[part]} {number(row[value])}" for row in rows.to_dict("records"))
+        texts.append(f"{title} at batch {batch}: {split}")
+    return "; ".join(texts)
+
+
+def percent(value: Any) -> str:
+    """A share of one in percent; a share below one never rounds up to 100."""
+    if value is None or pd.isna(value):
+        return NONE
+    text = f"{100 * value:.1f}"
+    return "99.9 %" if text == "100.0" and value < 1 else f"{text} %"
+
+
+def system_text(row: Row) -> str:
+    """The title, with its kind unless measured."""
+    return str(row["title"]) if row["kind"] == "measured" else f"{row['title']} ({row['kind']})"
+
+
+def _ratio_text(row: Row) -> str:
+    if row["is_reference"] and row["status"] == "ok":
+        return "1 (reference)"
+    text = str(ratio_of(row))
+    foreign = text != NONE and row["reference_kind"] != row["kind"]
+    return f"{text} of {row['reference_kind']} {row['reference']}" if foreign else text
+
+
+def notes(row: Row) -> str:
+    """What a reader must know of a row: why it has no figures, and what makes it less comparable."""
+    parts = []
+    if row["rounds_ok"] < row["rounds"]:
+        done = f" ({row['rounds_ok']} of {row['rounds']} rounds finished)" if row["rounds_ok"] else ""
+        parts.append(_short(row["reason"]) + done)
+    if row["failed_attempts"]:
+        parts.append(f"after {row['failed_attempts']} failed attempts")
+    if not row["enforced"] and row["kind"] != "projected":
+        parts.append("unenforced")
+    if row["budget_differs"]:
+        parts.append(f"budget {number(row['expert_budget_bytes'] / 1e6)} MB")
+    if row["lossless"] is False:
+        parts.append("lossy by design")
+    return "; ".join(parts)
+
+
+def _short(text: str, limit: int = 160) -> str:
+    return text if len(text) <= limit else text[: limit - 1].rstrip() + "…"
+
+
+def _number(name: str, header: str, scale: float = 1.0, text: Callable[[Any], str] = number) -> Column:
+    def key(row: Row) -> Key:
+        return None if pd.isna(row[name]) else float(row[name]) / scale
+
+    return Column(header, lambda row: text(key(row)), key)
+
+
+COLUMNS = (
+    Column("system", system_text, system_text),
+    Column("batch", lambda row: str(row["batch_size"]), lambda row: float(row["batch_size"])),
+    _number("decode_tok_s", "decode tok/s"),
+    Column("ratio to reference [95 % CI]", _ratio_text, lambda row: ratio_of(row).median),
+    _number("ttft_s", "TTFT s"),
+    _number("tpot_s", "TPOT s"),
+    _number("link_bytes_per_token", "link MB per token", 1e6),
+    _number("kernel_read_bytes_per_token", "kernel-read MB per token", 1e6),
+    _number("tokens_per_step", "tokens per step T(γ)"),
+    _number("acceptance_rate", "acceptance", text=percent),
+    _number("hit_rate", "hit rate", text=percent),
+    _number("peak_device_expert_bytes", "peak expert MB", 1e6),
+    _number("peak_rss_bytes", "peak process GB", 1e9),
+    _number("achieved_link_gb_s", "link GB/s"),
+    _number("link_of_ceiling", "link of ceiling", text=percent),
+    _number("disk_of_ceiling", "disk of ceiling", text=percent),
+    _number("memory_of_ceiling", "memory of ceiling (modelled)", text=percent),
+    _number("fidelity", "fidelity", text=percent),
+    Column("rounds", lambda row: f"n={row['rounds_ok']}", lambda row: float(row["rounds_ok"])),
+    Column("notes", notes, notes),
+)
+
+
+def tables(summary: pd.DataFrame) -> list[Table]:
+    """One table per kind in a summary of one workload, measured first."""
+    rows = mark_budgets(summary.to_dict("records"))
+    out = []
+    for kind in [*KINDS, *sorted(set(summary["kind"]) - set(KINDS))]:
+        ours = [row for row in rows if row["kind"] == kind]
+        if ours:
+            cells = [[TableCell(column.text(row), column.key(row)) for column in COLUMNS] for row in ours]
+            out.append(Table(kind, KIND_TITLES.get(kind, kind), [column.header for column in COLUMNS], cells))
+    return out
+
+
+def mark_budgets(rows: list[Row]) -> list[Row]:
+    """Adds ``budget_differs``: the row's expert budget is not the most common one of its workload."""
+    budgets = [int(row["expert_budget_bytes"]) for row in rows if not pd.isna(row["expert_budget_bytes"])]
+    usual = max(sorted(set(budgets)), key=budgets.count) if budgets else None
+    return [
+        row | {"budget_differs": not pd.isna(row["expert_budget_bytes"]) and row["expert_budget_bytes"] != usual}
+        for row in rows
+    ]
+
+
+def plain(table: Table) -> str:
+    """The table for a terminal, columns aligned."""
+    lines = [table.headers, *([cell.text for cell in row] for row in table.rows)]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(table.headers))]
+    padded = [[text.ljust(width) for text, width in zip(line, widths, strict=True)] for line in lines]
+    return "\n".join("  ".join(line).rstrip() for line in padded)
+
+
+def markdown(table: Table) -> str:
+    """The table in GitHub's markdown; figures are right-aligned."""
+    keys = [[row[i].key for row in table.rows] for i in range(len(table.headers))]
+    rule = ["---" if all(key is None or isinstance(key, str) for key in column) else "---:" for column in keys]
+    body = [[cell.text for cell in row] for row in table.rows]
+    return "\n".join("| " + " | ".join(_escape(cell) for cell in line) + " |" for line in [table.headers, rule, *body])
+
+
+def _escape(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ").replace("<", "&lt;")

@@ -1,0 +1,1 @@
+"""Chooses each cycle's draft length from measured costs and acceptance."""

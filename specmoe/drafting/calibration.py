@@ -1,0 +1,98 @@
+"""What a calibration run over sample prompts says of a checkpoint's experts; kept beside its expert store.
+
+Per MoE layer: how often each expert was used (HotGlobal and merged experts need it), and how far apart the
+experts' *outputs* are on the same tokens (activation affinity, the alternative to distance between weights).
+"""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from zipfile import BadZipFile
+
+import numpy as np
+import torch
+
+from specmoe.drafting import affinity
+from specmoe.errors import StoreError
+from specmoe.model.experts import ExpertsLayer
+from specmoe.offload.store import ExpertStore
+
+FILE = "calibration.npz"
+SAMPLED_TOKENS = 64
+
+
+@dataclass
+class Calibration:
+    """Per MoE layer: ``counts`` [E] float32, ``distances`` [E, E] float16; over ``tokens`` tokens."""
+
+    tokens: int
+    counts: list[torch.Tensor]
+    distances: list[torch.Tensor]
+
+    def save(self, store: ExpertStore) -> Path:
+        """Write beside the store; returns the file.  Merged slices built from an earlier one are removed."""
+        path = store.path / FILE
+        for outdated in store.path.glob("merged_*"):
+            shutil.rmtree(outdated, ignore_errors=True)
+        arrays = {"tokens": np.array(self.tokens)}
+        for position, (counts, distances) in enumerate(zip(self.counts, self.distances, strict=True)):
+            arrays[f"counts_{position}"] = counts.numpy()
+            arrays[f"distances_{position}"] = distances.numpy()
+        partial = path.with_name("calibration.partial.npz")
+        np.savez(partial, allow_pickle=False, **arrays)
+        partial.rename(path)
+        return path
+
+
+def load(store: ExpertStore) -> Calibration | None:
+    """The store's calibration, None when there is none.
+
+    Raises:
+        StoreError: the file is damaged or of another shape.
+    """
+    path = store.path / FILE
+    if not path.exists():
+        return None
+    try:
+        with np.load(path) as arrays:
+            counts = [torch.from_numpy(arrays[f"counts_{i}"]) for i in range(len(store.layers))]
+            distances = [torch.from_numpy(arrays[f"distances_{i}"]) for i in range(len(store.layers))]
+            tokens = int(arrays["tokens"])
+    except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
+        raise StoreError(f"calibration {path} cannot be read ({error!r}): delete it and calibrate again") from error
+    for spec, count, table in zip(store.layers, counts, distances, strict=True):
+        if count.shape != (spec.experts,) or table.shape != (spec.experts, spec.experts):
+            raise StoreError(f"calibration {path} does not fit its store: delete it and calibrate again")
+    return Calibration(tokens, counts, distances)
+
+
+class Observer:
+    """Called by every experts layer of a target pass while calibrating: counts picks, compares outputs.
+
+    Each layer runs all its experts over the same ``SAMPLED_TOKENS`` tokens of its first pass, so every
+    expert crosses the link once.
+    """
+
+    def __init__(self, store: ExpertStore) -> None:
+        self._store = store
+        self._counts = [torch.zeros(spec.experts) for spec in store.layers]
+        self._distances: list[torch.Tensor | None] = [None] * len(store.layers)
+        self._tokens = 0
+
+    def __call__(self, layer: ExpertsLayer, hidden: torch.Tensor, index: torch.Tensor) -> None:
+        """``hidden`` [T, H] and the gate's picks ``index`` [T, K] of real tokens only."""
+        position = layer.position
+        experts = self._store.layers[position].experts
+        self._counts[position] += torch.bincount(index.flatten().cpu(), minlength=experts)
+        self._tokens += len(hidden) if position == 0 else 0
+        if self._distances[position] is None:
+            sampled = torch.linspace(0, len(hidden) - 1, min(SAMPLED_TOKENS, len(hidden))).long()
+            outputs = layer.outputs_of_all(hidden[sampled.to(hidden.device)]).flatten(1).cpu()  # [E, S * H]
+            self._distances[position] = affinity.distances((outputs @ outputs.t()).double())
+
+    def result(self) -> Calibration:
+        """What was seen; every layer must have run."""
+        distances = [d for d in self._distances if d is not None]
+        return Calibration(self._tokens, self._counts, distances)

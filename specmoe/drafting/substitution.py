@@ -1,0 +1,131 @@
+"""Who stands in for an expert that cannot draft: from the gate's picks to picks among the draft experts.
+
+A rule maps (index [T, K], weights [T, K]) to the same shapes over draft experts only; a weight of zero means
+that the pick is left out.  The target never uses these: verification asks for the gate's own picks.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import torch
+
+from specmoe.drafting import affinity
+from specmoe.errors import UnsupportedModelError
+from specmoe.options import Substitution
+
+
+@dataclass(frozen=True)
+class Picks:
+    """The gate's choice for one layer: ``index`` long [T, K], ``weights`` [T, K], ``logits`` [T, E] or None."""
+
+    index: torch.Tensor
+    weights: torch.Tensor
+    logits: torch.Tensor | None = None
+
+
+class SubstitutionRule(Protocol):
+    """One layer's rule for the current draft experts."""
+
+    def __call__(self, picks: Picks) -> tuple[torch.Tensor, torch.Tensor]: ...
+
+
+class MapTo:
+    """A fixed stand-in per expert: long [E] of ids; draft experts map to themselves."""
+
+    def __init__(self, stand_in: torch.Tensor) -> None:
+        self.stand_in = stand_in
+
+    def __call__(self, picks: Picks) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.stand_in[picks.index], picks.weights
+
+
+class Drop:
+    """Leave out what cannot draft and rescale the rest to the gate's sum; nothing is left when none can."""
+
+    def __init__(self, experts: int, drafting: list[int], device: torch.device) -> None:
+        self._can = torch.zeros(experts, dtype=torch.bool, device=device)
+        self._can[drafting] = True
+        self._any = drafting[0]
+
+    def __call__(self, picks: Picks) -> tuple[torch.Tensor, torch.Tensor]:
+        can = self._can[picks.index]
+        weights = rescale(picks.weights * can, picks.weights)
+        return torch.where(can, picks.index, self._any), weights
+
+
+class BestGate:
+    """The gate's own ranking among draft experts: its K highest logits there, weighted by their softmax."""
+
+    def __init__(self, drafting: list[int], device: torch.device) -> None:
+        self._drafting = torch.tensor(drafting, device=device)
+
+    def __call__(self, picks: Picks) -> tuple[torch.Tensor, torch.Tensor]:
+        if picks.logits is None:
+            raise UnsupportedModelError(
+                "substitution='best-gate' needs the router's logits, which this family does not return: use another"
+            )
+        top_k = min(picks.index.shape[1], len(self._drafting))
+        best = picks.logits[:, self._drafting].topk(top_k, dim=-1)
+        index = torch.zeros_like(picks.index) + self._drafting[0]
+        weights = torch.zeros_like(picks.weights)
+        index[:, :top_k] = self._drafting[best.indices]
+        weights[:, :top_k] = best.values.softmax(dim=-1).to(weights.dtype)
+        return index, rescale(weights, picks.weights)
+
+
+def make_rule(
+    name: Substitution,
+    drafting: list[int],
+    table: torch.Tensor,
+    slices: torch.Tensor | None,
+    generator: torch.Generator,
+    device: torch.device,
+) -> SubstitutionRule:
+    """The rule of one layer for its current draft experts.
+
+    Args:
+        name: which rule.
+        drafting: expert ids on the device that may draft; at least one unless ``slices`` are given.
+        table: distances [E, E] for the affinity rules.
+        slices: long [E], each expert's merged slice as an id from E on; for ``merged``.
+        generator: of the random rule.
+        device: where index tensors live.
+    """
+    experts = len(table)
+    if name == "drop":
+        return Drop(experts, drafting, device)
+    if name == "best-gate":
+        return BestGate(drafting, device)
+    if name == "random":
+        chosen = torch.tensor(drafting)[torch.randint(len(drafting), (experts,), generator=generator)]
+        chosen[drafting] = torch.tensor(drafting)
+        return MapTo(chosen.to(device))
+    if name == "merged":
+        assert slices is not None
+        stand_in = slices.clone()
+        stand_in[drafting] = torch.tensor(drafting, dtype=torch.long)
+        return MapTo(stand_in.to(device))
+    return MapTo(affinity.substitution(table, drafting).to(device))
+
+
+def merge_collisions(
+    index: torch.Tensor, weights: torch.Tensor, rule: Literal["add", "once"]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Let each expert appear once per token: later picks on one expert get weight zero.
+
+    ``add`` gives the first of them the sum of their weights; ``once`` the largest, rescaled to the row's sum.
+    """
+    same = index[:, :, None] == index[:, None, :]  # [T, K, K]
+    repeated = same.tril(-1).any(dim=-1)  # [T, K]
+    shared = same * weights[:, None, :]
+    merged = shared.sum(dim=-1) if rule == "add" else shared.amax(dim=-1)
+    merged = merged.masked_fill(repeated, 0.0)
+    return index, merged if rule == "add" else rescale(merged, weights)
+
+
+def rescale(weights: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """``weights`` [T, K] scaled so that each row sums to what the row of ``like`` does; all-zero rows stay."""
+    total = weights.sum(dim=-1, keepdim=True)
+    return torch.where(total > 0, weights * like.sum(dim=-1, keepdim=True) / total.clamp_min(1e-20), weights)

@@ -1,0 +1,140 @@
+"""Puts the parts together: arena, link, placement, draft set, affinity and the hook, for one loaded model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from transformers import PreTrainedModel
+
+from specmoe.drafting import affinity
+from specmoe.drafting import calibration as calibrate
+from specmoe.drafting import merged as merge
+from specmoe.drafting.calibration import Calibration
+from specmoe.drafting.selection import DraftSelection
+from specmoe.errors import BudgetError, OptionError
+from specmoe.model.checkpoint import expert_modules
+from specmoe.model.experts import attach
+from specmoe.model.pass_state import ExpertsRuntime
+from specmoe.offload.arena import ExpertArena
+from specmoe.offload.device import Device
+from specmoe.offload.link import Link
+from specmoe.offload.placement import Placement, make_placement
+from specmoe.offload.prefetch import Prefetcher
+from specmoe.offload.residency import Residency
+from specmoe.offload.sources import DiskSource, HostSource, Source, WithMerged
+from specmoe.offload.store import ExpertStore
+from specmoe.options import SpecOptions
+
+
+@dataclass
+class Assembly:
+    """The parts an engine drives; ``most_draft_experts`` is the largest N that a controller may pin."""
+
+    runtime: ExpertsRuntime
+    arena: ExpertArena
+    link: Link
+    most_draft_experts: int
+
+
+@dataclass(frozen=True)
+class Policies:
+    """Placement and draft selection, and the largest N that fits."""
+
+    placement: Placement
+    selection: DraftSelection | None
+    most_draft_experts: int
+
+
+def assemble(
+    model: PreTrainedModel,
+    store: ExpertStore,
+    options: SpecOptions,
+    budget_bytes: int,
+    device: Device,
+    slow_tier: Literal["disk", "host"],
+) -> Assembly:
+    """Build every part and attach the hook to ``model``.
+
+    Raises:
+        BudgetError: the budget cannot hold the draft experts, merged slices and one expert in transit.
+        OptionError: an option that needs a calibration, and there is none.
+    """
+    sizes = [spec.experts for spec in store.layers]
+    calibration = calibrate.load(store)
+    source = open_source(store, device, slow_tier)
+    slices = None
+    if options.substitution == "merged":
+        merged, assigned = merge.open_or_build(store, _needed(calibration, options), options.merged_experts)
+        slices = [a + n for a, n in zip(assigned, sizes, strict=True)]
+        source = WithMerged(source, open_source(merged, device, slow_tier), sizes)
+    permanent = sum(len(set(s.tolist())) for s in slices or [])
+    arena = ExpertArena(device, store.slot_bytes, budget_bytes, sum(sizes) + permanent)
+    chosen = make_policies(sizes, options, arena, calibration, permanent)
+    link = Link(source, store, device)
+    residency = Residency(store, arena, link, chosen.placement)
+    prefetcher = None
+    if options.prefetch == "draft" and options.drafts_with_experts:
+        prefetcher = Prefetcher(store, residency, link, int(options.prefetch_share * budget_bytes))
+    tables = _tables(store, options, calibration)
+    runtime = ExpertsRuntime(options, residency, chosen.placement, chosen.selection, tables, slices, prefetcher)
+    attach(model, expert_modules(model), runtime)
+    return Assembly(runtime, arena, link, chosen.most_draft_experts)
+
+
+def make_policies(
+    sizes: list[int], options: SpecOptions, arena: ExpertArena, calibration: Calibration | None, permanent: int = 0
+) -> Policies:
+    """Who decides over the arena's slots, for MoE layers of ``sizes`` experts; ``permanent`` slots are merged slices.
+
+    Raises:
+        BudgetError, OptionError: as ``assemble``.
+    """
+    pinned = sum(min(options.draft_experts, n) for n in sizes) if options.drafts_with_experts else 0
+    most = max(1, 3 * (arena.slots - permanent) // (4 * len(sizes)))  # the rest is for the placement policy
+    if options.controller == "auto" and options.drafts_with_experts:  # N is the controller's, from what fits
+        pinned = sum(min(options.draft_experts, most, n) for n in sizes)
+    _check_budget(arena, pinned + permanent, sum(sizes) + permanent, options)
+    placement = make_placement(options.placement, sizes, arena.slots - pinned - permanent)
+    selection = _selection(sizes, options, calibration) if options.drafts_with_experts else None
+    if selection is not None and options.controller == "auto":
+        selection.resize(min(options.draft_experts, most))
+    return Policies(placement, selection, most)
+
+
+def open_source(store: ExpertStore, device: Device, slow_tier: Literal["disk", "host"]) -> Source:
+    """The slow tier over a store's files or over a copy of them in host memory."""
+    return DiskSource(store) if slow_tier == "disk" else HostSource(store, device)
+
+
+def _selection(sizes: list[int], options: SpecOptions, calibration: Calibration | None) -> DraftSelection:
+    counts = _needed(calibration, options).counts if options.selection == "hot-global" else None
+    return DraftSelection(sizes, options, counts)
+
+
+def _tables(store: ExpertStore, options: SpecOptions, calibration: Calibration | None) -> list[torch.Tensor]:
+    if options.substitution == "affinity-activation":
+        return [table.float() for table in _needed(calibration, options).distances]
+    return [affinity.load_table(store, position) for position in range(len(store.layers))]
+
+
+def _needed(calibration: Calibration | None, options: SpecOptions) -> Calibration:
+    if calibration is None:
+        raise OptionError(
+            f"selection={options.selection!r} with substitution={options.substitution!r} needs a calibration of this "
+            "model: run SpecMoE.calibrate on sample prompts once"
+        )
+    return calibration
+
+
+def _check_budget(arena: ExpertArena, fixed: int, experts: int, options: SpecOptions) -> None:
+    needed = min(fixed + 1, experts)
+    if arena.slots < needed:
+        raise BudgetError(
+            f"expert budget of {arena.budget_bytes} bytes holds {arena.slots} experts, but {fixed} draft experts "
+            f"and one in transit need {needed * arena.slot_bytes} bytes: raise expert_budget, or lower "
+            + ("merged_experts or " if options.merged_experts else "")
+            + "draft_experts"
+            + (" (or gamma=0)" if options.speculates else "")
+        )

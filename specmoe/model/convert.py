@@ -1,0 +1,233 @@
+"""Checkpoint to expert store: streaming, one expert in memory at a time, atomic at the end."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from specmoe.drafting import affinity
+from specmoe.errors import StoreError, UnsupportedModelError
+from specmoe.model.checkpoint import Checkpoint, ExpertKey, build_shell, checkpoint_files, expert_modules, open_shard
+from specmoe.offload.store import (
+    ExpertStore,
+    LayerSpec,
+    TensorSpec,
+    checksum,
+    round_to_pages,
+    write_expert,
+    write_index,
+)
+
+Progress = Callable[[int, int], None]
+_SAMPLES = 64
+
+# Checkpoint names of an expert's matrices -> (tensor in the store, which part of it)
+_PARTS = {
+    "gate_proj": ("gate_up_proj", 0),
+    "w1": ("gate_up_proj", 0),
+    "up_proj": ("gate_up_proj", 1),
+    "w3": ("gate_up_proj", 1),
+    "down_proj": ("down_proj", None),
+    "w2": ("down_proj", None),
+}
+
+
+@dataclass
+class _LayerSource:
+    """Where the tensors of one experts module are found: [expert][store tensor] -> parts in order."""
+
+    parts: dict[int, dict[str, dict[int, tuple[Any, str, int | None]]]] = field(
+        default_factory=lambda: defaultdict(lambda: defaultdict(dict))
+    )
+
+
+def build_store(
+    checkpoint: str | Path, out: str | Path, dtype: torch.dtype | None = None, progress: Progress | None = None
+) -> ExpertStore:
+    """Convert the experts of a safetensors checkpoint into a new store at ``out``.
+
+    Args:
+        checkpoint: folder with ``config.json`` and safetensors files.
+        out: folder to create; written beside it under another name first, then renamed.
+        dtype: dtype of the stored experts; default is the checkpoint's own.
+        progress: called with (experts done, experts in all).
+
+    Raises:
+        UnsupportedModelError: the family or the key layout is not supported.
+        StoreError: ``out`` exists, or the disk is full.
+    """
+    checkpoint, out = Path(checkpoint), Path(out)
+    if out.exists():
+        raise StoreError(f"{out} exists already: open it with ExpertStore.open, or delete it first")
+    model = build_shell(checkpoint)
+    reader = Checkpoint(checkpoint, model)
+    sources = _collect(reader, model)
+    partial = out.with_name(f"{out.name}.partial-{os.getpid()}")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        stored = _write(reader, model, sources, partial, dtype, progress)
+        affinity.build_tables(stored)
+        partial.rename(out)
+    except OSError as error:
+        raise StoreError(
+            f"cannot write the expert store at {out} ({error}): free disk space or choose another"
+        ) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return ExpertStore.open(out)
+
+
+def open_or_build(
+    checkpoint: str | Path, out: str | Path, dtype: torch.dtype | None = None, progress: Progress | None = None
+) -> ExpertStore:
+    """The store at ``out`` if it was made from this checkpoint and dtype, else a fresh one.
+
+    Raises:
+        StoreError: ``out`` holds a damaged store, or one of another checkpoint or dtype.
+    """
+    out = Path(out)
+    if not out.exists():
+        return build_store(checkpoint, out, dtype, progress)
+    store = ExpertStore.open(out)
+    if not fingerprint(Path(checkpoint)).items() <= store.source.items():
+        raise StoreError(f"{out} was built from another checkpoint than {checkpoint}: delete it or name another folder")
+    if dtype is not None and store.dtype != dtype:
+        raise StoreError(f"{out} holds {store.dtype}, {dtype} was asked for: delete it or name another folder")
+    return store
+
+
+def fingerprint(checkpoint: Path) -> dict[str, Any]:
+    """What identifies a checkpoint cheaply: sizes of its files, and a checksum of samples spread over each.
+
+    Weights trained anew differ nearly everywhere, so 64 samples of 4 kB tell them from others of the same shape.
+    """
+    files = {}
+    for file in checkpoint_files(checkpoint):
+        size = file.stat().st_size
+        with file.open("rb") as opened:
+            samples = bytearray(opened.read(1 << 16))
+            for part in range(_SAMPLES):
+                opened.seek(size * part // _SAMPLES)
+                samples += opened.read(1 << 12)
+        files[file.name] = {"bytes": size, "samples_xxh3": checksum(bytes(samples))}
+    config = (checkpoint / "config.json").read_bytes()
+    return {"files": files, "config_xxh3": checksum(config)}
+
+
+def _collect(reader: Checkpoint, model: PreTrainedModel) -> dict[str, _LayerSource]:
+    """Assign every expert key to its module, expert and place."""
+    modules = expert_modules(model)
+    sources: dict[str, _LayerSource] = {name: _LayerSource() for name in modules}
+    for file, _, key in reader.entries():
+        place = reader.expert_key(key)
+        if place is None:
+            continue
+        if place.module not in modules:
+            raise UnsupportedModelError(f"checkpoint key {key} names no experts module of {type(model).__name__}")
+        _assign(sources[place.module], place, modules[place.module], file, key)
+    for name, source in sources.items():
+        expected = modules[name].num_experts
+        if len(source.parts) != expected:
+            raise UnsupportedModelError(
+                f"{name} has {expected} experts, the checkpoint holds {len(source.parts)}: "
+                "it is incomplete, or its key layout is not supported"
+            )
+    return sources
+
+
+def _assign(source: _LayerSource, place: ExpertKey, module: Any, file: Path, key: str) -> None:
+    if place.expert is None:  # fused [E, ...]: one slice per expert
+        for expert in range(module.num_experts):
+            source.parts[expert][place.part][0] = (file, key, expert)
+        return
+    if place.part not in _PARTS:
+        raise UnsupportedModelError(f"checkpoint key {key}: unknown part {place.part!r} of an expert")
+    name, part = _PARTS[place.part]
+    source.parts[place.expert][name][part or 0] = (file, key, None)
+
+
+class _Reader:
+    """Keeps the current safetensors file open between tensors."""
+
+    def __init__(self) -> None:
+        self._file: Path | None = None
+        self._opened: Any = None
+
+    def tensor(self, file: Path, key: str, index: int | None) -> torch.Tensor:
+        if file != self._file:
+            self._opened, self._file = open_shard(file), file
+        loaded: torch.Tensor = (
+            self._opened.get_tensor(key) if index is None else self._opened.get_slice(key)[index : index + 1][0]
+        )
+        return loaded
+
+
+def _write(
+    reader: Checkpoint,
+    model: PreTrainedModel,
+    sources: dict[str, _LayerSource],
+    folder: Path,
+    dtype: torch.dtype | None,
+    progress: Progress | None,
+) -> ExpertStore:
+    tensors = _Reader()
+    total = sum(len(source.parts) for source in sources.values())
+    done = 0
+    specs: list[LayerSpec] = []
+    for module, source in sources.items():
+        layer = next(int(part) for part in module.split(".") if part.isdigit())
+        file = f"layer_{layer:03d}.bin"
+        checksums: list[str] = []
+        spec_tensors: tuple[TensorSpec, ...] = ()
+        size = 0
+        with (folder / file).open("wb") as out:
+            for expert in range(len(source.parts)):
+                named = _expert_tensors(tensors, source, expert, dtype, module)
+                dtype = dtype or next(iter(named.values())).dtype
+                spec_tensors, data = _pack(named)
+                size = len(data)
+                checksums.append(write_expert(out, data))
+                done += 1
+                if progress:
+                    progress(done, total)
+        stride = round_to_pages(size)
+        specs.append(LayerSpec(layer, module, len(checksums), size, stride, file, spec_tensors, tuple(checksums)))
+    assert dtype is not None
+    source_facts = {"model_type": model.config.model_type, **fingerprint(reader.path)}
+    write_index(folder, dtype, specs, source_facts)
+    return ExpertStore(folder, dtype, specs, source_facts)
+
+
+def _expert_tensors(
+    reader: _Reader, source: _LayerSource, expert: int, dtype: torch.dtype | None, module: str
+) -> dict[str, torch.Tensor]:
+    """The expert's store tensors, gate and up concatenated [2I, H] as transformers' experts hold them."""
+    if expert not in source.parts:
+        raise UnsupportedModelError(f"{module} lacks expert {expert} in the checkpoint")
+    named: dict[str, torch.Tensor] = {}
+    for name, parts in sorted(source.parts[expert].items(), reverse=True):
+        loaded = [reader.tensor(*parts[i]) for i in sorted(parts)]
+        tensor = loaded[0] if len(loaded) == 1 else torch.cat(loaded, dim=0)
+        named[name] = tensor.to(dtype or tensor.dtype).contiguous()
+    if "down_proj" not in named or not {"gate_up_proj", "up_proj"} & set(named):
+        raise UnsupportedModelError(f"{module} expert {expert} lacks a matrix: found {sorted(named)}")
+    return named
+
+
+def _pack(named: dict[str, torch.Tensor]) -> tuple[tuple[TensorSpec, ...], bytes]:
+    """Concatenate tensors, each at a multiple of 64 bytes."""
+    specs, data = [], bytearray()
+    for name, tensor in named.items():
+        data += b"\0" * (-len(data) % 64)
+        specs.append(TensorSpec(name, tuple(tensor.shape), len(data)))
+        data += tensor.flatten().view(torch.uint8).numpy().tobytes()
+    return tuple(specs), bytes(data)

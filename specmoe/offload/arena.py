@@ -1,0 +1,78 @@
+"""ExpertArena: all device memory for experts, a fixed number of slots under a hard byte budget."""
+
+from __future__ import annotations
+
+import torch
+
+from specmoe.errors import BudgetError
+from specmoe.offload.device import Device
+
+Key = tuple[int, int]
+"""(position of the MoE layer, expert id)."""
+
+
+class ExpertArena:
+    """Slots of equal size; knows which expert occupies which.
+
+    A slot fits the largest expert of the model, so smaller ones leave the rest unused.
+
+    Raises:
+        BudgetError: the budget holds no slot at all.
+    """
+
+    def __init__(self, device: Device, slot_bytes: int, budget_bytes: int, max_slots: int) -> None:
+        self.slot_bytes = slot_bytes
+        self.budget_bytes = budget_bytes
+        self.slots = min(budget_bytes // slot_bytes, max_slots)
+        if self.slots < 1:
+            raise BudgetError(
+                f"expert budget of {budget_bytes} bytes is smaller than one expert ({slot_bytes} bytes): raise it"
+            )
+        self._memory = device.allocate(self.slots * slot_bytes)
+        self._free = list(range(self.slots - 1, -1, -1))
+        self._slot_of: dict[Key, int] = {}
+        self.peak_slots = 0
+
+    @property
+    def peak_bytes(self) -> int:
+        """Most bytes ever occupied at once."""
+        return self.peak_slots * self.slot_bytes
+
+    @property
+    def free_slots(self) -> int:
+        return len(self._free)
+
+    def __contains__(self, key: Key) -> bool:
+        return key in self._slot_of
+
+    def occupants(self) -> list[Key]:
+        """Experts with a slot, in the order they came."""
+        return list(self._slot_of)
+
+    def acquire(self, key: Key) -> torch.Tensor | None:
+        """Give ``key`` a free slot (uint8 [slot_bytes]), or None when there is none.
+
+        Raises:
+            ValueError: ``key`` has a slot already.
+        """
+        if key in self._slot_of:
+            raise ValueError(f"expert {key} already has a slot")
+        if not self._free:
+            return None
+        self._slot_of[key] = self._free.pop()
+        self.peak_slots = max(self.peak_slots, len(self._slot_of))
+        return self.buffer(key)
+
+    def buffer(self, key: Key) -> torch.Tensor:
+        """The slot of an occupant, uint8 [slot_bytes]."""
+        start = self._slot_of[key] * self.slot_bytes
+        return self._memory[start : start + self.slot_bytes]
+
+    def release(self, key: Key) -> None:
+        """Free an occupant's slot."""
+        self._free.append(self._slot_of.pop(key))
+
+    def clear(self) -> None:
+        """Free every slot."""
+        for key in self.occupants():
+            self.release(key)

@@ -1,0 +1,230 @@
+"""The link: the only mover of expert bytes from the slow tier to the device tier, and their only counter."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from dataclasses import dataclass, replace
+
+import torch
+
+from specmoe.errors import SpecMoEError
+from specmoe.offload.device import Device, host_bytes
+from specmoe.offload.sources import Source
+from specmoe.offload.store import ExpertStore
+from specmoe.timeline import Timeline
+
+
+@dataclass
+class LinkStats:
+    """Running totals since the link was opened.
+
+    ``busy_s`` is time in which at least one transfer was under way; ``wait_s`` is time the compute
+    side stood still for one.
+    """
+
+    moved_bytes: int = 0
+    transfers: int = 0
+    busy_s: float = 0.0
+    wait_s: float = 0.0
+
+
+class Transfer:
+    """One expert on its way; ``wait`` returns once compute may read the slot."""
+
+    def __init__(self, position: int, expert: int, slot: torch.Tensor) -> None:
+        self.position, self.expert, self.slot = position, expert, slot
+        self._done = threading.Event()
+        self._event: torch.cuda.Event | None = None
+        self._error: BaseException | None = None
+
+    @property
+    def done(self) -> bool:
+        """Whether the transfer ended, well or not."""
+        return self._done.is_set()
+
+    def finish(self, event: torch.cuda.Event | None, error: BaseException | None) -> None:
+        self._event, self._error = event, error
+        self._done.set()
+
+    def wait(self) -> float:
+        """Block until the bytes are there; returns seconds waited.
+
+        Raises:
+            StoreError: the read failed or the checksum differed.
+        """
+        started = time.perf_counter()
+        self._done.wait()
+        if self._error is not None:
+            raise self._error
+        if self._event is not None:
+            torch.cuda.current_stream().wait_event(self._event)
+        return time.perf_counter() - started
+
+
+class _Queue:
+    """Transfers not yet begun: demanded ones first, then prefetches, each in the order submitted."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._demanded: deque[Transfer] = deque()
+        self._ahead: deque[Transfer] = deque()
+        self._closed = False
+
+    def put(self, transfer: Transfer, ahead: bool) -> None:
+        with self._changed:
+            if self._closed:
+                raise SpecMoEError("the link is closed, and with it the engine: load the model again")
+            (self._ahead if ahead else self._demanded).append(transfer)
+            self._changed.notify()
+
+    def promote(self, transfer: Transfer) -> None:
+        """Move a prefetch to the demanded ones, unless it has begun."""
+        with self._changed:
+            if transfer in self._ahead:
+                self._ahead.remove(transfer)
+                self._demanded.append(transfer)
+
+    def withdraw(self, transfer: Transfer) -> bool:
+        """Take a prefetch back; False when it has begun."""
+        with self._changed:
+            if transfer not in self._ahead:
+                return False
+            self._ahead.remove(transfer)
+            return True
+
+    def get(self) -> Transfer | None:
+        """The next transfer; None once closed and empty."""
+        with self._changed:
+            while not (self._demanded or self._ahead or self._closed):
+                self._changed.wait()
+            queue = self._demanded or self._ahead
+            return queue.popleft() if queue else None
+
+    def close(self) -> None:
+        with self._changed:
+            self._closed = True
+            self._changed.notify()
+
+    def __len__(self) -> int:
+        return len(self._demanded) + len(self._ahead)
+
+
+class Link:
+    """Moves experts into slots on one background thread, those demanded before those prefetched.
+
+    One thread saturates the disks this was measured on; its reads release the interpreter, so transfers
+    run beside compute.  Every expert's checksum is compared the first time it arrives.
+    """
+
+    def __init__(self, source: Source, store: ExpertStore, device: Device) -> None:
+        self.stats = LinkStats()
+        self.timeline = Timeline(enabled=False)
+        self._source, self._store, self._device = source, store, device
+        self._checked: set[tuple[int, int]] = set()
+        self._staging: torch.Tensor | None = None
+        self._queue = _Queue()
+        self._moving = False
+        self._thread = threading.Thread(target=self._run, name="specmoe-link", daemon=True)
+        self._thread.start()
+
+    def submit(self, position: int, expert: int, slot: torch.Tensor, ahead: bool = False) -> Transfer:
+        """Queue the transfer of one expert into ``slot`` (uint8, at least stride_bytes).
+
+        ``ahead`` marks a prefetch, which lets every demanded transfer pass.
+
+        Raises:
+            SpecMoEError: the link is closed.
+        """
+        transfer = Transfer(position, expert, slot)
+        self._queue.put(transfer, ahead)
+        return transfer
+
+    def promote(self, transfer: Transfer) -> None:
+        """A prefetch is demanded now."""
+        self._queue.promote(transfer)
+
+    def withdraw(self, transfer: Transfer) -> bool:
+        """Take back a prefetch that has not begun; False when it has, or is done."""
+        return self._queue.withdraw(transfer)
+
+    @property
+    def queued(self) -> int:
+        """Transfers submitted and not yet begun."""
+        return len(self._queue)
+
+    @property
+    def moving(self) -> bool:
+        """Whether a transfer is under way."""
+        return self._moving
+
+    def wait(self, transfer: Transfer) -> None:
+        """Wait for a transfer and count the time compute stood still."""
+        waited = transfer.wait()
+        self.stats.wait_s += waited
+        if self.timeline.enabled:
+            now = time.perf_counter()
+            self.timeline.add("wait", "wait", now - waited, now)
+
+    def snapshot(self) -> LinkStats:
+        """A copy of the counters; subtract two with ``since``."""
+        return replace(self.stats)
+
+    def since(self, before: LinkStats) -> LinkStats:
+        """What happened after ``before`` was taken."""
+        now = self.stats
+        return LinkStats(
+            now.moved_bytes - before.moved_bytes,
+            now.transfers - before.transfers,
+            now.busy_s - before.busy_s,
+            now.wait_s - before.wait_s,
+        )
+
+    def close(self) -> None:
+        """Finish queued transfers, stop the thread, close the source; safe to call twice."""
+        if self._thread.is_alive():
+            self._queue.close()
+            self._thread.join()
+            self._source.close()
+
+    def _run(self) -> None:
+        while (transfer := self._queue.get()) is not None:
+            started, self._moving = time.perf_counter(), True
+            try:
+                event = self._move(transfer.position, transfer.expert, transfer.slot)
+            except BaseException as error:  # handed to the waiting side, which raises it
+                self._moving = False
+                transfer.finish(None, error)
+                continue
+            ended = time.perf_counter()
+            self.stats.busy_s += ended - started
+            self.stats.transfers += 1
+            self.timeline.add("link", f"layer {transfer.position} expert {transfer.expert}", started, ended)
+            self._moving = False
+            transfer.finish(event, None)
+
+    def _move(self, position: int, expert: int, slot: torch.Tensor) -> torch.cuda.Event | None:
+        stride = self._store.layers[position].stride_bytes
+        target = self._device.host_buffer(slot)
+        if target is not None:
+            self.stats.moved_bytes += self._source.read(position, expert, target)
+            self._check(position, expert, target)
+            return None
+        host = self._source.view(position, expert)
+        if host is None:
+            if self._staging is None:
+                self._staging = self._device.staging(self._store.slot_bytes)
+            host = self._staging[:stride]
+            self._source.read(position, expert, host_bytes(host))
+        self._check(position, expert, host_bytes(host))
+        event = self._device.upload(host, slot[:stride])
+        if event is not None:
+            event.synchronize()  # ends the transfer's time, and frees the staging buffer for the next
+        self.stats.moved_bytes += stride
+        return event
+
+    def _check(self, position: int, expert: int, data: memoryview) -> None:
+        if (position, expert) not in self._checked:
+            self._source.check(position, expert, data)
+            self._checked.add((position, expert))

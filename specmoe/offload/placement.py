@@ -1,0 +1,164 @@
+"""Placement policies: which experts stay on the device after their layer is done, and who goes first.
+
+``retain`` is asked when a layer has finished with an expert; ``priority`` orders the experts that may be
+evicted (lowest first).  Draft experts are pinned outside of the policy.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, Protocol
+
+import torch
+
+from specmoe.offload.arena import Key
+
+PlacementName = Literal["on-demand", "lru", "top-fraction", "lfu"]
+
+IN_TRANSIT = 2
+"""Slots that experts which only pass through may always have: one is filled while the other is computed with."""
+
+
+class Placement(Protocol):
+    """What residency asks of a policy."""
+
+    def observe(self, position: int, counts: torch.Tensor) -> None:
+        """A target pass used the layer's experts ``counts`` times (long [E])."""
+        ...
+
+    def retain(self, key: Key) -> bool: ...
+
+    def priority(self, key: Key) -> float: ...
+
+    def expected(self, key: Key) -> float:
+        """Tokens per pass that will probably use the expert, by what the policy has seen."""
+        ...
+
+    def reset(self) -> None:
+        """Forget what was seen."""
+        ...
+
+
+class OnDemand:
+    """Nothing stays: every pass brings every expert it needs (MoE-OnDemand)."""
+
+    def observe(self, position: int, counts: torch.Tensor) -> None:
+        pass
+
+    def retain(self, key: Key) -> bool:
+        return False
+
+    def priority(self, key: Key) -> float:
+        return 0.0
+
+    def expected(self, key: Key) -> float:
+        return 0.0
+
+    def reset(self) -> None:
+        pass
+
+
+class LeastRecentlyUsed:
+    """Everything stays until its slot is needed; the longest unused goes first."""
+
+    def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        self._clock = 0
+        self._used: dict[Key, int] = {}
+
+    def observe(self, position: int, counts: torch.Tensor) -> None:
+        self._clock += 1
+        for expert in counts.nonzero().flatten().tolist():
+            self._used[position, expert] = self._clock
+
+    def retain(self, key: Key) -> bool:
+        return True
+
+    def priority(self, key: Key) -> float:
+        return float(self._used.get(key, 0))
+
+    def expected(self, key: Key) -> float:
+        layers = len({layer for layer, _ in self._used}) or 1
+        passes_ago = (self._clock - self._used.get(key, 0)) / layers
+        return float(0.5**passes_ago)
+
+
+class LeastFrequentlyUsed:
+    """Everything stays until its slot is needed; the one with the lowest decayed use goes first.
+
+    ``decay`` multiplies older counts at each pass of the layer (1 keeps them all).
+    """
+
+    def __init__(self, experts: list[int], decay: float = 0.9) -> None:
+        self._experts, self._decay = experts, decay
+        self.reset()
+
+    def reset(self) -> None:
+        self._counts = [torch.zeros(n) for n in self._experts]
+        self._weight = torch.zeros(len(self._experts))  # passes seen, decayed alike
+        self._values: list[list[float]] = [c.tolist() for c in self._counts]  # every eviction looks at all of them
+
+    def observe(self, position: int, counts: torch.Tensor) -> None:
+        self._counts[position].mul_(self._decay).add_(counts)
+        self._weight[position].mul_(self._decay).add_(1)
+        self._values[position] = self._counts[position].tolist()
+
+    def retain(self, key: Key) -> bool:
+        return True
+
+    def priority(self, key: Key) -> float:
+        return self._values[key[0]][key[1]]
+
+    def expected(self, key: Key) -> float:
+        return self._values[key[0]][key[1]] / max(1e-9, float(self._weight[key[0]]))
+
+
+class TopFraction:
+    """The most frequently used experts of each layer stay, ``per_layer`` of them (MoE-Caching).
+
+    Counts accumulate over all passes, as the paper's baseline has it.
+    """
+
+    def __init__(self, experts: list[int], per_layer: int) -> None:
+        self._experts, self._per_layer = experts, per_layer
+        self.reset()
+
+    def reset(self) -> None:
+        self._counts = [torch.zeros(n) for n in self._experts]
+        self._values: list[list[float]] = [c.tolist() for c in self._counts]  # every eviction looks at all of them
+        self._kept: list[set[int]] = [set() for _ in self._experts]
+        self._passes = [0] * len(self._experts)
+
+    def observe(self, position: int, counts: torch.Tensor) -> None:
+        self._counts[position] += counts
+        self._values[position] = self._counts[position].tolist()
+        self._passes[position] += 1
+        size = min(self._per_layer, len(counts))
+        self._kept[position] = set(self._counts[position].topk(size).indices.tolist())
+
+    def retain(self, key: Key) -> bool:
+        return key[1] in self._kept[key[0]]
+
+    def priority(self, key: Key) -> float:
+        count = self._values[key[0]][key[1]]
+        return count if self.retain(key) else -1.0
+
+    def expected(self, key: Key) -> float:
+        return self._values[key[0]][key[1]] / max(1, self._passes[key[0]])
+
+
+def make_placement(name: PlacementName, experts: list[int], slots: int) -> Placement:
+    """A policy for a model whose MoE layers have ``experts[i]`` experts and an arena of ``slots``.
+
+    ``top-fraction`` keeps an equal number per layer and leaves ``IN_TRANSIT`` slots for the rest.
+    """
+    if name == "on-demand":
+        return OnDemand()
+    if name == "lru":
+        return LeastRecentlyUsed()
+    if name == "lfu":
+        return LeastFrequentlyUsed(experts)
+    if name == "top-fraction":
+        return TopFraction(experts, max(0, (slots - IN_TRANSIT) // len(experts)))
+    raise ValueError(f"unknown placement {name!r}: use on-demand, lru, lfu or top-fraction")

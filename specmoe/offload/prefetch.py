@@ -1,0 +1,82 @@
+"""Draft-driven prefetch: what the gate picked while drafting is what verification will ask for.
+
+Drafting itself moves no byte, so the link is idle then.  The gate's true picks are known before others stand
+in for them; the most wanted absentees start moving while the draft goes on.  Related: SP-MoE, MoE-SpeQ.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+
+import torch
+
+from specmoe.offload.arena import Key
+from specmoe.offload.link import Link
+from specmoe.offload.residency import Residency
+from specmoe.offload.store import ExpertStore
+
+
+class Prefetcher:
+    """Decides what to bring ahead, within a byte budget per cycle and only what can arrive in time.
+
+    Args:
+        budget_bytes: most bytes started per cycle.
+        rate_gb_s: first guess of the link's rate; replaced by what the link measures.
+    """
+
+    def __init__(
+        self, store: ExpertStore, residency: Residency, link: Link, budget_bytes: int, rate_gb_s: float = 1.0
+    ) -> None:
+        self.skipped_late = 0
+        """Experts not started because the estimate said that they would not arrive before being asked for."""
+        self._store, self._residency, self._link = store, residency, link
+        self._budget_bytes, self._first_rate = budget_bytes, rate_gb_s * 1e9
+        self._demand = [torch.zeros(spec.experts) for spec in store.layers]
+        self._verify_s = 0.0
+        self.begin(0, 0.0)
+
+    def begin(self, steps: int, step_s: float | None) -> None:
+        """A cycle starts: ``steps`` draft steps of about ``step_s`` seconds each lie ahead.
+
+        Before any step was timed (None), all that the budget allows is taken to arrive in time.
+        """
+        self._left_bytes = self._budget_bytes
+        self._until = math.inf if step_s is None else time.perf_counter() + steps * step_s
+        for demand in self._demand:
+            demand.zero_()
+
+    def end(self, verify_s: float) -> None:
+        """The cycle's verification is over and took ``verify_s``; what it did not ask for is given up."""
+        self._residency.end_prefetch()
+        self._verify_s = verify_s if not self._verify_s else 0.7 * self._verify_s + 0.3 * verify_s
+
+    def wanted(self, position: int, counts: torch.Tensor) -> None:
+        """One draft step asked this layer for experts ``counts`` (long [E]) times."""
+        demand = self._demand[position]
+        demand += counts
+        resident = self._residency.resident(position)
+        absent = [e for e in counts.nonzero().flatten().tolist() if e not in resident]
+        stride = self._store.layers[position].stride_bytes
+        for expert in sorted(absent, key=lambda e: -float(demand[e])):
+            if self._left_bytes < stride:
+                return
+            if not self._arrives_in_time(position, stride):
+                self.skipped_late += 1
+                continue
+            if self._residency.prefetch((position, expert), float(demand[expert]), self._is_asked_for):
+                self._left_bytes -= stride
+
+    def _is_asked_for(self, key: Key) -> bool:
+        """Whether this cycle's draft wanted the expert too: it is as hot as what would replace it."""
+        return bool(self._demand[key[0]][key[1]] > 0)
+
+    def _arrives_in_time(self, position: int, stride: int) -> bool:
+        """Whether a transfer queued now would be there when verification reaches the layer."""
+        stats = self._link.stats
+        rate = stats.moved_bytes / stats.busy_s if stats.busy_s > 0 else self._first_rate
+        before = self._link.queued + (0.5 if self._link.moving else 0.0)  # one under way is half done
+        arrival_s = time.perf_counter() + (before + 1) * stride / rate
+        reached_s = self._until + self._verify_s * position / len(self._store.layers)
+        # Half a transfer late is still ahead of asking for it only then.
+        return arrival_s - 0.5 * stride / rate <= reached_s

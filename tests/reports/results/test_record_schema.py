@@ -1,0 +1,132 @@
+"""The schema is documented as it is, older lines stay readable, and every figure can leave for other tools."""
+
+from __future__ import annotations
+
+from tests import ROOT
+
+import json
+import math
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from harness.cli import main as cli
+from reports.results import schema
+from reports.results.record import Record, RecordError, ResultFile
+from reports.results.load import load
+from reports import ReportError
+from reports.pages.export import export, frame_of
+from reports.results.lines import DamagedLine, seal, unseal
+from reports.results.migrate import SCHEMA, upgrade
+from tests.reports.pages.test_reports import experiment, write
+
+FIRST = ROOT / "tests" / "data" / "first_v1.jsonl"
+
+
+def test_the_documented_schema_is_current() -> None:
+    mend = "run `python -m reports.results.schema`"
+    assert (schema.DOCS / "record.schema.json").read_text() == schema.schema_text(), mend
+    page = (schema.DOCS / "record.md").read_text()
+    assert page == schema.document(page), mend
+
+
+def test_written_lines_satisfy_the_documented_schema(tmp_path: Path) -> None:
+    jsonschema = pytest.importorskip("jsonschema")
+    documented = json.loads((schema.DOCS / "record.schema.json").read_text())
+    jsonschema.Draft202012Validator.check_schema(documented)
+    validator = jsonschema.Draft202012Validator(documented)
+    path = write(tmp_path / "r.jsonl", *experiment([10, 11], [5, 6]))
+    lines = [json.loads(line) for line in [*path.read_text().splitlines(), FIRST.read_text()]]
+    for line in lines:
+        validator.validate(line)
+    assert not validator.is_valid(lines[0] | {"surprise": 1})
+    assert not validator.is_valid(lines[0] | {"wall_s": "long"})
+
+
+def test_every_object_of_the_record_is_in_the_page() -> None:
+    page = (schema.DOCS / "record.md").read_text()
+    for name in Record.model_fields:
+        assert f"| `{name}` |" in page
+
+
+def test_lines_of_the_first_release_are_read_and_keep_their_cell_id() -> None:
+    (record,) = ResultFile(FIRST).read()
+    assert record.attempt == 1
+    assert record.usage is None
+    assert record.cell.cell_id == record.cell_id, "a finished cell of an older run would be run again"
+    assert len(load([FIRST])) == 1
+
+
+def test_older_schemas_are_brought_forward_step_by_step() -> None:
+    steps = {
+        "s/1": (
+            "s/2",
+            lambda payload: {k: v for k, v in payload.items() if k != "speed"} | {"tok_s": payload["speed"]},
+        ),
+        "s/2": ("s/3", lambda payload: payload | {"tok_s": float(payload["tok_s"])}),
+    }
+    old = {"schema_version": "s/1", "speed": "4"}
+    assert upgrade(old, steps, "s/3") == {"schema_version": "s/3", "tok_s": 4.0}
+    assert old == {"schema_version": "s/1", "speed": "4"}, "the caller's line is left alone"
+
+
+@pytest.mark.parametrize("version", ["specmoe-bench.result/9", None, 3, ["x"]])
+def test_a_schema_nobody_can_read_is_named_with_a_mend(tmp_path: Path, version: object) -> None:
+    path = tmp_path / "r.jsonl"
+    path.write_text(json.dumps({"schema_version": version}) + "\n")
+    for error, read in ((RecordError, ResultFile(path).read), (ReportError, lambda: load([path]))):
+        with pytest.raises(error, match=rf"r\.jsonl:1 has schema .*reads {SCHEMA}: measure again"):
+            read()
+
+
+def test_a_step_that_leads_in_a_circle_is_an_error() -> None:
+    with pytest.raises(ValueError, match="s/1"):
+        upgrade({"schema_version": "s/1"}, {"s/1": ("s/1", dict)}, "s/2")
+
+
+def test_any_changed_byte_breaks_the_seal() -> None:
+    line = seal('{"a":1,"b":"text"}')
+    assert unseal(line) == {"a": 1, "b": "text"}
+    for position in range(len(line)):
+        changed = line[:position] + chr(ord(line[position]) ^ 1) + line[position + 1 :]
+        try:
+            payload = unseal(changed)
+        except DamagedLine:
+            continue
+        assert set(payload) - {"a", "b"}, f"a change at {position} went unnoticed"
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet", ".md"])
+def test_records_are_exported_with_every_figure(tmp_path: Path, suffix: str) -> None:
+    if suffix == ".parquet":
+        pytest.importorskip("pyarrow")
+    path = write(tmp_path / "r.jsonl", *experiment([10, 11], [5, 6]))
+    out = tmp_path / f"table{suffix}"
+    assert cli.main(["export", str(path), "--out", str(out)]) == 0
+    if suffix == ".md":
+        assert len(out.read_text().splitlines()) == 2 + 4
+        return
+    frame = pd.read_csv(out) if suffix == ".csv" else pd.read_parquet(out)
+    assert frame["decode_tok_s"].tolist() == [5, 10, 6, 11]
+    assert json.loads(frame["options"][0]) == {}
+    assert frame["environment_cpu"][0] == "a processor"
+
+
+def test_raw_repetitions_are_exported_too(tmp_path: Path) -> None:
+    path = write(tmp_path / "r.jsonl", *experiment([10, 11], [5, 6]))
+    frame = frame_of([path], "repetitions")
+    assert frame["repetition"].tolist() == [0, 0, 0, 0]
+    assert frame["raw_decode_steps"].tolist() == [15] * 4
+    assert not math.isnan(frame["raw_prefill_s"][0])
+
+
+def test_an_export_overwrites_nothing_unless_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write(tmp_path / "r.jsonl", *experiment([10], [5]))
+    out = tmp_path / "table.csv"
+    out.write_text("mine")
+    assert cli.main(["export", str(path), "--out", str(out)]) == 2
+    assert "--overwrite" in capsys.readouterr().err
+    assert out.read_text() == "mine"
+    assert export([path], out, overwrite=True) == 2
+    assert cli.main(["export", str(path), "--out", str(tmp_path / "table.xls")]) == 2
