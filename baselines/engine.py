@@ -16,7 +16,7 @@ from specmoe import SpecMoE, SpecOptions
 from specmoe.drafting import affinity
 from specmoe.drafting.calibration import FILE as CALIBRATION
 from specmoe.model.convert import open_or_build
-from specmoe.offload.placement import PlacementName
+from specmoe.options import PlacementName
 from specmoe.stats import GenerationStats
 
 

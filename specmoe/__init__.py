@@ -1,13 +1,31 @@
-"""SpecMoE: lossless self-assisted speculative decoding for MoE models whose experts do not fit.
+"""SpecMoE: lossless self-assisted speculative decoding for MoE models whose experts do not fit in device memory.
 
-The decode loop is ``speculate.decode``; ``SpecMoE.from_pretrained(...).generate(...)`` is the way in.
+Entry point: ``SpecMoE.from_pretrained(...).generate(...)``.  The decode loop is ``specmoe.speculate.decode``.
+Names are loaded on first use, so that ``specmoe.files`` and ``specmoe.sizes`` do not import torch.
 """
 
-from specmoe.engine import GenerateOutput, SpecMoE
-from specmoe.errors import BudgetError, OptionError, SpecMoEError, StoreError, UnsupportedModelError
-from specmoe.offload.store import ExpertStore
-from specmoe.options import SpecOptions
-from specmoe.timeline import Timeline
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from specmoe.engine import GenerateOutput, SpecMoE
+    from specmoe.errors import BudgetError, OptionError, SpecMoEError, StoreError, UnsupportedModelError
+    from specmoe.offload.store import ExpertStore
+    from specmoe.options import SpecOptions
+    from specmoe.timeline import Timeline
+
+_MODULES = {
+    "BudgetError": "errors",
+    "ExpertStore": "offload.store",
+    "GenerateOutput": "engine",
+    "OptionError": "errors",
+    "SpecMoE": "engine",
+    "SpecMoEError": "errors",
+    "SpecOptions": "options",
+    "StoreError": "errors",
+    "Timeline": "timeline",
+    "UnsupportedModelError": "errors",
+}
 
 __all__ = [
     "BudgetError",
@@ -21,3 +39,13 @@ __all__ = [
     "Timeline",
     "UnsupportedModelError",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]

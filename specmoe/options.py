@@ -7,8 +7,8 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from specmoe.errors import OptionError
-from specmoe.offload.placement import PlacementName
 
+PlacementName = Literal["on-demand", "lru", "top-fraction", "lfu"]
 Drafter = Literal["pinned", "ngram", "ngram+pinned"]
 Selection = Literal["hot-temporal", "hot-global", "hot-prefill", "random"]
 CountWindow = Literal["decayed", "last", "accumulated"]

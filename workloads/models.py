@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from workloads import hub, inflate
+from workloads.cache import cache_dir
 from workloads.model_card import ModelCard
 from workloads.smollm2 import recipe as smollm2_recipes
 from workloads.smollm2.archives import SMOLLM2
@@ -88,12 +88,6 @@ class ModelSpec:
     def card(self) -> ModelCard | None:
         """Size, training and routing as measured; None where no card stands beside the weights."""
         return ModelCard.read(self.folder())
-
-
-def cache_dir() -> Path:
-    """Folder for constructed models and expert stores: ``SPECMOE_CACHE`` or ``~/.cache/specmoe-bench``."""
-    named = os.environ.get("SPECMOE_CACHE")
-    return Path(named) if named else Path.home() / ".cache" / "specmoe-bench"
 
 
 def catalogue() -> list[ModelSpec]:

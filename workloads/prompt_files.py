@@ -11,7 +11,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from workloads.prompts import ROLES, Message, Prompt
+from workloads.prompt import ROLES, Message, Prompt
 
 _MEND = "each line needs 'id' and 'text' or 'messages', or Spec-Bench's 'question_id' and 'turns'"
 

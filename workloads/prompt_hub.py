@@ -19,7 +19,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from workloads.prompts import HUB
+from workloads.prompt import HUB
 
 ROWS = 1024
 """Rows exported at most: four times the largest batch."""
@@ -78,7 +78,7 @@ def exported(name: str) -> Path:
     Raises:
         ValueError: the library is missing, the data is neither cached nor to be had, or split or field do not exist.
     """
-    from workloads.models import cache_dir
+    from workloads.cache import cache_dir
 
     source = parse(name)
     saved = [(file.name, file.stat().st_mtime_ns) for file in sorted(Path(source.name).glob("**/*"))]

@@ -11,40 +11,15 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+
+from workloads.prompt import HUB, Prompt
 
 FOLDER = Path(__file__).parent / "prompts"
 DEFAULT = "embedded"
 MIXED = "questions"
-HUB = "hf:"
 QUESTIONS_SOURCE = "written for this project"
 CALIBRATION = 32
 """Prompts that a set of at least four times as many keeps for calibration; they are never measured."""
-
-Role = Literal["system", "user", "assistant"]
-ROLES: tuple[str, ...] = get_args(Role)
-
-
-@dataclass(frozen=True)
-class Message:
-    """One turn of a conversation."""
-
-    role: Role
-    content: str
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """One request: a ``text`` to go on with, or ``messages`` to answer, the last of them the user's.
-
-    ``reference`` is an answer to compare with, where there is one; nothing here judges answers.
-    """
-
-    id: str
-    text: str = ""
-    messages: tuple[Message, ...] = ()
-    category: str = "general"
-    reference: str | None = None
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from workloads.prompts import Message, Prompt
+    from workloads.prompt import Message, Prompt
 
 _NAMES = {"system": "System", "user": "User", "assistant": "Assistant"}
 

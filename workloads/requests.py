@@ -21,7 +21,7 @@ from workloads.rendering import Rendered, render, words
 if TYPE_CHECKING:
     import torch
 
-    from workloads.prompts import Prompt
+    from workloads.prompt import Prompt
 
 _JOIN = "\n\n"
 _SMALLEST_SHARE = 1e-12  # the normal quantile of 0 is not finite

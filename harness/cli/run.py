@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from harness.plan.suite import Suite
+    from harness.run.executor import Executor
     from reports.results.record import Record
 
 DEFAULT_OUT = Path("results")
@@ -48,7 +49,6 @@ def run(args: argparse.Namespace) -> int:
 
 def _experiment(args: argparse.Namespace) -> int:
     from harness.plan import experiment as config
-    from harness.run import executor as executors
     from harness.run.runner import Runner
 
     is_file = config.is_file(args.experiment)
@@ -56,7 +56,7 @@ def _experiment(args: argparse.Namespace) -> int:
         config.from_yaml(Path(args.experiment), args.set) if is_file else config.preset(args.experiment, args.set)
     )
     out = args.out or DEFAULT_OUT / experiment.name
-    runner = Runner(experiment, out, executor=executors.make(args.executor, args.address), command=_typed(args))
+    runner = Runner(experiment, out, executor=make_executor(args.executor, args.address), command=_typed(args))
     results = runner.run(args.resume)
     failed = _tell(runner.results.read() if results.exists() else [])
     print(f"results: {results}")
@@ -67,11 +67,11 @@ def _experiment(args: argparse.Namespace) -> int:
 
 def _suite(chosen: Suite, args: argparse.Namespace) -> int:
     from harness.plan import suite
-    from harness.run import executor as executors
+    from harness.run import suite_runner
 
     out = args.out or DEFAULT_OUT / chosen.name
     print(suite.announce(chosen))
-    done = suite.run(chosen, out, lambda: executors.make(args.executor, args.address), args.resume)
+    done = suite_runner.run(chosen, out, lambda: make_executor(args.executor, args.address), args.resume)
     for outcome in done:
         _tell(outcome.failed)
         if outcome.error:
@@ -80,6 +80,23 @@ def _suite(chosen: Suite, args: argparse.Namespace) -> int:
     if args.report and results:
         write_report(results, out, chosen.title)
     return 1 if any(outcome.failed or outcome.error for outcome in done) else 0
+
+
+def make_executor(name: str, address: str | None = None) -> Executor:
+    """The executor called ``name``; ``address`` is a Ray cluster's.
+
+    Raises:
+        ValueError: unknown, or its package is not installed.
+    """
+    from harness.run.executor import LocalExecutor
+
+    if name == "local":
+        return LocalExecutor()
+    if name != "ray":
+        raise ValueError(f"unknown executor {name!r}: use local or ray")
+    from harness.run.ray_executor import RayExecutor
+
+    return RayExecutor(address)
 
 
 def write_report(results: Sequence[Path], out: Path, title: str | None = None) -> None:

@@ -16,10 +16,10 @@ from pathlib import Path
 import torch
 
 from harness.machine.limits import drop_page_cache
-from harness.run.manifest import now
+from harness.timestamp import now
 from reports.results.record import Ceilings
 from specmoe.offload.device import allocate_pages, host_bytes
-from workloads.models import cache_dir
+from workloads.cache import cache_dir
 
 BLOCK_BYTES = 8 << 20  # about one expert; larger blocks are no faster on the disks this was tried on
 PASSES = 3

@@ -9,9 +9,9 @@ from typing import Any
 from pydantic import ValidationError
 
 from harness.machine import environment
-from harness.run.manifest import write_atomic
 from reports.results.record import Ceilings
-from workloads.models import cache_dir
+from specmoe.files import write_text
+from workloads.cache import cache_dir
 
 _MACHINE = ("cpu", "cores", "ram_bytes", "gpu")
 
@@ -34,7 +34,7 @@ def store(ceilings: Ceilings) -> Path:
         OSError: it cannot be written; earlier calibrations are kept.
     """
     entries = [*_entries(), {"machine": machine(), "ceilings": ceilings.model_dump()}]
-    write_atomic(path(), json.dumps(entries, indent=2) + "\n")
+    write_text(path(), json.dumps(entries, indent=2) + "\n")
     return path()
 
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +11,8 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from harness.plan import experiment as config
-from harness.plan import overrides, schedule
+from harness.plan import overrides
 from harness.plan.experiment import ConfigError, Experiment
-from harness.run.executor import Executor
-from reports.results.record import Record
-from specmoe.errors import SpecMoEError
 
 _SUITES = Path(__file__).parent / "suites"
 CELL_S, SEQUENCE_S = 4.5, 0.22
@@ -65,16 +61,6 @@ class Suite(BaseModel):
                 raise ConfigError(f"suite {self.name!r} has no experiment {name!r}: use one of {', '.join(known)}")
         chosen = [e for e in self.experiments if e.name in names] if names else self.experiments
         return self.model_copy(update={"experiments": chosen})
-
-
-@dataclass(frozen=True)
-class Done:
-    """What came of one experiment: its results, cells that never finished, or why it could not run."""
-
-    name: str
-    results: Path | None = None
-    failed: list[Record] = field(default_factory=list)
-    error: str | None = None
 
 
 def names() -> list[str]:
@@ -171,35 +157,3 @@ def announce(suite: Suite) -> str:
         hours = f"{minutes // 60} h {minutes % 60:02} min" if minutes >= 60 else f"{minutes} min"
         said += f", about {hours} on 2 cores ({CELL_S} s a cell and {SEQUENCE_S} s a sequence; finished cells are kept)"
     return "\n".join([said, *(f"left out: {text}" for text in suite.left_out)])
-
-
-def run(
-    suite: Suite,
-    out: Path,
-    executor: Callable[[], Executor],
-    resume: bool = False,
-    show: Callable[[str], None] = print,
-) -> list[Done]:
-    """Run every experiment into ``out/NAME``; one that cannot run here is told of and does not stop the others."""
-    from harness.run.runner import RunError, Runner
-
-    outcomes = []
-    for number, experiment in enumerate(suite.experiments, start=1):
-        show(f"[{number}/{len(suite.experiments)}] {experiment.name}: {experiment.title or experiment.model}")
-        command = f"specmoe-bench run {suite.name} --only {experiment.name} --report"
-        try:
-            runner = Runner(experiment, out / experiment.name, show, executor(), command=command)
-            results = runner.run(resume)
-        except (RunError, SpecMoEError, ValueError, OSError) as error:
-            outcomes.append(Done(experiment.name, _kept(out / experiment.name), error=" ".join(str(error).split())))
-            show(f"{experiment.name} cannot be run: {outcomes[-1].error}")
-            continue
-        failed = schedule.unresolved(runner.results.read()) if results.exists() else []
-        outcomes.append(Done(experiment.name, results, failed))
-    return outcomes
-
-
-def _kept(folder: Path) -> Path | None:
-    """Results of an earlier run of an experiment that cannot be gone on with."""
-    results = folder / "results.jsonl"
-    return results if results.exists() else None

@@ -14,8 +14,9 @@ from harness.projection.fit import SUBSET
 from harness.projection.hardware import H100_PCIE5, PROFILES, Hardware, Input
 from harness.projection.models import PUBLIC
 from harness.projection.validate import Prediction, Validation
-from harness.run.manifest import now, write_atomic
+from harness.timestamp import now
 from reports.results import paper
+from specmoe.files import write_text
 
 SCHEMA = "specmoe-bench.projection/1"
 KIND = "projected"
@@ -139,7 +140,7 @@ def write(content: dict[str, Any], path: Path) -> Path:
         OSError: it cannot be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(path, json.dumps(rounded(content), indent=1) + "\n")
+    write_text(path, json.dumps(rounded(content), indent=1) + "\n")
     return path
 
 

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import os
 from collections.abc import Iterator
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from reports.results.record import Cell, sync_folder
+from harness.timestamp import now
+from reports.results.record import Cell
+from specmoe.files import write_text
 
 NAME = "manifest.json"
 
@@ -44,11 +44,6 @@ class Manifest(BaseModel):
     created_at: str = Field(default_factory=lambda: now())
     updated_at: str = Field(default_factory=lambda: now())
     complete: bool = False
-
-
-def now() -> str:
-    """The time in UTC, to the second."""
-    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def read(folder: Path) -> Manifest | None:
@@ -94,31 +89,12 @@ def write(folder: Path, manifest: Manifest, complete: bool = False) -> None:
     """
     manifest = manifest.model_copy(update={"complete": complete, "updated_at": now()})
     try:
-        write_atomic(folder / NAME, manifest.model_dump_json(indent=2) + "\n")
+        write_text(folder / NAME, manifest.model_dump_json(indent=2) + "\n")
     except OSError as error:
         raise ManifestError(
             f"cannot write {folder / NAME} ({error.strerror}): free some space or choose another --out, "
             "then run the same command to go on"
         ) from error
-
-
-def write_atomic(path: Path, text: str) -> None:
-    """Write ``path`` so that it is never seen half done, also after a power loss.
-
-    Raises:
-        OSError: the disk is full or not writable; ``path`` is left as it was.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        with partial.open("w", encoding="utf-8") as out:
-            out.write(text)
-            out.flush()
-            os.fsync(out.fileno())
-        partial.replace(path)
-        sync_folder(path.parent)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def agree(known: Manifest | None, config: dict[str, Any], folder: Path, resume: bool) -> None:

@@ -13,14 +13,13 @@ from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import groupby
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from harness.plan.experiment import Experiment
 from harness.plan.schedule import Unit
+from harness.run.executor import CellRunner
+from harness.run.runner import RunError, Runner
 from reports.results.record import Record
-
-if TYPE_CHECKING:
-    from harness.run.runner import Runner
 
 SLOT = "specmoe_slot"
 _MEND = f"""start nodes with `ray start ... --resources='{{"{SLOT}": 1}}'`"""
@@ -30,8 +29,7 @@ class NodeRunner:
     """Lives on a node: prepares what its units need there and measures them; figures and facts are the node's."""
 
     def __init__(self, experiment: str, node: str) -> None:
-        from harness.run.runner import Runner
-        from workloads.models import cache_dir
+        from workloads.cache import cache_dir
 
         self._node = node
         out = cache_dir() / "ray" / node
@@ -72,7 +70,7 @@ class RayExecutor:
             raise ValueError("--executor ray needs Ray: pip install 'specmoe-bench[ray]'") from error
         self._address = address
 
-    def records(self, runner: Runner, units: list[Unit]) -> Iterator[Record]:
+    def records(self, runner: CellRunner, units: list[Unit]) -> Iterator[Record]:
         if not units:
             return
         with _connected(self._address):
@@ -177,10 +175,8 @@ def _prepare(slots: list[_Slot], units: list[Unit]) -> list[_Slot]:
     return ready
 
 
-def _spread(runner: Runner, slots: list[_Slot], groups: deque[deque[Unit]]) -> Iterator[Record]:
+def _spread(runner: CellRunner, slots: list[_Slot], groups: deque[deque[Unit]]) -> Iterator[Record]:
     import ray
-
-    from harness.run.runner import RunError
 
     pending: dict[Any, _Slot] = {}
     for slot in slots:

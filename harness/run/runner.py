@@ -29,11 +29,13 @@ from harness.run.executor import Executor, LocalExecutor
 from harness.run.launch import Outcome
 from harness.run.summary import summarise
 from harness.run.worker import Answer, Job
+from harness.timestamp import now
 from reports.results.record import Cell, Covers, Limit, Metrics, Record, Repetition, ResultFile
 from specmoe.drafting.affinity import table_bytes
 from specmoe.model.checkpoint import checkpoint_files
 from specmoe.model.convert import open_or_build
 from workloads import models, prompts
+from workloads.cache import cache_dir
 
 BUILD_TIMEOUT_S = 1800.0
 
@@ -177,7 +179,7 @@ class Runner:
         return name or models.find(self.experiment.model).prompts
 
     def _measure(self, planned: PlannedCell, number: int, attempt: int) -> Record:
-        started_at = manifest.now()
+        started_at = now()
         cell = planned.cell
         built = self._built.get(_build_key(planned), Answer())
         if built.status != "ok":
@@ -194,7 +196,7 @@ class Runner:
         """The record of a unit whose measuring ended without an answer."""
         none = Limit(enforced=False, mechanism="none", limit_bytes=None, why_not="unknown")
         outcome = Outcome(Answer("failed", reason), none, None, 0.0)
-        return self._record(unit.planned, unit.round, unit.attempt, manifest.now(), outcome)
+        return self._record(unit.planned, unit.round, unit.attempt, now(), outcome)
 
     def _record(self, planned: PlannedCell, number: int, attempt: int, started_at: str, outcome: Outcome) -> Record:
         cell = planned.cell
@@ -287,7 +289,7 @@ def scratch_path(model_path: Path, store_path: Path, system: str) -> Path:
     """A system's own folder for one checkpoint and dtype; other weights of the same name get another."""
     files = [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in checkpoint_files(model_path)]
     identity = hashlib.sha256(json.dumps([str(model_path.resolve()), *files]).encode()).hexdigest()[:8]
-    return models.cache_dir() / "scratch" / f"{store_path.name}-{identity}-{system}"
+    return cache_dir() / "scratch" / f"{store_path.name}-{identity}-{system}"
 
 
 def _build_key(planned: PlannedCell) -> str:

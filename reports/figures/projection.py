@@ -17,13 +17,26 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from reports.figures import style
-from reports.pages.projection import Document, Figure
+from reports.results.projection import Document
 
 PROJECTED: dict[str, Any] = {"markerfacecolor": "white", "linestyle": ":", "linewidth": 1.6, "markeredgewidth": 1.5}
 """How anything projected is drawn."""
 _TITLES = {"nllb-moe": "NLLB-MoE", "mixtral-8x7b": "Mixtral-8x7B", "llama-4-scout": "Llama-4-Scout"}
 _SYSTEMS = {"on-demand": "OnDemand", "overlap": "Overlap (oracle)", "caching": "Caching 10 %", "specmoe": "SpecMoE"}
 _BAND = "#EEEEEE"
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A drawn figure of kind *projected*; ``alt`` says in words what it shows."""
+
+    name: str
+    title: str
+    caption: str
+    alt: str
+    png: Path
+    svg: Path | None
+    csv: Path
 
 
 @dataclass(frozen=True)

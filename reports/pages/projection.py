@@ -5,18 +5,15 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from reports import ReportError
+from reports.figures import projection as projection_figures
+from reports.figures.projection import Figure
+from reports.results.projection import Document, load
 
-SCHEMA = "specmoe-bench.projection/1"
 NOTABLE_ERROR = 0.10
 """From this relative error on, a row says why."""
-
-Document = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -31,19 +28,6 @@ class Table:
 
 
 @dataclass(frozen=True)
-class Figure:
-    """A drawn figure of kind *projected*; ``alt`` says in words what it shows."""
-
-    name: str
-    title: str
-    caption: str
-    alt: str
-    png: Path
-    svg: Path | None
-    csv: Path
-
-
-@dataclass(frozen=True)
 class Section:
     """What a page shows of a projection."""
 
@@ -54,31 +38,12 @@ class Section:
     """(figure of the paper, why the projection does not reach it)."""
 
 
-def load(path: Path) -> Document:
-    """Read a projection.
-
-    Raises:
-        ReportError: missing, not JSON, or of another schema.
-    """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ReportError(f"no projection at {path} ({error.strerror}): run `specmoe-bench project`") from error
-    except ValueError as error:
-        raise ReportError(f"{path} is not JSON ({error}): run `specmoe-bench project` again") from error
-    if not isinstance(content, dict) or content.get("schema_version") != SCHEMA:
-        raise ReportError(f"{path} is no {SCHEMA} file: run `specmoe-bench project` again")
-    return content
-
-
 def section(path: Path, folder: Path) -> Section:
     """Tables and figures of a projection; figures (PNG, SVG, CSV) are written to ``folder``.
 
     Raises:
         ReportError: as ``load``.
     """
-    from reports.figures import projection as projection_figures
-
     content = load(path)
     return Section(summary(content), tables(content), projection_figures.draw(content, folder), shortfalls(content))
 

@@ -9,6 +9,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from reports.figures import projection as projection_figures
 from reports.pages import projection
+from reports.results.projection import Document, load
 
 _TEMPLATES = Path(__file__).resolve().parents[1] / "templates"
 _PLACED = {
@@ -25,14 +26,14 @@ def write(source: Path, out: Path) -> Path:
     Raises:
         ReportError: the projection is missing or of another schema.
     """
-    content = projection.load(source)
+    content = load(source)
     projection_figures.draw(content, out.parent / "figures", ("png",))
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(text(content), encoding="utf-8")
     return out
 
 
-def text(content: projection.Document) -> str:
+def text(content: Document) -> str:
     """The page as markdown."""
     machine = next(m for m in content["machines"] if m["used_for"] == "the paper's table")
     link = next(i["value"] for i in machine["inputs"] if i["name"] == "link rate")

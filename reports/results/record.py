@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from reports.results.lines import read_lines, seal
 from reports.results.migrate import SCHEMA
+from specmoe.files import sync_folder
 from workloads.requests import Fixed, Length, RequestShape
 
 Kind = Literal["measured", "emulated", "oracle", "projected"]
@@ -327,12 +328,3 @@ def _append(file: int, line: bytes) -> None:
         with contextlib.suppress(OSError):
             os.ftruncate(file, size)
         raise
-
-
-def sync_folder(folder: Path) -> None:
-    """Force a folder's entries to disk, so that a file made or renamed in it outlives a power loss."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

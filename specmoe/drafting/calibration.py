@@ -9,6 +9,7 @@ from __future__ import annotations
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 from zipfile import BadZipFile
 
 import numpy as np
@@ -16,7 +17,6 @@ import torch
 
 from specmoe.drafting import affinity
 from specmoe.errors import StoreError
-from specmoe.model.experts import ExpertsLayer
 from specmoe.offload.store import ExpertStore
 
 FILE = "calibration.npz"
@@ -68,6 +68,17 @@ def load(store: ExpertStore) -> Calibration | None:
     return Calibration(tokens, counts, distances)
 
 
+class SampledLayer(Protocol):
+    """What calibration asks of an experts layer."""
+
+    @property
+    def position(self) -> int: ...
+
+    def outputs_of_all(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Every expert of the layer on the same tokens: [S, H] -> [E, S, H]."""
+        ...
+
+
 class Observer:
     """Called by every experts layer of a target pass while calibrating: counts picks, compares outputs.
 
@@ -81,7 +92,7 @@ class Observer:
         self._distances: list[torch.Tensor | None] = [None] * len(store.layers)
         self._tokens = 0
 
-    def __call__(self, layer: ExpertsLayer, hidden: torch.Tensor, index: torch.Tensor) -> None:
+    def __call__(self, layer: SampledLayer, hidden: torch.Tensor, index: torch.Tensor) -> None:
         """``hidden`` [T, H] and the gate's picks ``index`` [T, K] of real tokens only."""
         position = layer.position
         experts = self._store.layers[position].experts

@@ -6,13 +6,12 @@ evicted (lowest first).  Draft experts are pinned outside of the policy.
 
 from __future__ import annotations
 
-from typing import Literal, Protocol
+from typing import Protocol
 
 import torch
 
 from specmoe.offload.arena import Key
-
-PlacementName = Literal["on-demand", "lru", "top-fraction", "lfu"]
+from specmoe.options import PlacementName
 
 IN_TRANSIT = 2
 """Slots that experts which only pass through may always have: one is filled while the other is computed with."""

@@ -23,7 +23,7 @@ import pytest
 
 from harness.gate.judge import Evidence, gate
 from harness.machine import environment
-from harness.run import manifest
+from harness.timestamp import now
 from reports.results.record import Cell, Limit, Metrics, Record
 from tests import ROOT
 
@@ -63,7 +63,7 @@ def _record(system: str, speed: float, number: int) -> Record:
         status="ok",
         label=system,
         cell=cell,
-        started_at=manifest.now(),
+        started_at=now(),
         wall_s=1 / speed,
         limit=Limit(enforced=False, mechanism="none", limit_bytes=None, why_not="not needed"),
         metrics=Metrics(prefill_tok_s=1, decode_tok_s=speed, ttft_s=1, tpot_s=1, tokens_per_step=1),
@@ -144,7 +144,7 @@ def test_the_gate_is_right_in_19_of_20_tries() -> None:
         "allowed_slowdown": ALLOWED,
         "tries": TRIES,
         "max_rounds": MAX_ROUNDS,
-        "date": manifest.now(),
+        "date": now(),
         "environment": {name: facts[name] for name in ("cpu", "cores", "kernel", "python", "git_revision")},
         "as the machine was": quiet,
         "beside two bursty neighbours, paired": noisy,

@@ -18,7 +18,7 @@ import pytest
 from harness.machine import environment
 from harness.machine.limits import MemoryLimit, detect
 from harness.machine.telemetry import Telemetry
-from harness.run import manifest
+from harness.timestamp import now
 from reports.results.stats import bootstrap, stability
 from tests import ROOT
 
@@ -68,7 +68,7 @@ def test_telemetry_costs_less_than_one_percent() -> None:
     facts = environment.capture()
     record = {
         "what": "cost of telemetry on a process of 700 MiB that computes",
-        "date": manifest.now(),
+        "date": now(),
         "environment": {name: facts[name] for name in ("cpu", "cores", "kernel", "python", "git_revision")},
         "rounds": ROUNDS,
         "sampler_cpu_share": {"median": statistics.median(shares), "largest": max(shares)},

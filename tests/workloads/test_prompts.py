@@ -12,7 +12,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from harness.cli import main as cli
 from workloads import models, prompt_hub, prompt_hub_export, prompts
-from workloads.prompts import Message, Prompt
+from workloads.prompt import Message, Prompt
 from workloads.rendering import render
 
 SPEC_BENCH = {"conversation", "translation", "summarisation", "question answering", "mathematics", "retrieval"}

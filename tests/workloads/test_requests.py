@@ -23,7 +23,7 @@ from specmoe import SpecMoE
 from tests.conftest import prompts as random_prompts
 from tests.conftest import reference
 from workloads import models, prompts
-from workloads.prompts import Message, Prompt
+from workloads.prompt import Message, Prompt
 from workloads.requests import Fixed, Length, LogNormal, RequestShape, Uniform, make
 
 EXPERIMENT = {"name": "x", "model": "embedded", "systems": [{"system": "on-demand"}], "batch_sizes": [4]}

@@ -36,7 +36,7 @@ def main() -> None:
 
     import torch
 
-    from workloads.models import cache_dir
+    from workloads.cache import cache_dir
 
     torch.set_num_threads(args.threads)
     recipe = RECIPES[args.recipe]

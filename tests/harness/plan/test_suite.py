@@ -10,10 +10,10 @@ import pytest
 import yaml
 
 from harness.cli import main as cli
+from harness.cli import run as run_command
 from harness.plan import suite
 from harness.plan.experiment import ConfigError
 from harness.plan.schedule import Unit
-from harness.run import executor as executors
 from harness.run.runner import Runner
 from reports.results.record import Record, ResultFile
 from tests.reports.pages.test_reports import record
@@ -116,7 +116,7 @@ def test_an_experiments_yaml_is_no_suite(tmp_path: Path) -> None:
 def test_a_suite_runs_what_it_can_resumes_and_ends_with_page_and_table(
     tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(executors, "make", lambda *_: MadeUpExecutor())
+    monkeypatch.setattr(run_command, "make_executor", lambda *_: MadeUpExecutor())
     lost = SMALL | {"name": "lost", "model": "no-such-model"}
     path = write(tmp_path / "s.yaml", SMALL | {"name": "first"}, lost, SMALL | {"name": "last", "batch_sizes": [1]})
     command = ["run", str(path), "--out", str(tmp_path / "out")]

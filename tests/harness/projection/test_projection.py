@@ -25,6 +25,7 @@ from reports import ReportError
 from reports.figures import projection as projection_figures
 from reports.pages import projection, projection_page
 from reports.results import paper
+from reports.results.projection import load
 from reports.results.record import ResultFile
 from specmoe import SpecOptions
 from specmoe.offload.store import ExpertStore
@@ -250,7 +251,7 @@ def test_validation_without_calibration_cells_is_refused() -> None:
 
 
 def test_the_committed_projection_answers_for_every_headline_figure() -> None:
-    content = projection.load(COMMITTED)
+    content = load(COMMITTED)
     assert content["kind"] == "projected"
     asked = {
         "speedup.nllb",
@@ -270,7 +271,7 @@ def test_the_committed_projection_answers_for_every_headline_figure() -> None:
 
 
 def test_figures_that_are_missed_come_with_a_reason() -> None:
-    content = projection.load(COMMITTED)
+    content = load(COMMITTED)
     missed = [r for r in content["paper"] if abs(r["error"]) > projection.NOTABLE_ERROR and r["role"] == "prediction"]
     told = " ".join(titles for titles, _ in projection.shortfalls(content))
     assert missed
@@ -296,12 +297,12 @@ def test_a_projection_without_validation_is_shown_without_it(tmp_path: Path) -> 
     path = output.write(content, tmp_path / "projection.json")
     text = projection.markdown(path)
     assert "measured on this machine and not used" not in text
-    assert "projection-validation" not in {f.name for f in projection_figures.planned(projection.load(path))}
+    assert "projection-validation" not in {f.name for f in projection_figures.planned(load(path))}
 
 
 def test_the_committed_page_holds_the_committed_projection() -> None:
     page = RECORDS.parent / "projection.md"
-    assert page.read_text() == projection_page.text(projection.load(COMMITTED)), "run the command at its top"
+    assert page.read_text() == projection_page.text(load(COMMITTED)), "run the command at its top"
     for picture in re.findall(r"\]\((figures/.*?)\)", page.read_text()):
         assert (page.parent / picture).exists()
 
@@ -311,9 +312,9 @@ def test_a_file_that_is_no_projection_is_refused(tmp_path: Path, content: str) -
     path = tmp_path / "projection.json"
     path.write_text(content)
     with pytest.raises(ReportError, match=r"projection\.json"):
-        projection.load(path)
+        load(path)
     with pytest.raises(ReportError, match="no projection at"):
-        projection.load(tmp_path / "other.json")
+        load(tmp_path / "other.json")
 
 
 def test_a_trace_is_made_shown_and_replayed_from_the_command_line(

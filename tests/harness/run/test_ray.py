@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
+from harness.cli.run import make_executor
 from harness.plan.experiment import validate
 from harness.plan.schedule import todo
-from harness.run import executor as executors
 from harness.run.ray_executor import SLOT, RayExecutor, _groups
 from harness.run.runner import Runner
 from reports.results.record import Record
@@ -133,4 +133,4 @@ def test_a_round_s_cells_of_one_workload_stay_together() -> None:
 
 def test_an_unknown_executor_is_named() -> None:
     with pytest.raises(ValueError, match="use one of local, ray"):
-        executors.make("slurm")
+        make_executor("slurm")

@@ -23,6 +23,7 @@ from harness.run import manifest
 from harness.run.manifest import ManifestError
 from harness.run.runner import Runner
 from reports.results.record import Limit, Record, RecordError, ResultFile
+from specmoe.files import write_text
 from tests.harness.plan.test_config_and_record import record
 
 MANY = {
@@ -138,13 +139,13 @@ def test_a_full_disk_keeps_what_is_finished_and_says_how_to_go_on(tmp_path: Path
 
 def test_a_manifest_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
     path = tmp_path / "manifest.json"
-    manifest.write_atomic(path, "old")
+    write_text(path, "old")
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (10, before[1]))
     try:
         with pytest.raises(OSError, match="File too large"):
-            manifest.write_atomic(path, "new" * 100)
+            write_text(path, "new" * 100)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
         signal.signal(signal.SIGXFSZ, handler)

@@ -612,15 +612,6 @@ def test_a_report_of_failures_alone_is_written(tmp_path: Path) -> None:
     assert paths.figures == []
 
 
-def test_reports_import_no_other_package_of_the_project() -> None:
-    import reports
-
-    for source in Path(reports.__file__).parent.rglob("*.py"):
-        assert not re.search(r"^\s*(from|import) (harness|specmoe|baselines|workloads)\b", source.read_text(), re.M), (
-            source
-        )
-
-
 def test_failed_attempts_show_although_a_later_one_finished(tmp_path: Path) -> None:
     lost = record("specmoe", None, status="failed", error="disk on fire", batch=4)
     records = [record("on-demand", 5, batch=4), lost, lost, record("specmoe", 10, batch=4)]
