@@ -1,6 +1,7 @@
 """The record's schema as files: ``docs/record.schema.json`` and the field tables of ``docs/record.md``.
 
-Run ``python -m reports.results.schema`` after a change of ``reports/results/record.py``; a test says when that was forgotten.
+Run ``python -m reports.results.schema`` after a change of ``reports/results/record.py``; a test fails if the files are
+out of date.
 """
 
 from __future__ import annotations
@@ -12,8 +13,8 @@ from typing import Annotated, Any, Union, get_args, get_origin
 
 from pydantic import BaseModel
 
-from reports.results.record import Ceilings, Cell, Limit, Metrics, Record, Repetition, Usage
 from reports.results.migrate import SCHEMA
+from reports.results.record import Ceilings, Cell, Limit, Metrics, Record, Repetition, Usage
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 MARK = "<!-- fields: written by python -m reports.results.schema -->"

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from tests import ROOT
-
 import json
 import math
 from pathlib import Path
@@ -12,13 +10,14 @@ import pandas as pd
 import pytest
 
 from harness.cli import main as cli
-from reports.results import schema
-from reports.results.record import Record, RecordError, ResultFile
-from reports.results.load import load
 from reports import ReportError
 from reports.pages.export import export, frame_of
+from reports.results import schema
 from reports.results.lines import DamagedLine, seal, unseal
+from reports.results.load import load
 from reports.results.migrate import SCHEMA, upgrade
+from reports.results.record import Record, RecordError, ResultFile
+from tests import ROOT
 from tests.reports.pages.test_reports import experiment, write
 
 FIRST = ROOT / "tests" / "data" / "first_v1.jsonl"

@@ -1,0 +1,1 @@
+"""Result files: the record schema, reading, migration, aggregation and statistics."""
