@@ -15,7 +15,7 @@ import time
 import torch
 
 from specmoe.batch import Rows, Run, forward
-from specmoe.control.controller import Controller, Setting
+from specmoe.control.controller import Controller, CycleChoice
 from specmoe.drafters import Drafter
 from specmoe.model.pass_state import INITIAL_TAIL
 from specmoe.offload.link import LinkStats
@@ -49,9 +49,9 @@ def decode(run: Run, rows: Rows, drafter: Drafter, controller: Controller) -> No
     _drop_finished(run, rows)
     while len(rows):
         started, link_before = time.perf_counter(), run.link.snapshot()
-        setting = controller.choose(rows.index, (rows.room - 1).clamp_min(0))
-        cycle = _begin(run, rows, setting)
-        proposal = draft(run, rows, drafter, setting.lengths, cycle)
+        choice = controller.choose(rows.index, (rows.room - 1).clamp_min(0))
+        cycle = _begin(run, rows, choice)
+        proposal = draft(run, rows, drafter, choice.lengths, cycle)
         logits = verify(run, rows, proposal, cycle)
         accepted, following = run.sampler.accept(proposal, logits)
         if run.runtime.recorder is not None:
@@ -94,14 +94,14 @@ def verify(run: Run, rows: Rows, proposal: Proposal, cycle: CycleStats) -> torch
     return logits
 
 
-def _begin(run: Run, rows: Rows, setting: Setting) -> CycleStats:
-    """Put the cycle's setting in force."""
+def _begin(run: Run, rows: Rows, choice: CycleChoice) -> CycleStats:
+    """Put the cycle's choice in force."""
     selection = run.runtime.selection
     if selection is not None:
-        selection.resize(setting.draft_experts)
-        selection.interval = setting.refresh_interval
-    gamma = int(setting.lengths.max())
-    return CycleStats(gamma, setting.draft_experts, setting.refresh_interval, len(rows), why=setting.why)
+        selection.resize(choice.draft_experts)
+        selection.interval = choice.refresh_interval
+    gamma = int(choice.lengths.max())
+    return CycleStats(gamma, choice.draft_experts, choice.refresh_interval, len(rows), reason=choice.reason)
 
 
 def _commit(

@@ -47,7 +47,7 @@ class CycleStats:
     busy_s: float = 0.0
     refresh_s: float = 0.0
     other_s: float = 0.0
-    why: str = ""
+    reason: str = ""
 
     @property
     def total_s(self) -> float:

@@ -10,11 +10,33 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-SCHEMA = "specmoe-bench.result/1"
+SCHEMA = "specmoe-bench.result/2"
 
 Payload = dict[str, Any]
 Step = tuple[str, Callable[[Payload], Payload]]
-STEPS: Mapping[str, Step] = {}
+
+
+def _cycle_reason(payload: Payload) -> Payload:
+    """A cycle's ``why`` is called ``reason``."""
+    repetitions = payload.get("repetitions")
+    if not isinstance(repetitions, list):
+        return payload
+    return payload | {"repetitions": [_renamed_in_cycles(repetition) for repetition in repetitions]}
+
+
+def _renamed_in_cycles(repetition: Any) -> Any:
+    if not isinstance(repetition, dict) or not isinstance(repetition.get("cycles"), list):
+        return repetition
+    cycles = [
+        {"reason" if name == "why" else name: value for name, value in cycle.items()}
+        if isinstance(cycle, dict)
+        else cycle
+        for cycle in repetition["cycles"]
+    ]
+    return repetition | {"cycles": cycles}
+
+
+STEPS: Mapping[str, Step] = {"specmoe-bench.result/1": ("specmoe-bench.result/2", _cycle_reason)}
 
 
 def upgrade(payload: Any, steps: Mapping[str, Step] = STEPS, target: str = SCHEMA) -> Any:

@@ -220,7 +220,7 @@ class Metrics(_Strict):
 class Record(_Strict):
     """One line of a result file."""
 
-    schema_version: Literal["specmoe-bench.result/1"] = "specmoe-bench.result/1"
+    schema_version: Literal["specmoe-bench.result/2"] = "specmoe-bench.result/2"
     run_id: str
     cell_id: str
     round: int = Field(ge=0)

@@ -29,17 +29,17 @@ from specmoe.stats import CycleStats
 
 
 @dataclass(frozen=True)
-class Setting:
+class CycleChoice:
     """One cycle's choice: draft ``lengths`` long [B], N, refresh interval in cycles, and the reason in words."""
 
     lengths: torch.Tensor
     draft_experts: int
     refresh_interval: int
-    why: str
+    reason: str
 
 
 class Controller(Protocol):
-    def choose(self, index: torch.Tensor, most: torch.Tensor) -> Setting:
+    def choose(self, index: torch.Tensor, most: torch.Tensor) -> CycleChoice:
         """A setting for request rows ``index`` (long [B]), each drafting at most ``most`` (long [B]) tokens."""
         ...
 
@@ -54,9 +54,9 @@ class Fixed:
     def __init__(self, options: SpecOptions) -> None:
         self._options = options
 
-    def choose(self, index: torch.Tensor, most: torch.Tensor) -> Setting:
+    def choose(self, index: torch.Tensor, most: torch.Tensor) -> CycleChoice:
         options = self._options
-        return Setting(most.clamp_max(options.gamma), options.draft_experts, options.refresh_interval, "fixed")
+        return CycleChoice(most.clamp_max(options.gamma), options.draft_experts, options.refresh_interval, "fixed")
 
     def learn(self, cycle: CycleStats, index: torch.Tensor, lengths: torch.Tensor, accepted: torch.Tensor) -> None:
         pass
@@ -100,18 +100,18 @@ class Adaptive:
         self._unread: list[tuple[CycleStats, torch.Tensor, torch.Tensor, torch.Tensor]] = []
         self._shrinks = options.draft_pool == "resident"
 
-    def choose(self, index: torch.Tensor, most: torch.Tensor) -> Setting:
+    def choose(self, index: torch.Tensor, most: torch.Tensor) -> CycleChoice:
         self._cycle += 1
         self._trials.passed()
         if self._cycle <= 2:
-            lengths, why = self._finding_out(most)
+            lengths, reason = self._finding_out(most)
         else:
-            lengths, why = self._stands(most) or self._weighed(index, most)
+            lengths, reason = self._stands(most) or self._weighed(index, most)
         experts, interval = self._knobs.draft_experts, self._knobs.refresh_interval
         if not int(lengths.max()):
             experts = 1 if self._shrinks else experts
             interval = max(interval, self.SHRUNK_INTERVAL if self._shrinks else self.IDLE_INTERVAL)
-        return Setting(lengths, experts, interval, why)
+        return CycleChoice(lengths, experts, interval, reason)
 
     def _finding_out(self, most: torch.Tensor) -> tuple[torch.Tensor, str]:
         """One cycle of each kind tells what both cost."""
@@ -122,8 +122,8 @@ class Adaptive:
         """The latest choice, while it is young and of the same rows, which may have less room by now."""
         if self._standing is None or self._stands_s <= 0 or len(self._standing[0]) != len(most):
             return None
-        lengths, why = self._standing
-        return torch.minimum(lengths, most), why
+        lengths, reason = self._standing
+        return torch.minimum(lengths, most), reason
 
     def _weighed(self, index: torch.Tensor, most: torch.Tensor) -> tuple[torch.Tensor, str]:
         """Draft lengths by the estimates, which stand for a while, or a trial of others, and the reason."""
@@ -141,24 +141,24 @@ class Adaptive:
         to_come_s = float((most + 1).sum()) / rates[best]
         tried = self._trials.due(best, len(rates) - 1, to_come_s, lambda g: times[g] * (1 - rates[g] / rates[best]))
         if tried is not None:
-            why = f"trial of gamma {tried}: {rates[tried]:.0f} tok/s expected, {rates[best]:.0f} with {best}"
-            return most.clamp_max(tried), why
+            reason = f"trial of gamma {tried}: {rates[tried]:.0f} tok/s expected, {rates[best]:.0f} with {best}"
+            return most.clamp_max(tried), reason
         if best == 0:
             second = max(range(1, len(rates)), key=rates.__getitem__, default=0)
             lengths = most.clamp_max(0)
-            why = (
+            reason = (
                 f"off: {rates[0]:.0f} tok/s expected, at best {rates[second]:.0f} with gamma {second}; "
                 f"acceptance {self._acceptance.mean:.2f}"
             )
         else:
             positions = len(index) + float(most.clamp_max(best).sum())
             lengths = self._lengths(index, most, best)
-            why = (
+            reason = (
                 f"{rates[best]:.0f} tok/s expected, {rates[0]:.0f} without a draft; "
                 f"acceptance {self._acceptance.mean:.2f}, {self._costs.explain(best, positions, len(index))}"
             )
-        self._standing, self._stands_s = (lengths, why), self.LOOK_S * self._confirmed
-        return lengths, why
+        self._standing, self._stands_s = (lengths, reason), self.LOOK_S * self._confirmed
+        return lengths, reason
 
     def _rates(self, index: torch.Tensor, most: torch.Tensor) -> tuple[list[float], list[float]]:
         """Tokens per second expected until the last row ends, and seconds of a cycle, with drafts of up to 0, 1, ..."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from specmoe.control.estimates import Average, Number, Power, Ratio, Union
+from specmoe.control.estimates import Average, Number, PowerFit, Ratio, UnionBytes
 from specmoe.stats import CycleStats
 
 
@@ -17,9 +17,9 @@ class Costs:
     """
 
     def __init__(self, expert_bytes: int, absent_bytes: float) -> None:
-        self._draft_step_s = Power(prior_exponent=0.4)
-        self._verify_s = Power(prior_exponent=0.6)
-        self._moved = Union(absent_bytes, floor=float(expert_bytes))
+        self._draft_step_s = PowerFit(prior_exponent=0.4)
+        self._verify_s = PowerFit(prior_exponent=0.6)
+        self._moved = UnionBytes(absent_bytes, floor=float(expert_bytes))
         self._early_bytes = Average()
         self._rate = Ratio()
         self._exposed = (Ratio(), Ratio())  # of link time, without a draft and with one

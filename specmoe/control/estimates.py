@@ -89,7 +89,7 @@ class _Fit:
         return mean_v + min(self._slopes[1], max(self._slopes[0], slope)) * (u - mean_u)
 
 
-class Power:
+class PowerFit:
     """y over x, a power of x that does not fall: what a pass costs by the positions it has.
 
     Args:
@@ -117,7 +117,7 @@ class Power:
         return self._fit.weight > 0
 
 
-class Union:
+class UnionBytes:
     """Bytes over positions verified, ``most * (1 - exp(-c * x^k))``: how the union of absent experts fills up.
 
     With k = 1 this is what independent picks give; picks that resemble each other fill more slowly.

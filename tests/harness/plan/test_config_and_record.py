@@ -145,8 +145,8 @@ def test_a_malformed_record_names_line_field_and_mend(tmp_path: Path) -> None:
     file = ResultFile(tmp_path / "r.jsonl")
     file.append(record())
     with file.path.open("a") as out:
-        out.write('{"schema_version": "specmoe-bench.result/1", "round": -1}\n')
-    with pytest.raises(RecordError, match=r"r\.jsonl:2 is not a specmoe-bench\.result/1 record.*remove that line"):
+        out.write('{"schema_version": "specmoe-bench.result/2", "round": -1}\n')
+    with pytest.raises(RecordError, match=r"r\.jsonl:2 is not a specmoe-bench\.result/2 record.*remove that line"):
         file.read()
 
 

@@ -36,7 +36,7 @@ def test_written_lines_satisfy_the_documented_schema(tmp_path: Path) -> None:
     jsonschema.Draft202012Validator.check_schema(documented)
     validator = jsonschema.Draft202012Validator(documented)
     path = write(tmp_path / "r.jsonl", *experiment([10, 11], [5, 6]))
-    lines = [json.loads(line) for line in [*path.read_text().splitlines(), FIRST.read_text()]]
+    lines = [upgrade(json.loads(line)) for line in [*path.read_text().splitlines(), FIRST.read_text()]]
     for line in lines:
         validator.validate(line)
     assert not validator.is_valid(lines[0] | {"surprise": 1})
@@ -55,6 +55,15 @@ def test_lines_of_the_first_release_are_read_and_keep_their_cell_id() -> None:
     assert record.usage is None
     assert record.cell.cell_id == record.cell_id, "a finished cell of an older run would be run again"
     assert len(load([FIRST])) == 1
+
+
+def test_the_reason_of_a_cycle_is_read_under_its_older_name(tmp_path: Path) -> None:
+    first = json.loads(FIRST.read_text())
+    first["repetitions"][0]["cycles"] = [{"gamma": 2, "why": "fixed"}]
+    path = tmp_path / "r.jsonl"
+    path.write_text(json.dumps(first) + "\n")
+    assert ResultFile(path).read()[0].repetitions[0].cycles == [{"gamma": 2, "reason": "fixed"}]
+    assert load([path])["record"][0]["repetitions"][0]["cycles"] == [{"gamma": 2, "reason": "fixed"}]
 
 
 def test_older_schemas_are_brought_forward_step_by_step() -> None:

@@ -12,9 +12,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from specmoe.control.controller import Adaptive, Controller, Fixed, Setting
+from specmoe.control.controller import Adaptive, Controller, CycleChoice, Fixed
 from specmoe.control.costs import Costs
-from specmoe.control.estimates import Acceptance, Average, Power, Ratio, Union
+from specmoe.control.estimates import Acceptance, Average, PowerFit, Ratio, UnionBytes
 from specmoe.control.trials import Knobs, Trials
 from specmoe.options import SpecOptions
 from specmoe.stats import CycleStats
@@ -39,7 +39,7 @@ class Machine:
     room: int = 10**6
     seed: int = 0
     cycles: list[CycleStats] = field(default_factory=list)
-    settings: list[Setting] = field(default_factory=list)
+    choices: list[CycleChoice] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self._generator = torch.Generator().manual_seed(self.seed)
@@ -75,30 +75,30 @@ class Machine:
         most = torch.full((self.rows,), self.room)
         seconds = tokens = 0.0
         for _ in range(cycles):
-            setting = controller.choose(index, most)
-            lengths = setting.lengths
+            choice = controller.choose(index, most)
+            lengths = choice.lengths
             kept = torch.rand(self.rows, LONGEST, generator=self._generator) < self._rates[:, None]
             kept &= torch.arange(LONGEST) < lengths[:, None]
             accepted = kept.long().cumprod(dim=1).sum(dim=1)
-            cycle = self._cycle(setting, accepted)
+            cycle = self._cycle(choice, accepted)
             controller.learn(cycle, index, lengths, accepted)
-            self.settings.append(setting)
+            self.choices.append(choice)
             self.cycles.append(cycle)
             seconds += cycle.total_s
             tokens += self.expected(lengths)
         return tokens / seconds
 
-    def _cycle(self, setting: Setting, accepted: torch.Tensor) -> CycleStats:
-        gamma, positions = int(setting.lengths.max()), self.rows + int(setting.lengths.sum())
+    def _cycle(self, choice: CycleChoice, accepted: torch.Tensor) -> CycleStats:
+        gamma, positions = int(choice.lengths.max()), self.rows + int(choice.lengths.sum())
         moved = self.moved_bytes(positions)
         wait_s = moved / self.link_bytes_s
         return CycleStats(
             gamma,
-            setting.draft_experts,
-            setting.refresh_interval,
+            choice.draft_experts,
+            choice.refresh_interval,
             self.rows,
             positions=positions,
-            drafted=int(setting.lengths.sum()),
+            drafted=int(choice.lengths.sum()),
             accepted=int(accepted.sum()),
             tokens=self.rows + int(accepted.sum()),
             moved_bytes=moved,
@@ -132,7 +132,7 @@ def test_an_average_follows_what_it_sees() -> None:
 
 @given(st.floats(0, 1.1), st.floats(0.001, 5))
 def test_a_power_is_found_from_its_points(exponent: float, scale: float) -> None:
-    power = Power(prior_exponent=0.5)
+    power = PowerFit(prior_exponent=0.5)
     for i in range(60):
         power.add(2 ** (i % 6), scale * 2 ** (exponent * (i % 6)))
     for x in (1, 8, 32, 64):
@@ -140,7 +140,7 @@ def test_a_power_is_found_from_its_points(exponent: float, scale: float) -> None
 
 
 def test_a_power_from_one_place_grows_by_its_prior() -> None:
-    power = Power(prior_exponent=0.5)
+    power = PowerFit(prior_exponent=0.5)
     assert power.at(3) == 0
     for _ in range(5):
         power.add(4, 8.0)
@@ -149,14 +149,14 @@ def test_a_power_from_one_place_grows_by_its_prior() -> None:
 
 
 def test_a_power_never_falls_and_shrugs_at_zeros() -> None:
-    power = Power(prior_exponent=0.0)
+    power = PowerFit(prior_exponent=0.0)
     for i in range(50):
         power.add(1 + i % 5, 0.0 if i % 10 == 9 else 10.0 - (1 + i % 5))
     assert power.at(10) >= power.at(1) > 0
 
 
 def test_what_was_seen_elsewhere_is_not_forgotten_while_the_run_stays_in_one_place() -> None:
-    power = Power(prior_exponent=1.0)
+    power = PowerFit(prior_exponent=1.0)
     power.add(16, 60.0)
     power.add(1, 20.0)
     for i in range(20):
@@ -165,7 +165,7 @@ def test_what_was_seen_elsewhere_is_not_forgotten_while_the_run_stays_in_one_pla
 
 
 def test_estimates_of_what_varies_are_means_not_medians() -> None:
-    power, union = Power(prior_exponent=0.5), Union(most=1000.0, floor=4.0)
+    power, union = PowerFit(prior_exponent=0.5), UnionBytes(most=1000.0, floor=4.0)
     for i in range(100):
         power.add(1, (5.0, 30.0)[i % 2])
         union.add(1, (0.0, 40.0)[i % 2])
@@ -183,7 +183,7 @@ def test_a_ratio_counts_long_cycles_for_more() -> None:
 
 @given(st.floats(0.4, 1.1), st.floats(0.002, 0.05))
 def test_a_union_is_found_from_its_points(exponent: float, c: float) -> None:
-    union = Union(most=1e6, floor=1.0)
+    union = UnionBytes(most=1e6, floor=1.0)
     for i in range(60):
         x = 2 ** (i % 6)
         union.add(x, -1e6 * math.expm1(-c * x**exponent))
@@ -192,7 +192,7 @@ def test_a_union_is_found_from_its_points(exponent: float, c: float) -> None:
 
 
 def test_a_union_that_saw_nothing_move_says_zero() -> None:
-    union = Union(most=1e4, floor=100.0)
+    union = UnionBytes(most=1e4, floor=100.0)
     assert union.at(4) == 0
     for _ in range(5):
         union.add(4, 0.0)
@@ -200,7 +200,7 @@ def test_a_union_that_saw_nothing_move_says_zero() -> None:
 
 
 def test_a_union_grows_with_positions_and_never_past_all_there_is() -> None:
-    union = Union(most=1000.0)
+    union = UnionBytes(most=1000.0)
     union.add(4, 300.0)
     points = [union.at(x) for x in (1, 4, 16, 64, 10_000)]
     assert points == sorted(points)
@@ -258,7 +258,7 @@ def test_costs_predict_the_machine_they_saw() -> None:
     machine, costs = Machine([0.7] * 4), Costs(EXPERT_BYTES, 1e12)
     for i in range(60):
         lengths = torch.full((4,), i % 6)
-        costs.add(machine._cycle(Setting(lengths, 4, 1, ""), torch.zeros(4, dtype=torch.long)))
+        costs.add(machine._cycle(CycleChoice(lengths, 4, 1, ""), torch.zeros(4, dtype=torch.long)))
     for gamma in (0, 2, 5):
         positions = 4 * (gamma + 1)
         assert costs.time_s(gamma, positions, 4) == pytest.approx(machine.time_s(gamma, positions), rel=0.15)
@@ -268,7 +268,7 @@ def test_link_time_waited_for_is_told_apart_with_and_without_a_draft() -> None:
     machine, costs = Machine([0.7] * 4), Costs(EXPERT_BYTES, 1e12)
     hidden = 0.8  # of the link's time, while more positions are computed
     for i in range(60):
-        cycle = machine._cycle(Setting(torch.full((4,), 2 * (i % 2)), 4, 1, ""), torch.zeros(4, dtype=torch.long))
+        cycle = machine._cycle(CycleChoice(torch.full((4,), 2 * (i % 2)), 4, 1, ""), torch.zeros(4, dtype=torch.long))
         if cycle.gamma:
             cycle.wait_s -= hidden * cycle.busy_s
             cycle.verify_s -= hidden * cycle.busy_s
@@ -281,7 +281,7 @@ def test_link_time_waited_for_is_told_apart_with_and_without_a_draft() -> None:
 def test_a_draft_that_proposed_nothing_has_a_time() -> None:
     costs, nothing = (
         Costs(EXPERT_BYTES, 1e12),
-        Machine([0.7] * 4)._cycle(Setting(torch.zeros(4).long(), 4, 1, ""), torch.zeros(4)),
+        Machine([0.7] * 4)._cycle(CycleChoice(torch.zeros(4).long(), 4, 1, ""), torch.zeros(4)),
     )
     costs.add(replace(nothing, gamma=3, draft_s=0.001))
     assert costs.time_s(3, 4, 4) > 0
@@ -291,11 +291,11 @@ def test_a_draft_that_proposed_nothing_has_a_time() -> None:
 
 
 def test_a_fixed_controller_does_what_the_options_say() -> None:
-    setting = Fixed(SpecOptions.of(gamma=5, draft_experts=3, refresh_interval=7)).choose(
+    choice = Fixed(SpecOptions.of(gamma=5, draft_experts=3, refresh_interval=7)).choose(
         torch.arange(3), torch.tensor([9, 2, 0])
     )
-    assert setting.lengths.tolist() == [5, 2, 0]
-    assert (setting.draft_experts, setting.refresh_interval) == (3, 7)
+    assert choice.lengths.tolist() == [5, 2, 0]
+    assert (choice.draft_experts, choice.refresh_interval) == (3, 7)
 
 
 @pytest.mark.parametrize(
@@ -305,18 +305,18 @@ def test_a_fixed_controller_does_what_the_options_say() -> None:
 )
 def test_speculation_is_turned_off_where_it_does_not_pay(machine: Machine) -> None:
     machine.run(_adaptive(4), 60)
-    off = [s for s in machine.settings[-30:] if int(s.lengths.max()) == 0]
+    off = [s for s in machine.choices[-30:] if int(s.lengths.max()) == 0]
     assert len(off) >= 28
-    assert all(s.why.startswith("off: ") or s.why.startswith("trial of ") for s in machine.settings[-30:])
-    assert "tok/s expected, at best" in off[-1].why
-    assert "acceptance" in off[-1].why
+    assert all(s.reason.startswith("off: ") or s.reason.startswith("trial of ") for s in machine.choices[-30:])
+    assert "tok/s expected, at best" in off[-1].reason
+    assert "acceptance" in off[-1].reason
 
 
 def test_drafts_are_long_where_acceptance_is_high_and_transfers_dear() -> None:
     machine = Machine([0.95] * 2, link_bytes_s=5e7, draft_step_s=0.001, union=8)
     machine.run(_adaptive(2), 100)
     assert sorted(machine.gammas(30))[3] >= 8  # but for trials
-    assert "tok/s expected" in machine.settings[-1].why
+    assert "tok/s expected" in machine.choices[-1].reason
 
 
 def test_drafts_are_short_where_acceptance_is_middling() -> None:
@@ -331,19 +331,19 @@ def test_the_first_two_cycles_find_out_what_each_kind_costs() -> None:
     machine = Machine([0.7] * 3)
     machine.run(_adaptive(3), 2)
     assert machine.gammas(2) == [2, 0]
-    assert all("finding out" in s.why for s in machine.settings)
+    assert all("finding out" in s.reason for s in machine.choices)
 
 
 def test_a_choice_stands_for_a_while_but_not_when_a_row_ends() -> None:
     controller, machine = _adaptive(4), Machine([0.95] * 4, draft_step_s=0.0005)
     machine.run(controller, 60)
-    runs = [len(list(same)) for _, same in groupby(s.why for s in machine.settings[30:])]
+    runs = [len(list(same)) for _, same in groupby(s.reason for s in machine.choices[30:])]
     longest_s = Adaptive.LOOK_S * Adaptive.LOOKS
     assert 2 <= max(runs) <= math.ceil(longest_s / min(c.total_s for c in machine.cycles))
     for rows in (3, 2, 1):
-        setting = controller.choose(torch.arange(rows), torch.full((rows,), 5))
-        assert len(setting.lengths) == rows
-        assert int(setting.lengths.max()) <= 5
+        choice = controller.choose(torch.arange(rows), torch.full((rows,), 5))
+        assert len(choice.lengths) == rows
+        assert int(choice.lengths.max()) <= 5
 
 
 def test_trials_become_rare_and_cost_little() -> None:
@@ -353,7 +353,7 @@ def test_trials_become_rare_and_cost_little() -> None:
     gaps = [later - earlier for earlier, later in pairwise(drafted)]
     assert len(drafted) >= 3
     assert min(gaps[-4:]) >= Trials.MOST
-    assert all("trial" in machine.settings[i].why for i in drafted)
+    assert all("trial" in machine.choices[i].reason for i in drafted)
     assert rate >= (1 - 1.5 * Trials.SHARE) * machine.best_fixed()
 
 
@@ -387,7 +387,7 @@ def test_drafts_stop_when_acceptance_collapses() -> None:
 def test_a_row_with_poor_chances_drafts_less_than_a_good_one() -> None:
     machine = Machine([0.1, 0.1, 0.95, 0.95], verify_s=0.1, position_s=0.003, draft_step_s=0.001, link_bytes_s=4e9)
     machine.run(_adaptive(4), 100)
-    lengths = torch.stack([s.lengths for s in machine.settings[-40:]]).float().mean(dim=0).tolist()
+    lengths = torch.stack([s.lengths for s in machine.choices[-40:]]).float().mean(dim=0).tolist()
     assert max(lengths[:2]) < 0.6 * min(lengths[2:])
 
 
@@ -403,9 +403,9 @@ def test_drafts_are_shorter_where_their_scatter_would_leave_a_tail_of_few_rows()
 def test_a_draft_set_that_nobody_needs_gives_its_slots_back(pool: str, experts: int) -> None:
     machine = Machine([0.02] * 2)
     machine.run(_adaptive(2, draft_pool=pool, draft_experts=6), 30)
-    idle = [s.draft_experts for s in machine.settings[2:] if not int(s.lengths.max())]
+    idle = [s.draft_experts for s in machine.choices[2:] if not int(s.lengths.max())]
     assert set(idle) == {experts}
-    assert all(s.draft_experts == 6 for s in machine.settings if int(s.lengths.max()))
+    assert all(s.draft_experts == 6 for s in machine.choices if int(s.lengths.max()))
 
 
 @pytest.mark.parametrize("room", [0, 1, 3])
@@ -414,9 +414,9 @@ def test_no_row_drafts_past_its_room(room: int) -> None:
     machine = Machine([0.95] * 3, room=room)
     machine.run(controller, 40)
     assert max(machine.gammas(40)) <= room
-    setting = controller.choose(torch.tensor([0, 2]), torch.tensor([room, 1]))
-    assert setting.lengths.tolist()[0] <= room
-    assert setting.lengths.tolist()[1] <= 1
+    choice = controller.choose(torch.tensor([0, 2]), torch.tensor([room, 1]))
+    assert choice.lengths.tolist()[0] <= room
+    assert choice.lengths.tolist()[1] <= 1
 
 
 @pytest.mark.parametrize("gamma", [1, 2, 3])
