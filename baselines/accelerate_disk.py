@@ -7,7 +7,6 @@ and to what the experts implementation touches; the kernel's counters say how ma
 
 from __future__ import annotations
 
-import shutil
 from typing import ClassVar
 
 import torch
@@ -16,6 +15,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from baselines.contract import CapabilityCard, Setting, register
 from baselines.hf import GreedySystem, shell_without_experts
+from specmoe.files import folder_appears
 from specmoe.model.checkpoint import build_shell, expert_modules
 
 _FOLDER = "offload"
@@ -50,16 +50,13 @@ class AccelerateDiskSystem(GreedySystem):
         folder = setting.scratch / _FOLDER
         if folder.exists():
             return
-        partial = folder.with_name(f"{_FOLDER}.partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        model = AutoModelForCausalLM.from_pretrained(
-            setting.model_path,
-            dtype=setting.dtype,
-            device_map=_device_map(build_shell(setting.model_path)),
-            offload_folder=partial,
-        )
-        del model
-        partial.rename(folder)
+        with folder_appears(folder) as partial:
+            AutoModelForCausalLM.from_pretrained(
+                setting.model_path,
+                dtype=setting.dtype,
+                device_map=_device_map(build_shell(setting.model_path)),
+                offload_folder=partial,
+            )
 
     def prepare(self, setting: Setting) -> None:
         folder = setting.scratch / _FOLDER

@@ -15,6 +15,7 @@ import torch
 
 from baselines import fused
 from baselines.contract import NotSupported, require
+from specmoe.files import replacing
 from specmoe.model.checkpoint import Checkpoint, build_shell
 from specmoe.offload.store import ExpertStore
 
@@ -41,7 +42,7 @@ _FLOAT32 = ("norm.weight", "ffn_gate_inp.weight")
 
 
 def write(model_path: Path, store: ExpertStore, out: Path) -> None:
-    """Write ``out`` by way of a neighbour that is renamed when complete.
+    """Write ``out``; it appears under its name only when complete.
 
     Raises:
         NotSupported: another family, or a Qwen3-MoE that llama.cpp's graph does not compute.
@@ -50,24 +51,24 @@ def write(model_path: Path, store: ExpertStore, out: Path) -> None:
     model = build_shell(model_path)
     _check(model.config, len(store.layers))
     checkpoint = Checkpoint(model_path, model)
-    partial = out.with_suffix(".partial")
-    writer = gguf.GGUFWriter(partial, ARCH)
-    _add_settings(writer, model.config)
     types = {
         torch.float32: gguf.GGMLQuantizationType.F32,
         torch.bfloat16: gguf.GGMLQuantizationType.BF16,
         torch.float16: gguf.GGMLQuantizationType.F16,
     }
-    for name, tensor in _tensors(checkpoint, store):
-        kept = _dtype(name, store.dtype)
-        writer.add_tensor_info(name, tensor.shape, np.dtype(np.float32), tensor.numel() * kept.itemsize, types[kept])
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_ti_data_to_file()
-    for name, tensor in _tensors(checkpoint, store):
-        writer.write_tensor_data(tensor.to(_dtype(name, store.dtype)).contiguous().view(torch.uint8).numpy())
-    writer.close()
-    partial.rename(out)
+    with replacing(out) as partial:
+        writer = gguf.GGUFWriter(partial, ARCH)
+        _add_settings(writer, model.config)
+        for name, tensor in _tensors(checkpoint, store):
+            kept = _dtype(name, store.dtype)
+            nbytes = tensor.numel() * kept.itemsize
+            writer.add_tensor_info(name, tensor.shape, np.dtype(np.float32), nbytes, types[kept])
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_ti_data_to_file()
+        for name, tensor in _tensors(checkpoint, store):
+            writer.write_tensor_data(tensor.to(_dtype(name, store.dtype)).contiguous().view(torch.uint8).numpy())
+        writer.close()
 
 
 def _check(config: Any, moe_layers: int) -> None:

@@ -6,7 +6,6 @@ writes them fused, so that the mapped file is the parameter and nothing is copie
 
 from __future__ import annotations
 
-import shutil
 from typing import ClassVar
 
 import torch
@@ -16,6 +15,7 @@ from safetensors.torch import save_file
 from baselines import fused
 from baselines.contract import CapabilityCard, Setting, SystemOptions, register
 from baselines.hf import Experts, GreedySystem, place_experts, shell_without_experts
+from specmoe.files import folder_appears
 from specmoe.model.checkpoint import expert_modules
 from specmoe.model.convert import open_or_build
 
@@ -41,14 +41,11 @@ class MmapSystem(GreedySystem):
         folder = setting.scratch / _FOLDER
         if folder.exists():
             return
-        partial = folder.with_name(f"{_FOLDER}.partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
         store = open_or_build(setting.model_path, setting.store_path, setting.dtype)
-        for spec, tensors in fused.layers(store):
-            named = {f"{spec.module}.{name}": tensor.contiguous() for name, tensor in tensors.items()}
-            save_file(named, partial / f"layer_{spec.layer:03d}.safetensors")
-        partial.rename(folder)
+        with folder_appears(folder) as partial:
+            for spec, tensors in fused.layers(store):
+                named = {f"{spec.module}.{name}": tensor.contiguous() for name, tensor in tensors.items()}
+                save_file(named, partial / f"layer_{spec.layer:03d}.safetensors")
 
     def prepare(self, setting: Setting) -> None:
         model = shell_without_experts(setting, torch.device("cpu"))

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import re
 import shutil
 from pathlib import Path
@@ -20,6 +19,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
+from specmoe.files import folder_appears
 from specmoe.model.checkpoint import checkpoint_files, open_shard
 
 _EXPERT = re.compile(r"\.experts\.\d+\.(?P<matrix>gate_proj|up_proj|down_proj|w1|w2|w3)\.weight$")
@@ -60,18 +60,12 @@ def inflated(source: Path, out: Path, factor: int, dtype: torch.dtype = torch.fl
     if (out / "config.json").exists():
         return out
     _width_field(json.loads((source / "config.json").read_text()), source)
-    partial = out.with_name(f"{out.name}.partial-{os.getpid()}")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
+    with folder_appears(out) as partial:
         _write_shards(source, partial, factor, dtype)
         for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json"):
             if (source / name).exists():
                 shutil.copy(source / name, partial / name)
         _write_config(source, partial, factor, dtype)
-        partial.rename(out)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return out
 
 

@@ -7,6 +7,8 @@ import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from specmoe.files import write_text
+
 FILE = "card.json"
 
 
@@ -72,7 +74,7 @@ class ModelCard:
 
     def write(self, folder: Path) -> None:
         """Write the card into ``folder``."""
-        (folder / FILE).write_text(json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        write_text(folder / FILE, json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n")
 
     def mean_top_10_percent_share(self) -> float | None:
         """Over MoE layers."""

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from specmoe.files import write_text
 from workloads.prompt_hub import NO_SUCH, NOT_CACHED, UNREACHABLE, Source
 
 
@@ -85,9 +86,7 @@ def main(arguments: list[str]) -> int:
     except _Stop as stop:
         print(" ".join(str(stop).split()), file=sys.stderr)
         return stop.code
-    partial = Path(f"{out}.partial")
-    partial.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
-    partial.rename(out)
+    write_text(Path(out), "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
     return 0
 
 

@@ -166,7 +166,7 @@ def test_tuning_lowers_the_error_moves_experts_apart_and_is_on_the_card(material
     layers = [line for line in (folder / "log.jsonl").read_text().splitlines() if '"weight_relative_l2"' in line]
     assert len(layers) == 3
     assert "constructed from SmolLM2" in (folder / "README.md").read_text()
-    assert not list(folder.glob("streams*")) + list(folder.glob("layer-*"))
+    assert not list(folder.glob("streams*")) + list(folder.glob("layer-*")) + list(folder.glob(".*"))
 
 
 def test_a_killed_build_goes_on_where_it_was(
@@ -177,7 +177,7 @@ def test_a_killed_build_goes_on_where_it_was(
 
     def die_in_the_third(work: Work, *args: object) -> None:
         if args[1] == 2:
-            work.shard(2).with_suffix(".partial").write_bytes(b"half")
+            (work.folder / ".model-layer-002.partial-1.safetensors").write_bytes(b"half")
             raise KeyboardInterrupt
         finish_layer(work, *args)  # type: ignore[arg-type]
 
@@ -194,6 +194,16 @@ def test_a_killed_build_goes_on_where_it_was(
     assert [Work(resumed).shard(layer).stat().st_mtime_ns for layer in (0, 1)] == kept
     for layer in range(3):
         assert Work(resumed).shard(layer).read_bytes() == Work(whole).shard(layer).read_bytes()
+    assert not list(resumed.glob(".*")), "the half-written file of the killed build is still there"
+
+
+def test_a_second_build_of_the_same_model_is_refused_while_one_runs(material: Material, tmp_path: Path) -> None:
+    def nested() -> Material:
+        with pytest.raises(BuildError, match="another build of smollm2-moe is running"):
+            _built(COARSE, material, tmp_path / "model")
+        return material
+
+    build_from(COARSE, tmp_path / "model", nested, _silent, needed_bytes=0)
 
 
 def test_work_of_another_recipe_is_not_taken_up(material: Material, tmp_path: Path) -> None:
@@ -204,18 +214,20 @@ def test_work_of_another_recipe_is_not_taken_up(material: Material, tmp_path: Pa
     assert MixtralForCausalLM.from_pretrained(folder).config.num_local_experts == 16
 
 
-def test_no_room_on_the_disk_is_told_before_the_build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_build_is_refused_before_it_starts_when_the_disk_space_is_too_small(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10, 10, 0))
-    with pytest.raises(BuildError, match=r"no room in .*free some or set SPECMOE_CACHE"):
+    with pytest.raises(BuildError, match=r"not enough disk space in .*free some or set SPECMOE_CACHE"):
         build("smollm2-moe", tmp_path / "model", _silent)
 
 
-def test_a_disk_that_fills_up_is_told_with_how_to_go_on(tmp_path: Path) -> None:
+def test_an_error_of_a_full_disk_says_how_to_continue(tmp_path: Path) -> None:
     def full() -> Material:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    with pytest.raises(BuildError, match="run the same command to go on"):
+    with pytest.raises(BuildError, match="run the same command to continue"):
         build_from(COARSE, tmp_path / "model", full, _silent, needed_bytes=0)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import json
 import shutil
 import time
@@ -13,9 +12,11 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
+from filelock import FileLock, Timeout
 from tqdm import tqdm
 from transformers import LlamaConfig, MixtralConfig
 
+from specmoe.files import write_text
 from workloads.smollm2 import card, distil, measure, prepare, streams
 from workloads.smollm2.checkpoint import Work
 from workloads.smollm2.distil import ExpertsLayer
@@ -64,7 +65,7 @@ def build_from(
 ) -> Path:
     """The same for any recipe and dense model (``material`` is asked when its turn has come)."""
     work = Work(folder.with_name(folder.name + ".building"))
-    with _held(work, recipe), _room(work.folder, needed_bytes):
+    with _locked(work, recipe), _disk_space(work.folder, needed_bytes):
         progress(f"{recipe.name}: dense model and text")
         given = material()
         progress(f"{recipe.name}: {work.finished_layers()} of {len(given.model.model.layers)} layers are done")
@@ -149,32 +150,40 @@ def moe_config(dense: LlamaConfig, recipe: Recipe) -> MixtralConfig:
 
 
 @contextmanager
-def _held(work: Work, recipe: Recipe) -> Iterator[None]:
-    """Own the work folder; what another recipe left there goes."""
+def _locked(work: Work, recipe: Recipe) -> Iterator[None]:
+    """Lock the work folder for this process; remove files of another recipe and half-written ones."""
     work.folder.parent.mkdir(parents=True, exist_ok=True)
-    with (work.folder.parent / f"{work.folder.name}.lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise BuildError(f"another build of {recipe.name} is at work in {work.folder}: wait for it") from None
+    lock = FileLock(work.folder.with_name(f"{work.folder.name}.lock"), timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise BuildError(f"another build of {recipe.name} is running in {work.folder}: wait for it") from None
+    try:
         facts = json.dumps(asdict(recipe))
         kept = work.folder / RECIPE_FILE
         if work.folder.exists() and not (kept.exists() and kept.read_text() == facts):
             shutil.rmtree(work.folder)
+        for half_written in work.folder.glob(".*.partial-*"):
+            half_written.unlink()
         work.folder.mkdir(exist_ok=True)
-        kept.write_text(facts)
+        write_text(kept, facts)
         yield
+    finally:
+        lock.release()
 
 
 @contextmanager
-def _room(folder: Path, needed_bytes: int) -> Iterator[None]:
-    """Ask for the disk space a build takes before it starts, and say so when it runs out all the same."""
-    full = f"no room in {folder.parent}: a build takes {needed_bytes / 1e9:.0f} GB; free some or set SPECMOE_CACHE"
+def _disk_space(folder: Path, needed_bytes: int) -> Iterator[None]:
+    """Check the disk space that a build takes before it starts; explain the error if it runs out during the build."""
+    full = (
+        f"not enough disk space in {folder.parent}: a build takes {needed_bytes / 1e9:.0f} GB; "
+        "free some or set SPECMOE_CACHE"
+    )
     if shutil.disk_usage(folder).free < needed_bytes - sum(f.stat().st_size for f in folder.iterdir()):
         raise BuildError(full)
     try:
         yield
     except Exception as error:  # safetensors wraps the operating system's error
         if getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error):
-            raise BuildError(f"{full}; run the same command to go on") from error
+            raise BuildError(f"{full}; run the same command to continue") from error
         raise

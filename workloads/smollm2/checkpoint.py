@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import LlamaForCausalLM
 
+from specmoe.files import replacing, write_text
 from workloads.smollm2.streams import Streams
 from workloads.smollm2.upcycle import ExpertWeights
 
@@ -45,7 +46,7 @@ class Work:
 
     def save_layer(self, model: LlamaForCausalLM, layer: int, weights: ExpertWeights, report: dict[str, Any]) -> None:
         """Write the report, then the shard: attention and norms of the dense layer, router and experts, bfloat16."""
-        self.report(layer).write_text(json.dumps(report) + "\n")
+        write_text(self.report(layer), json.dumps(report) + "\n")
         dense = {
             _prefix(layer) + key: value
             for key, value in model.model.layers[layer].state_dict().items()
@@ -90,7 +91,7 @@ class Work:
                 weight_map |= dict.fromkeys(opened.keys(), file.name)
         total = sum(file.stat().st_size for file in self.folder.glob("model-*.safetensors"))
         index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-        (self.folder / INDEX).write_text(json.dumps(index, indent=1) + "\n")
+        write_text(self.folder / INDEX, json.dumps(index, indent=1) + "\n")
 
 
 def _expert_tensors(layer: int, weights: ExpertWeights) -> dict[str, Tensor]:
@@ -105,6 +106,5 @@ def _expert_tensors(layer: int, weights: ExpertWeights) -> dict[str, Tensor]:
 
 
 def _save(tensors: dict[str, Tensor], file: Path, metadata: dict[str, str] | None = None) -> None:
-    partial = file.with_suffix(".partial")
-    save_file(tensors, partial, metadata={"format": "pt", **(metadata or {})})
-    partial.rename(file)
+    with replacing(file) as partial:
+        save_file(tensors, partial, metadata={"format": "pt", **(metadata or {})})

