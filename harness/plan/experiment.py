@@ -14,7 +14,7 @@ from baselines import contract
 from harness.plan import overrides
 from reports.results.record import Cell
 from specmoe.sizes import parse_bytes
-from workloads.requests import Fixed, Length
+from workloads.lengths import Fixed, Length
 
 Bytes = int | str
 
@@ -64,7 +64,7 @@ class Experiment(BaseModel):
     again ``retries`` times; every failure keeps its record.
     Bounds that hold everything (card ``limited=False``) run without it, and their record says so.
     ``prompts`` is anything ``workloads.prompts.load`` takes; ``prompt_tokens`` and ``new_tokens`` (or
-    ``output_tokens``, which is the same) are lengths as in ``workloads.requests``, drawn with ``request_seed``.
+    ``output_tokens``, which is the same) are lengths as in ``workloads.lengths``, drawn with ``request_seed``.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)

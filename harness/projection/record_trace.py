@@ -37,12 +37,13 @@ def record(run: RunToRecord) -> Trace:
     from harness.projection.traces.recorder import TraceRecorder
     from specmoe import SpecMoE, SpecOptions
     from workloads import models, prompts, requests
+    from workloads.lengths import RequestShape
 
     options = SpecOptions.of(**run.options)
     folder = models.path(run.model)
     tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
     chosen = prompts.measured(prompts.load(run.prompts or models.find(run.model).prompts))
-    shape = requests.RequestShape.model_validate({"output_tokens": run.new_tokens})
+    shape = RequestShape.model_validate({"output_tokens": run.new_tokens})
     batch = requests.make(chosen, tokenizer, shape, run.batch_size, run.prompt_offset)
     with SpecMoE.from_pretrained(
         folder,

@@ -146,10 +146,11 @@ def batch(job: Job) -> Batch:
     from transformers import AutoTokenizer
 
     from workloads import prompts, requests
+    from workloads.lengths import RequestShape
 
     tokenizer = AutoTokenizer.from_pretrained(job.model_path, padding_side="left")
     chosen = prompts.measured(prompts.load(job.prompts or prompts.DEFAULT))
-    shape = requests.RequestShape.model_validate(job.shape or {"output_tokens": job.new_tokens})
+    shape = RequestShape.model_validate(job.shape or {"output_tokens": job.new_tokens})
     return requests.make(chosen, tokenizer, shape, job.batch_size, job.prompt_offset, _context_tokens(job))
 
 

@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from reports.results.lines import read_lines, seal
 from reports.results.migrate import SCHEMA
 from specmoe.files import sync_folder
-from workloads.requests import Fixed, Length, RequestShape
+from workloads.lengths import Fixed, Length, RequestShape
 
 Kind = Literal["measured", "emulated", "oracle", "projected"]
 Status = Literal["ok", "failed", "timeout", "not_supported"]

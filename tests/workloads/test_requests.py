@@ -23,8 +23,9 @@ from specmoe import SpecMoE
 from tests.conftest import prompts as random_prompts
 from tests.conftest import reference
 from workloads import models, prompts
+from workloads.lengths import Fixed, Length, LogNormal, RequestShape, Uniform
 from workloads.prompt import Message, Prompt
-from workloads.requests import Fixed, Length, LogNormal, RequestShape, Uniform, make
+from workloads.requests import make
 
 EXPERIMENT = {"name": "x", "model": "embedded", "systems": [{"system": "on-demand"}], "batch_sizes": [4]}
 LENGTHS = st.one_of(
