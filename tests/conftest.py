@@ -136,11 +136,11 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, PreTrainedMode
 
 
 @pytest.fixture(scope="session")
-def made_report(tmp_path_factory: pytest.TempPathFactory) -> ReportPaths:
-    """A report with every figure, of made-up records."""
-    from tests.reports import made_report
+def sample_report(tmp_path_factory: pytest.TempPathFactory) -> ReportPaths:
+    """A report of synthetic records."""
+    from tests.reports import sample_report
 
-    return made_report.make(tmp_path_factory.mktemp("made-report"))
+    return sample_report.make(tmp_path_factory.mktemp("sample-report"))
 
 
 @pytest.fixture

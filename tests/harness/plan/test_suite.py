@@ -16,7 +16,7 @@ from harness.plan.experiment import ConfigError
 from harness.plan.schedule import Unit
 from harness.run.runner import Runner
 from reports.results.record import Record, ResultFile
-from tests.reports.pages.test_reports import record
+from tests.reports.records import record
 
 SMALL = {
     "model": "embedded",

@@ -16,8 +16,8 @@ from reports.figures.style import KINDS, KNOWN, assign, bar_marks, line_marks
 from reports.results import aggregate
 from reports.results.load import load
 from reports.results.stats import bootstrap
-from tests.reports.made_report import everything
-from tests.reports.pages.test_reports import write
+from tests.reports.records import write
+from tests.reports.sample_report import everything
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from harness.cli import main as cli
 from reports import ReportError
 from reports.pages.compare import APART, WARNING, Comparison, compare
 from reports.results.record import Record
-from tests.reports.pages.test_reports import record, write
+from tests.reports.records import record, write
 
 HERE = {"cpu": "here", "cores": 2, "ram_bytes": 8, "torch": "2.9"}
 THERE = {"cpu": "there", "cores": 64, "ram_bytes": 9, "torch": "2.9"}

@@ -31,7 +31,7 @@ def browser() -> Iterator[Any]:
 
 
 @pytest.fixture(scope="module", params=[PHONE, DESKTOP], ids=["phone", "desktop"])
-def page(request: pytest.FixtureRequest, browser: Any, made_report: ReportPaths) -> Iterator[Any]:
+def page(request: pytest.FixtureRequest, browser: Any, sample_report: ReportPaths) -> Iterator[Any]:
     """The report opened from its file, offline; ``page.said`` collects what the console said."""
     context = browser.new_context(viewport={"width": request.param, "height": 900}, offline=True)
     opened = context.new_page()
@@ -39,7 +39,7 @@ def page(request: pytest.FixtureRequest, browser: Any, made_report: ReportPaths)
     opened.on("console", lambda message: opened.said.append(message.text))
     opened.on("pageerror", lambda error: opened.said.append(str(error)))
     opened.on("requestfailed", lambda failed: opened.said.append(failed.url))
-    opened.goto(made_report.page.as_uri())
+    opened.goto(sample_report.page.as_uri())
     yield opened
     context.close()
 

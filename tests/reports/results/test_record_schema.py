@@ -18,7 +18,7 @@ from reports.results.load import load
 from reports.results.migrate import SCHEMA, upgrade
 from reports.results.record import Record, RecordError, ResultFile
 from tests import ROOT
-from tests.reports.pages.test_reports import experiment, write
+from tests.reports.records import experiment, write
 
 FIRST = ROOT / "tests" / "data" / "first_v1.jsonl"
 

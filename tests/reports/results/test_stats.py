@@ -86,3 +86,29 @@ def test_what_is_too_wide_to_conclude_says_why(values: list[float], reason: str)
 
 def test_steady_ratios_are_stable() -> None:
     assert str(stability([1.0, 1.01, 0.99, 1.0, 1.02, 0.98])) == "stable"
+
+
+def test_interval_holds_the_median_and_stays_within_the_ratios_seen() -> None:
+    ratios = [1.1, 1.4, 1.2, 1.3, 1.25, 1.5, 1.05]
+    ratio = bootstrap(ratios)
+    assert ratio.low is not None
+    assert ratio.high is not None
+    assert min(ratios) <= ratio.low < 1.25 < ratio.high <= max(ratios)
+    assert ratio == bootstrap(ratios)
+
+
+def test_one_round_has_no_interval_and_says_so() -> None:
+    ratio = bootstrap([1.5])
+    assert (ratio.low, ratio.high, ratio.verdict) == (None, None, "single")
+    assert str(ratio) == "1.50× (n=1)"
+
+
+def test_no_ratio_is_shown_as_not_applicable() -> None:
+    assert str(bootstrap([])) == str(bootstrap([float("nan")])) == "–"
+
+
+@pytest.mark.parametrize(
+    ("ratios", "verdict"), [([1.1, 1.2, 1.3], "faster"), ([0.8, 0.9, 0.7], "slower"), ([0.9, 1.0, 1.2], "same")]
+)
+def test_verdict_follows_the_interval(ratios: list[float], verdict: str) -> None:
+    assert bootstrap(ratios).verdict == verdict

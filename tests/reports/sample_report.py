@@ -1,4 +1,4 @@
-"""Made-up records that have something for every figure, and their report; no model runs."""
+"""Synthetic records with data for every figure, and their report; no model runs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 from reports import ReportPaths, write_report
 from reports.results.record import Ceilings, Kind, Record
-from tests.reports.pages.test_reports import record, write
+from tests.reports.records import record, write
 
 MACHINE = {"cpu": "a processor", "cores": 2, "ram_bytes": 8_000_000_000, "python": "3.11"}
 SPEEDS = {"on-demand": 10.0, "caching": 16.0, "overlap": 14.0, "accelerate-disk": 4.0, "SpecMoE": 24.0}
@@ -118,7 +118,7 @@ def everything() -> list[Record]:
 
 
 def with_a_failure() -> list[Record]:
-    """The comparison, and a cell that came to nothing."""
+    """The comparison, and a cell without a result."""
     known = comparison()
     name, cells = "accelerate-disk", {"batch": 16, "model": "embedded-x32", "link": None}
     lost = record(name, None, status="timeout", error="too slow", environment=MACHINE, config=known[0].config, **cells)
@@ -128,4 +128,4 @@ def with_a_failure() -> list[Record]:
 def make(folder: Path) -> ReportPaths:
     """The report of a comparison and an ablation."""
     records = [*with_a_failure(), *ablation("selection", ["random", "hot-temporal"], "ablation-selection")]
-    return write_report([write(folder / "results.jsonl", *records)], folder / "out", title="Made-up results")
+    return write_report([write(folder / "results.jsonl", *records)], folder / "out", title="Synthetic results")

@@ -1,0 +1,97 @@
+"""Result files load as one row per record; damaged or foreign lines are named with file and line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from reports import ReportError
+from reports.results.load import METRICS, SCHEMA, load, workload_names
+from tests.reports.records import BUDGET, experiment, record, summary_of, write
+
+
+def test_every_record_becomes_a_row_with_its_parsed_line(tmp_path: Path) -> None:
+    frame = load([write(tmp_path / "a.jsonl", *experiment([8, 9], [4, 4]))])
+    assert len(frame) == 4
+    assert set(METRICS) <= set(frame.columns)
+    assert frame["record"][0]["cell"]["system"] == frame["system"][0] == "on-demand"
+    assert frame["limit_enforced"].all()
+
+
+def test_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ReportError, match=r"nowhere\.jsonl"):
+        load([tmp_path / "nowhere.jsonl"])
+
+
+def test_empty_results_say_what_to_do(tmp_path: Path) -> None:
+    path = tmp_path / "empty.jsonl"
+    path.touch()
+    with pytest.raises(ReportError, match="specmoe-bench run"):
+        load([path])
+
+
+def test_torn_line_is_skipped_with_a_warning(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", record("on-demand", 4))
+    whole = path.read_text()
+    path.write_text(whole + whole[:40])
+    with pytest.warns(UserWarning, match=r"a\.jsonl:2: torn line"):
+        frame = load([path])
+    assert len(frame) == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"schema_version": "specmoe-bench.result/9"}, "result/9"),
+        ({"schema_version": None}, "schema None"),
+        ({"cell": {"system": "x"}}, r"lacks cell\.model, cell\.batch_size"),
+        ({"metrics": None}, "lacks metrics"),
+        ({"metrics": {"decode_tok_s": "fast"}}, "'fast', not a number"),
+    ],
+)
+def test_a_line_that_is_not_a_record_is_named_with_file_and_line(
+    tmp_path: Path, change: dict[str, Any], message: str
+) -> None:
+    path = write(tmp_path / "a.jsonl", record("on-demand", 4))
+    payload = json.loads(path.read_text()) | change
+    del payload["checksum"]  # it seals the unchanged line
+    path.write_text(path.read_text() + json.dumps(payload) + "\n")
+    with pytest.raises(ReportError, match=r"a\.jsonl:2.*" + message):
+        load([path])
+
+
+def test_json_that_is_not_an_object_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text("[1]\n")
+    with pytest.raises(ReportError, match=rf"a\.jsonl:1 is not a {SCHEMA} record"):
+        load([path])
+
+
+def test_a_record_written_again_replaces_the_earlier_one(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", record("on-demand", None, status="failed"), record("on-demand", 4))
+    with pytest.warns(UserWarning, match="the last counts"):
+        frame = load([path])
+    assert list(frame["status"]) == ["ok"]
+
+
+def test_one_label_for_two_budgets_gives_two_titles_and_no_average(tmp_path: Path) -> None:
+    summary, _ = summary_of(tmp_path, [record("caching", 4), record("caching", 8, budget=3 * BUDGET)])
+    assert sorted(summary["title"]) == ["caching (100 MB)", "caching (300 MB)"]
+    assert sorted(summary["decode_tok_s"]) == [4, 8]
+
+
+def test_workloads_are_never_averaged_and_each_is_named(tmp_path: Path) -> None:
+    summary, frame = summary_of(tmp_path, [record("on-demand", 4), record("on-demand", 8, model="other")])
+    assert len(summary) == 2
+    names = workload_names(frame).values()
+    assert len(set(names)) == 2
+    assert any("other" in name for name in names)
+
+
+def test_results_of_two_machines_are_never_averaged(tmp_path: Path) -> None:
+    elsewhere = record("on-demand", 40, rnd=1, environment={"cpu": "another"})
+    summary, _ = summary_of(tmp_path, [record("on-demand", 4), elsewhere])
+    assert sorted(summary["decode_tok_s"]) == [4, 40]
