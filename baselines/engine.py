@@ -160,7 +160,7 @@ class CachingSystem(_EngineSystem):
     )
 
     class Options(SystemOptions):
-        policy: PlacementName = "top-fraction"
+        placement: PlacementName = "top-fraction"
 
     def arguments(self) -> dict[str, Any]:
-        return {"gamma": 0, "placement": self.options.policy}
+        return {"gamma": 0, "placement": self.options.placement}

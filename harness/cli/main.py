@@ -126,7 +126,7 @@ def _parser() -> argparse.ArgumentParser:
     options.set_defaults(handler=_options)
     conformance = commands.add_parser("conformance", help="does a system keep the adapter contract?")
     conformance.add_argument("system")
-    conformance.add_argument("--options", type=json.loads, default={}, help='its options as JSON: {"policy": "lru"}')
+    conformance.add_argument("--options", type=json.loads, default={}, help='its options as JSON: {"placement": "lru"}')
     conformance.add_argument("--check", action="append", default=[], metavar="NAME", help="this check only; repeatable")
     conformance.add_argument("--work", type=Path, help="folder that keeps reference outputs for the next system")
     conformance.set_defaults(handler=_conformance)

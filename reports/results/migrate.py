@@ -36,7 +36,30 @@ def _renamed_in_cycles(repetition: Any) -> Any:
     return repetition | {"cycles": cycles}
 
 
-STEPS: Mapping[str, Step] = {"specmoe-bench.result/1": ("specmoe-bench.result/2", _cycle_reason)}
+def _placement_option(payload: Payload) -> Payload:
+    """The option ``policy`` of the system ``caching`` is called ``placement``, as it is in ``specmoe``."""
+    renamed = dict(payload)
+    if isinstance(payload.get("cell"), dict):
+        renamed["cell"] = _renamed_in_options(payload["cell"])
+    config = payload.get("config")
+    if isinstance(config, dict) and isinstance(config.get("systems"), list):
+        renamed["config"] = config | {"systems": [_renamed_in_options(entry) for entry in config["systems"]]}
+    return renamed
+
+
+def _renamed_in_options(entry: Any) -> Any:
+    """An object with ``system`` and ``options``: a cell, or an entry of an experiment's systems."""
+    if not isinstance(entry, dict) or entry.get("system") != "caching" or not isinstance(entry.get("options"), dict):
+        return entry
+    options = {"placement" if name == "policy" else name: value for name, value in entry["options"].items()}
+    return entry | {"options": options}
+
+
+def _first_to_second(payload: Payload) -> Payload:
+    return _placement_option(_cycle_reason(payload))
+
+
+STEPS: Mapping[str, Step] = {"specmoe-bench.result/1": ("specmoe-bench.result/2", _first_to_second)}
 
 
 def upgrade(payload: Any, steps: Mapping[str, Step] = STEPS, target: str = SCHEMA) -> Any:

@@ -51,7 +51,7 @@ SYSTEMS = [
     _system("on-demand"),
     _system("overlap"),
     _system("caching"),
-    _system("caching", policy="lru"),
+    _system("caching", placement="lru"),
     _system("accelerate-disk"),
     _system("accelerate-cpu"),
     _system("specmoe", gamma=3, draft_experts=4),

@@ -66,6 +66,34 @@ def test_the_reason_of_a_cycle_is_read_under_its_older_name(tmp_path: Path) -> N
     assert load([path])["record"][0]["repetitions"][0]["cycles"] == [{"gamma": 2, "reason": "fixed"}]
 
 
+def test_the_placement_of_the_caching_system_is_read_under_its_older_name(tmp_path: Path) -> None:
+    first = json.loads(FIRST.read_text())
+    first["cell"] |= {"system": "caching", "options": {"policy": "lfu"}}
+    systems = [
+        {"system": "caching", "options": {"policy": ["lru", "lfu"]}},
+        {"system": "other", "options": {"policy": 1}},
+    ]
+    first["config"] |= {"systems": systems}
+    path = tmp_path / "r.jsonl"
+    path.write_text(json.dumps(first) + "\n")
+    (record,) = ResultFile(path).read()
+    assert record.cell.options == {"placement": "lfu"}
+    assert record.cell_id == first["cell_id"], "a line keeps the id it was written with"
+    assert [entry["options"] for entry in record.config["systems"]] == [{"placement": ["lru", "lfu"]}, {"policy": 1}]
+    assert load([path])["options"][0] == '{"placement": "lfu"}'
+
+
+def test_committed_records_of_the_caching_system_name_its_placement() -> None:
+    options = [
+        record.cell.options
+        for path in sorted((ROOT / "docs" / "records").rglob("*.jsonl"))
+        for record in ResultFile(path).read()
+        if record.cell.system == "caching"
+    ]
+    assert {"placement": "lfu"} in options
+    assert all(names <= {"placement"} for names in map(set, options))
+
+
 def test_older_schemas_are_brought_forward_step_by_step() -> None:
     steps = {
         "s/1": (
