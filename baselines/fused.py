@@ -14,9 +14,9 @@ def layers(store: ExpertStore) -> Iterator[tuple[LayerSpec, dict[str, torch.Tens
 
     They are views of a private mapping of the layer's file: nothing is read before it is touched.
     """
-    for position, spec in enumerate(store.layers):
+    for layer, spec in enumerate(store.layers):
         nbytes = spec.experts * spec.stride_bytes
-        raw = torch.from_file(str(store.layer_file(position)), shared=False, size=nbytes, dtype=torch.uint8)
+        raw = torch.from_file(str(store.layer_file(layer)), shared=False, size=nbytes, dtype=torch.uint8)
         yield spec, views(spec, raw, store.dtype)
 
 

@@ -110,7 +110,7 @@ def _tensors(checkpoint: Checkpoint, store: ExpertStore) -> Iterator[Named]:
     for spec, tensors in fused.layers(store):
         gate, up = tensors["gate_up_proj"].chunk(2, dim=1)  # [E, I, H] each
         for name, tensor in (("gate", gate), ("up", up), ("down", tensors["down_proj"])):
-            yield f"blk.{spec.layer}.ffn_{name}_exps.weight", tensor
+            yield f"blk.{spec.model_layer}.ffn_{name}_exps.weight", tensor
 
 
 def _name(key: str) -> str:

@@ -45,7 +45,7 @@ class MmapSystem(GreedySystem):
         with folder_appears(folder) as partial:
             for spec, tensors in fused.layers(store):
                 named = {f"{spec.module}.{name}": tensor.contiguous() for name, tensor in tensors.items()}
-                save_file(named, partial / f"layer_{spec.layer:03d}.safetensors")
+                save_file(named, partial / f"layer_{spec.model_layer:03d}.safetensors")
 
     def prepare(self, setting: Setting) -> None:
         model = shell_without_experts(setting, torch.device("cpu"))

@@ -23,13 +23,13 @@ from specmoe.offload.sources import DiskSource
 from specmoe.offload.store import ExpertStore
 
 
-def _copy_layer(store: ExpertStore, link: Link, buffer: torch.Tensor, position: int) -> Callable[..., None]:
-    """A forward pre-hook that brings the whole layer at ``position`` into ``buffer``."""
-    spec = store.layers[position]
+def _copy_layer(store: ExpertStore, link: Link, buffer: torch.Tensor, layer: int) -> Callable[..., None]:
+    """A forward pre-hook that brings the whole layer into ``buffer``."""
+    spec = store.layers[layer]
     slots = buffer[: spec.experts * spec.stride_bytes].split(spec.stride_bytes)
 
     def hook(module: Any, args: Any) -> None:
-        for transfer in [link.submit(position, expert, slot) for expert, slot in enumerate(slots)]:
+        for transfer in [link.submit(layer, expert, slot) for expert, slot in enumerate(slots)]:
             link.wait(transfer)
 
     return hook
@@ -72,10 +72,10 @@ class NaiveSystem:
         self._link = Link(DiskSource(store), store, device)
         model = shell_without_experts(setting, device.torch_device)
         modules = expert_modules(model)
-        for position, spec in enumerate(store.layers):
+        for layer, spec in enumerate(store.layers):
             module = modules[spec.module]
             place_experts(module, fused.views(spec, buffer, store.dtype))
-            module.register_forward_pre_hook(_copy_layer(store, self._link, buffer, position))
+            module.register_forward_pre_hook(_copy_layer(store, self._link, buffer, layer))
         model.set_experts_implementation(self._experts)
         self._model = model
 

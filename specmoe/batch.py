@@ -10,7 +10,7 @@ import torch
 from transformers import PreTrainedModel
 
 from specmoe.model.kv_cache import RaggedCache
-from specmoe.model.pass_state import ExpertsRuntime
+from specmoe.model.pass_state import PassState
 from specmoe.offload.link import Link
 from specmoe.sampling import Sampler
 from specmoe.stats import GenerationStats
@@ -25,7 +25,7 @@ class Run:
     """What every step of a call works with."""
 
     model: PreTrainedModel
-    runtime: ExpertsRuntime
+    state: PassState
     link: Link
     cache: RaggedCache
     sampler: Sampler
@@ -42,13 +42,13 @@ class Run:
 class Rows:
     """The rows still generating.
 
-    ``last`` (long [B]) is each row's newest token, not yet in the cache; ``room`` (long [B]) how many
+    ``last`` (long [B]) is each row's newest token, not yet in the cache; ``remaining`` (long [B]) how many
     more it may gain; ``index`` (long [B]) its place in the request.  ``tokens`` holds, per request row, the
     prompt and all that was generated; ``stop`` ends a row.
     """
 
     last: torch.Tensor
-    room: torch.Tensor
+    remaining: torch.Tensor
     index: torch.Tensor
     tokens: list[list[int]]
     stop: Collection[int] = field(default_factory=frozenset)
@@ -66,12 +66,12 @@ class Rows:
 
     def select(self, kept: torch.Tensor) -> None:
         """Keep only ``kept`` (long [B'])."""
-        self.last, self.room, self.index = self.last[kept], self.room[kept], self.index[kept]
+        self.last, self.remaining, self.index = self.last[kept], self.remaining[kept], self.index[kept]
 
 
 def forward(run: Run, ids: torch.Tensor, valid: torch.Tensor, keep: torch.Tensor | int = 0) -> torch.Tensor:
     """Logits [B, Q or len(keep), V] of ids [B, Q] placed after each row's committed tokens; valid bool [B, Q]."""
-    run.runtime.valid = valid.flatten()
+    run.state.valid = valid.flatten()
     output = run.model(
         input_ids=ids,
         attention_mask=run.cache.attention_mask(ids.shape[1], run.model.dtype, boolean=run.model._supports_sdpa),

@@ -23,7 +23,7 @@ class PinnedDraft:
     def propose(self, run: Run, rows: Rows, lengths: torch.Tensor) -> Proposal:
         steps = int(lengths.max()) if len(lengths) else 0
         tokens, probs = [rows.last], []
-        run.runtime.mode = "draft"
+        run.state.mode = "draft"
         try:
             for step in range(steps):
                 with run.timeline.span("compute", "draft step"):
@@ -34,7 +34,7 @@ class PinnedDraft:
                     probs.append(drawn_from)
                     run.cache.commit(torch.ones_like(rows.last))
         finally:
-            run.runtime.mode = "target"
+            run.state.mode = "target"
             run.cache.commit(torch.full_like(rows.last, 1 - len(tokens)))
         drawn = [p for p in probs if p is not None]
         return Proposal(

@@ -57,7 +57,7 @@ class SpecMoE:
         self.store = store
         self.options = options
         self._parts = parts
-        self._runtime = parts.runtime
+        self._state = parts.state
 
     @property
     def arena(self) -> ExpertArena:
@@ -156,19 +156,19 @@ class SpecMoE:
             recorder: is told every pass's picks and what each cycle accepted.
 
         Raises:
-            ValueError: shapes that do not fit, an empty row, padding on the right, no room for a token,
+            ValueError: shapes that do not fit, an empty row, padding on the right, no token left to generate,
                 or a sampling value out of range.
         """
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-        room = _room(input_ids, mask, max_new_tokens, max_length)
+        remaining = _remaining(input_ids, mask, max_new_tokens, max_length)
         stop = self._stop_tokens(eos_token_id)
         device = self.model.device
         prompts = [row[keep.bool()].to(device) for row, keep in zip(input_ids, mask, strict=True)]
         seed = self.options.seed if seed is None else seed
         sampler = Sampling(temperature, top_k, top_p, seed, device) if do_sample else Greedy()
-        self._runtime.recorder = recorder
-        run = self._run(prompts, room, sampler, timeline or Timeline(enabled=False))
-        rows = self._prefill(run, prompts, room, stop, on_tokens)
+        self._state.recorder = recorder
+        run = self._run(prompts, remaining, sampler, timeline or Timeline(enabled=False))
+        rows = self._prefill(run, prompts, remaining, stop, on_tokens)
         if on_first_token is not None:
             on_first_token()
         with _Phase(self, run.stats.decode):
@@ -182,22 +182,29 @@ class SpecMoE:
         padded = torch.tensor([tokens + [pad] * (width - len(tokens)) for tokens in new])
         return GenerateOutput(torch.cat([input_ids, padded.to(input_ids)], dim=1), run.stats)
 
-    def _run(self, prompts: list[torch.Tensor], room: list[int], sampler: Greedy | Sampling, timeline: Timeline) -> Run:
-        longest = max(len(p) + new for p, new in zip(prompts, room, strict=True)) + self.options.gamma + 1
+    def _run(
+        self, prompts: list[torch.Tensor], remaining: list[int], sampler: Greedy | Sampling, timeline: Timeline
+    ) -> Run:
+        longest = max(len(p) + new for p, new in zip(prompts, remaining, strict=True)) + self.options.gamma + 1
         cache = RaggedCache(self.model.config.get_text_config(), len(prompts), longest, self.model.device)
         stats = GenerationStats(prompt_tokens=sum(len(p) for p in prompts))
         stats.drafted_by_position = [0] * self.options.gamma
         stats.accepted_by_position = [0] * self.options.gamma
         self.link.timeline = timeline
-        return Run(self.model, self._runtime, self.link, cache, sampler, stats, timeline)
+        return Run(self.model, self._state, self.link, cache, sampler, stats, timeline)
 
     def _prefill(
-        self, run: Run, prompts: list[torch.Tensor], room: list[int], stop: frozenset[int], on_tokens: OnTokens | None
+        self,
+        run: Run,
+        prompts: list[torch.Tensor],
+        remaining: list[int],
+        stop: frozenset[int],
+        on_tokens: OnTokens | None,
     ) -> Rows:
         """Run the prompts; the rows that result hold their first token."""
         with _Phase(self, run.stats.prefill):
             first = prefill(run, prompts)
-        left = torch.tensor([1 if t in stop else r for t, r in zip(first.tolist(), room, strict=True)]).to(first)
+        left = torch.tensor([1 if t in stop else r for t, r in zip(first.tolist(), remaining, strict=True)]).to(first)
         index = torch.arange(len(prompts), device=first.device)
         rows = Rows(first, left - 1, index, [p.tolist() for p in prompts], stop, on_tokens)
         for row, token in enumerate(first.tolist()):
@@ -225,11 +232,11 @@ class SpecMoE:
             ValueError: as ``generate`` does.
         """
         observer = calibrate.Observer(self.store)
-        self._runtime.observer = observer
+        self._state.observer = observer
         try:
             self.generate(input_ids, attention_mask, max_new_tokens=1)
         finally:
-            self._runtime.observer = None
+            self._state.observer = None
         result = observer.result()
         result.save(self.store)
         return result
@@ -244,7 +251,7 @@ class SpecMoE:
 
     def reset(self) -> None:
         """Forget residents, draft experts and their counts, as after loading."""
-        self._runtime.reset()
+        self._state.reset()
 
     def close(self) -> None:
         """Stop the link; the model cannot generate afterwards."""
@@ -261,7 +268,7 @@ class _Phase:
     """Fills a ``PhaseStats`` with the difference of all counters over a block."""
 
     def __init__(self, engine: SpecMoE, into: PhaseStats) -> None:
-        self._link, self._residency, self._into = engine.link, engine._runtime.residency, into
+        self._link, self._residency, self._into = engine.link, engine._state.residency, into
 
     def __enter__(self) -> None:
         self._before = self._link.snapshot(), self._residency.snapshot()
@@ -283,7 +290,7 @@ def parse_budget(budget: int | str | None, store: ExpertStore) -> int:
     return everything if budget is None else parse_bytes(budget, everything, "expert budget")
 
 
-def _room(
+def _remaining(
     input_ids: torch.Tensor, mask: torch.Tensor, max_new_tokens: int | Sequence[int] | None, max_length: int | None
 ) -> list[int]:
     """Check the inputs; returns how many tokens each row may gain."""
@@ -297,13 +304,13 @@ def _room(
         raise ValueError("attention_mask has padding on the right: pad prompts on the left")
     rows, limit = len(input_ids), f"max_new_tokens is {max_new_tokens}"
     if max_new_tokens is None and max_length is not None:
-        room, limit = [max_length - input_ids.shape[1]] * rows, f"max_length is {max_length}"
+        remaining, limit = [max_length - input_ids.shape[1]] * rows, f"max_length is {max_length}"
     elif max_new_tokens is None or isinstance(max_new_tokens, int):
-        room = [20 if max_new_tokens is None else max_new_tokens] * rows
+        remaining = [20 if max_new_tokens is None else max_new_tokens] * rows
     else:
-        room = list(max_new_tokens)
-    if len(room) != rows:
+        remaining = list(max_new_tokens)
+    if len(remaining) != rows:
         raise ValueError(f"{limit}, for {rows} rows: give one number, or one per row")
-    if min(room, default=1) < 1:
+    if min(remaining, default=1) < 1:
         raise ValueError(f"{limit}, which leaves no room: ask for at least 1 new token")
-    return room
+    return remaining

@@ -13,8 +13,8 @@ Phase = Literal["prefill", "decode"]
 class Recorder(Protocol):
     """Given to ``SpecMoE.generate``; called in the order of the computation."""
 
-    def routed(self, position: int, mode: Mode, index: torch.Tensor, valid: torch.Tensor) -> None:
-        """An MoE layer's gate picked ``index`` (long [B * Q, K], row after row) for the tokens of a pass.
+    def routed(self, layer: int, mode: Mode, index: torch.Tensor, valid: torch.Tensor) -> None:
+        """The gate of MoE layer ``layer`` picked ``index`` (long [B * Q, K], row after row) for the tokens of a pass.
 
         ``valid`` (bool [B * Q]) leaves padding out.  Picks of a draft pass are the gate's own, before others
         stand in for them.

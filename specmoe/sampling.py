@@ -109,14 +109,14 @@ class Sampling:
         chance = torch.rand(p.shape, generator=self._generator, device=p.device)
         accepted = longest_prefix((chance * q < p) & proposal.valid)  # [B]
         rows = torch.arange(len(accepted), device=accepted.device)
-        following = target[rows, accepted]  # [B, V]
+        chances = target[rows, accepted]  # [B, V]
         refused = accepted < proposal.lengths
         if bool(refused.any()):
-            residual = (following[refused] - drawn_from[rows[refused], accepted[refused]]).clamp_min(0)
+            residual = (chances[refused] - drawn_from[rows[refused], accepted[refused]]).clamp_min(0)
             total = residual.sum(dim=-1, keepdim=True)
             # p == q to the last bit leaves nothing: then the token was refused by rounding, and p is right
-            following[refused] = torch.where(total > 0, residual / total.clamp_min(1e-30), following[refused])
-        return accepted, self._pick(following)
+            chances[refused] = torch.where(total > 0, residual / total.clamp_min(1e-30), chances[refused])
+        return accepted, self._pick(chances)
 
     def _pick(self, probs: torch.Tensor) -> torch.Tensor:
         return torch.multinomial(probs, 1, generator=self._generator).squeeze(1)

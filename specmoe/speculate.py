@@ -29,18 +29,18 @@ def prefill(run: Run, prompts: list[torch.Tensor]) -> torch.Tensor:
     ids = torch.nn.utils.rnn.pad_sequence(prompts, batch_first=True)  # [B, S], padded on the right
     places = torch.arange(ids.shape[1], device=ids.device)
     valid = places < lengths[:, None]  # [B, S]
-    if run.runtime.options.initial == "prefill-tail":
-        run.runtime.counted = (places >= lengths[:, None] - INITIAL_TAIL).flatten()
+    if run.state.options.initial == "prefill-tail":
+        run.state.counted = (places >= lengths[:, None] - INITIAL_TAIL).flatten()
     ends, place = (lengths - 1).unique(return_inverse=True)
-    run.runtime.certain = True
+    run.state.is_prompt = True
     try:
         with run.timeline.span("compute", "prefill", tokens=int(valid.sum())):
             logits = forward(run, ids, valid, keep=ends)  # [B, len(ends), V]
     finally:
-        run.runtime.counted, run.runtime.certain = None, False
+        run.state.counted, run.state.is_prompt = None, False
     run.cache.commit(lengths)
-    if run.runtime.recorder is not None:
-        run.runtime.recorder.ended("prefill", torch.arange(len(prompts)), lengths - 1)
+    if run.state.recorder is not None:
+        run.state.recorder.ended("prefill", torch.arange(len(prompts)), lengths - 1)
     return run.sampler.draw(logits[torch.arange(len(prompts), device=ids.device), place])[0]
 
 
@@ -49,14 +49,14 @@ def decode(run: Run, rows: Rows, drafter: Drafter, controller: Controller) -> No
     _drop_finished(run, rows)
     while len(rows):
         started, link_before = time.perf_counter(), run.link.snapshot()
-        choice = controller.choose(rows.index, (rows.room - 1).clamp_min(0))
+        choice = controller.choose(rows.index, (rows.remaining - 1).clamp_min(0))
         cycle = _begin(run, rows, choice)
         proposal = draft(run, rows, drafter, choice.lengths, cycle)
         logits = verify(run, rows, proposal, cycle)
-        accepted, following = run.sampler.accept(proposal, logits)
-        if run.runtime.recorder is not None:
-            run.runtime.recorder.ended("decode", rows.index, accepted)
-        _commit(run, rows, proposal, accepted, following, cycle)
+        accepted, next_token = run.sampler.accept(proposal, logits)
+        if run.state.recorder is not None:
+            run.state.recorder.ended("decode", rows.index, accepted)
+        _commit(run, rows, proposal, accepted, next_token, cycle)
         _count_link(run, cycle, link_before)
         controller.learn(cycle, rows.index, proposal.lengths, accepted)
         _drop_finished(run, rows)
@@ -65,7 +65,7 @@ def decode(run: Run, rows: Rows, drafter: Drafter, controller: Controller) -> No
 
 def draft(run: Run, rows: Rows, drafter: Drafter, lengths: torch.Tensor, cycle: CycleStats) -> Proposal:
     """Up to ``lengths`` (long [B]) proposed tokens per row; while it runs, a prefetcher may move what it asks for."""
-    started, prefetcher = time.perf_counter(), run.runtime.prefetcher
+    started, prefetcher = time.perf_counter(), run.state.prefetcher
     if prefetcher is not None and cycle.gamma:
         before = next((c for c in reversed(run.stats.cycles) if c.gamma), None)
         prefetcher.begin(cycle.gamma, before.draft_s / before.gamma if before else None)
@@ -77,8 +77,8 @@ def draft(run: Run, rows: Rows, drafter: Drafter, lengths: torch.Tensor, cycle: 
 
 def verify(run: Run, rows: Rows, proposal: Proposal, cycle: CycleStats) -> torch.Tensor:
     """The target's logits [B, g + 1, V] after the row's last token and after each proposed one."""
-    started, prefetcher = time.perf_counter(), run.runtime.prefetcher
-    link, experts, refresh_s = run.link.snapshot(), run.runtime.residency.snapshot(), run.runtime.refresh_s
+    started, prefetcher = time.perf_counter(), run.state.prefetcher
+    link, experts, refresh_s = run.link.snapshot(), run.state.residency.snapshot(), run.state.refresh_s
     ids = torch.cat([rows.last[:, None], proposal.tokens], dim=1)  # [B, g + 1]
     valid = torch.arange(ids.shape[1], device=ids.device) <= proposal.lengths[:, None]
     with run.timeline.span("compute", "verify", rows=len(ids), positions=int(valid.sum())):
@@ -86,9 +86,9 @@ def verify(run: Run, rows: Rows, proposal: Proposal, cycle: CycleStats) -> torch
     cycle.verify_s, cycle.wait_s = time.perf_counter() - started, run.link.since(link).wait_s
     if prefetcher is not None:
         prefetcher.end(cycle.verify_s)
-    asked = run.runtime.residency.since(experts)
+    asked = run.state.residency.since(experts)
     cycle.positions, cycle.requests, cycle.hits = int(valid.sum()), asked.requests, asked.hits
-    cycle.refresh_s = run.runtime.refresh_s - refresh_s
+    cycle.refresh_s = run.state.refresh_s - refresh_s
     run.stats.target_passes += 1
     run.stats.row_steps += len(ids)
     return logits
@@ -96,7 +96,7 @@ def verify(run: Run, rows: Rows, proposal: Proposal, cycle: CycleStats) -> torch
 
 def _begin(run: Run, rows: Rows, choice: CycleChoice) -> CycleStats:
     """Put the cycle's choice in force."""
-    selection = run.runtime.selection
+    selection = run.state.selection
     if selection is not None:
         selection.resize(choice.draft_experts)
         selection.interval = choice.refresh_interval
@@ -105,19 +105,19 @@ def _begin(run: Run, rows: Rows, choice: CycleChoice) -> CycleStats:
 
 
 def _commit(
-    run: Run, rows: Rows, proposal: Proposal, accepted: torch.Tensor, following: torch.Tensor, cycle: CycleStats
+    run: Run, rows: Rows, proposal: Proposal, accepted: torch.Tensor, next_token: torch.Tensor, cycle: CycleStats
 ) -> None:
     """Append each row's accepted tokens and the target's next one, cut at a stop token."""
     places = torch.arange(proposal.tokens.shape[1] + 1, device=accepted.device)
-    run.runtime.accepted((places <= accepted[:, None]).flatten())
+    run.state.accepted((places <= accepted[:, None]).flatten())
     gained, stats = [], run.stats
     drafted, wanted = proposal.tokens.tolist(), proposal.lengths.tolist()
-    for row, (count, last) in enumerate(zip(accepted.tolist(), following.tolist(), strict=True)):
+    for row, (count, last) in enumerate(zip(accepted.tolist(), next_token.tolist(), strict=True)):
         tokens = [*drafted[row][:count], last]
         stopped = next((i for i, token in enumerate(tokens) if token in rows.stop), None)
         if stopped is not None:
             tokens = tokens[: stopped + 1]
-            rows.room[row] = len(tokens)
+            rows.remaining[row] = len(tokens)
         rows.append(row, tokens)
         gained.append(len(tokens))
         mattered = wanted[row] if stopped is None else min(wanted[row], len(tokens))
@@ -127,16 +127,16 @@ def _commit(
             stats.drafted_by_position[place] += 1
             stats.accepted_by_position[place] += place < kept
     step = torch.tensor(gained, device=rows.last.device)
-    rows.last = following
-    rows.room = rows.room - step
+    rows.last = next_token
+    rows.remaining = rows.remaining - step
     run.cache.commit(step)
     cycle.tokens = sum(gained)
     stats.decode_tokens += cycle.tokens
 
 
 def _drop_finished(run: Run, rows: Rows) -> None:
-    """Rows without room leave the batch, the cache included."""
-    going = rows.room > 0
+    """Rows with no tokens remaining leave the batch and the cache."""
+    going = rows.remaining > 0
     if not bool(going.all()):
         kept = going.nonzero().flatten()
         run.cache.select(kept)

@@ -21,7 +21,7 @@ from harness.projection.traces import Geometry, Pass, Trace, TraceError
 from specmoe import SpecOptions
 from specmoe.drafting.calibration import Calibration
 from specmoe.model.assemble import make_policies
-from specmoe.model.pass_state import INITIAL_TAIL, ExpertsRuntime
+from specmoe.model.pass_state import INITIAL_TAIL, PassState
 from specmoe.offload.arena import ExpertArena, Key
 from specmoe.offload.device import CpuDevice
 from specmoe.offload.link import Transfer
@@ -100,8 +100,8 @@ class _Ledger:
         self._over = Transfer(-1, -1, torch.empty(0))
         self._over.finish(None, None)
 
-    def submit(self, position: int, expert: int, slot: torch.Tensor, ahead: bool = False) -> Transfer:
-        self.moved.append((position, expert))
+    def submit(self, layer: int, expert: int, slot: torch.Tensor, ahead: bool = False) -> Transfer:
+        self.moved.append((layer, expert))
         return self._over
 
     def promote(self, transfer: Transfer) -> None:
@@ -181,7 +181,7 @@ class _Replay:
             most = int(options.prefetch_share * budget_bytes) // geometry.slot_bytes
             self._ahead = _Ahead(self._residency, ahead_per_step, most)
         tables = [torch.empty(n, 0) for n in sizes]  # distances say who stands in, which a replay does not ask
-        self._runtime = ExpertsRuntime(options, self._residency, policy, chosen.selection, tables)
+        self._state = PassState(options, self._residency, policy, chosen.selection, tables)
 
     def run(self) -> Replayed:
         result = Replayed(self._trace.geometry)
@@ -190,39 +190,39 @@ class _Replay:
             ahead = self._ahead.step() if self._ahead is not None and one.phase == "draft" else 0
             result.passes.append(ReplayedPass(one, visits, ahead))
             if one.phase == "verify":
-                self._runtime.accepted(one.kept.flatten())
+                self._state.accepted(one.kept.flatten())
                 if self._ahead is not None:
                     self._ahead.end()
         return result
 
     def _target(self, one: Pass) -> list[Visit]:
         """A prefill or verification, as ``specmoe.model.experts`` runs its layers."""
-        runtime, valid = self._runtime, one.valid.flatten()
-        runtime.certain = one.phase == "prefill"
-        runtime.counted = None
-        if runtime.certain and self._options.initial == "prefill-tail":
+        state, valid = self._state, one.valid.flatten()
+        state.is_prompt = one.phase == "prefill"
+        state.counted = None
+        if state.is_prompt and self._options.initial == "prefill-tail":
             places = torch.arange(one.valid.shape[1])
-            runtime.counted = (places >= one.valid.sum(1)[:, None] - INITIAL_TAIL).flatten()
-        return [self._stream(position, picks.flatten(0, 1), valid) for position, picks in enumerate(one.picks)]
+            state.counted = (places >= one.valid.sum(1)[:, None] - INITIAL_TAIL).flatten()
+        return [self._stream(layer, picks.flatten(0, 1), valid) for layer, picks in enumerate(one.picks)]
 
-    def _stream(self, position: int, index: torch.Tensor, valid: torch.Tensor) -> Visit:
-        tokens = torch.bincount(index[valid].flatten(), minlength=self._trace.geometry.experts[position]).tolist()
-        wanted = self._runtime.target(position, index, valid)
+    def _stream(self, layer: int, index: torch.Tensor, valid: torch.Tensor) -> Visit:
+        tokens = torch.bincount(index[valid].flatten(), minlength=self._trace.geometry.experts[layer]).tolist()
+        wanted = self._state.target(layer, index, valid)
         before = len(self._ledger.moved)
-        order = [expert for expert, _ in self._residency.stream(position, wanted)]
+        order = [expert for expert, _ in self._residency.stream(layer, wanted)]
         misses = {expert: tokens[expert] for _, expert in self._ledger.moved[before:]}
         return Visit({e: tokens[e] for e in order if e not in misses}, misses)
 
     def _draft(self, one: Pass) -> list[Visit]:
         """A draft step: who may draft, and how many picks they cover; it moves nothing."""
         visits = []
-        for position, picks in enumerate(one.picks):
+        for layer, picks in enumerate(one.picks):
             index = picks[one.valid].flatten()
-            drafting = self._runtime.drafting(position)
+            drafting = self._state.drafting(layer)
             covered = int(torch.isin(index, torch.tensor(drafting)).sum())
             visits.append(Visit(_spread(drafting, index), {}, covered))
             if self._ahead is not None:
-                self._ahead.wanted(position, index)
+                self._ahead.wanted(layer, index)
         return visits
 
 
@@ -239,10 +239,10 @@ class _Ahead:
         self._demand: Counter[Key] = Counter()
         self._credit, self._left = 0.0, most
 
-    def wanted(self, position: int, index: torch.Tensor) -> None:
+    def wanted(self, layer: int, index: torch.Tensor) -> None:
         """A draft step's gate picked ``index`` (long [n])."""
         for expert in index.tolist():
-            self._demand[position, expert] += 1
+            self._demand[layer, expert] += 1
 
     def step(self) -> int:
         """A draft step is over; returns how many experts came beside it."""

@@ -17,9 +17,9 @@ from specmoe.offload.store import ExpertStore
 _CHUNK_BYTES = 1 << 20
 
 
-def table_path(store: ExpertStore, position: int) -> Path:
-    """File of the E x E table of the MoE layer at ``position``."""
-    return store.path / f"affinity_{store.layers[position].layer:03d}.npy"
+def table_path(store: ExpertStore, layer: int) -> Path:
+    """File of a MoE layer's E x E table."""
+    return store.path / f"affinity_{store.layers[layer].model_layer:03d}.npy"
 
 
 def build_tables(store: ExpertStore) -> int:
@@ -30,8 +30,8 @@ def build_tables(store: ExpertStore) -> int:
     digits of each.
     """
     total = 0
-    for position, spec in enumerate(store.layers):
-        data = np.memmap(store.layer_file(position), dtype=np.uint8, mode="r")
+    for layer, spec in enumerate(store.layers):
+        data = np.memmap(store.layer_file(layer), dtype=np.uint8, mode="r")
         experts = data.reshape(spec.experts, spec.stride_bytes)
         gram = torch.zeros(spec.experts, spec.experts, dtype=torch.float64)
         for start in range(0, spec.expert_bytes, _CHUNK_BYTES):
@@ -39,7 +39,7 @@ def build_tables(store: ExpertStore) -> int:
             chunk = torch.from_numpy(raw).view(store.dtype).float()  # [E, columns]
             gram += (chunk @ chunk.t()).double()
         table = distances(gram).numpy()
-        np.save(table_path(store, position), table)
+        np.save(table_path(store, layer), table)
         total += table.nbytes
     return total
 
@@ -56,14 +56,14 @@ def table_bytes(store: ExpertStore) -> int:
     return sum(2 * spec.experts**2 for spec in store.layers)
 
 
-def load_table(store: ExpertStore, position: int) -> torch.Tensor:
+def load_table(store: ExpertStore, layer: int) -> torch.Tensor:
     """The layer's distances as float32 [E, E]; symmetric, zero diagonal, largest entry 1.
 
     Raises:
         StoreError: the table is missing or of another shape.
     """
-    path = table_path(store, position)
-    experts = store.layers[position].experts
+    path = table_path(store, layer)
+    experts = store.layers[layer].experts
     try:
         table = torch.from_numpy(np.load(path)).float()
     except (OSError, ValueError, EOFError) as error:

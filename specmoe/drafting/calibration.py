@@ -37,9 +37,9 @@ class Calibration:
         for outdated in store.path.glob("merged_*"):
             shutil.rmtree(outdated, ignore_errors=True)
         arrays = {"tokens": np.array(self.tokens)}
-        for position, (counts, distances) in enumerate(zip(self.counts, self.distances, strict=True)):
-            arrays[f"counts_{position}"] = counts.numpy()
-            arrays[f"distances_{position}"] = distances.numpy()
+        for layer, (counts, distances) in enumerate(zip(self.counts, self.distances, strict=True)):
+            arrays[f"counts_{layer}"] = counts.numpy()
+            arrays[f"distances_{layer}"] = distances.numpy()
         partial = path.with_name("calibration.partial.npz")
         np.savez(partial, allow_pickle=False, **arrays)
         partial.rename(path)
@@ -72,7 +72,7 @@ class SampledLayer(Protocol):
     """What calibration asks of an experts layer."""
 
     @property
-    def position(self) -> int: ...
+    def layer(self) -> int: ...
 
     def outputs_of_all(self, hidden: torch.Tensor) -> torch.Tensor:
         """Every expert of the layer on the same tokens: [S, H] -> [E, S, H]."""
@@ -92,16 +92,16 @@ class Observer:
         self._distances: list[torch.Tensor | None] = [None] * len(store.layers)
         self._tokens = 0
 
-    def __call__(self, layer: SampledLayer, hidden: torch.Tensor, index: torch.Tensor) -> None:
+    def __call__(self, sampled: SampledLayer, hidden: torch.Tensor, index: torch.Tensor) -> None:
         """``hidden`` [T, H] and the gate's picks ``index`` [T, K] of real tokens only."""
-        position = layer.position
-        experts = self._store.layers[position].experts
-        self._counts[position] += torch.bincount(index.flatten().cpu(), minlength=experts)
-        self._tokens += len(hidden) if position == 0 else 0
-        if self._distances[position] is None:
-            sampled = torch.linspace(0, len(hidden) - 1, min(SAMPLED_TOKENS, len(hidden))).long()
-            outputs = layer.outputs_of_all(hidden[sampled.to(hidden.device)]).flatten(1).cpu()  # [E, S * H]
-            self._distances[position] = affinity.distances((outputs @ outputs.t()).double())
+        layer = sampled.layer
+        experts = self._store.layers[layer].experts
+        self._counts[layer] += torch.bincount(index.flatten().cpu(), minlength=experts)
+        self._tokens += len(hidden) if layer == 0 else 0
+        if self._distances[layer] is None:
+            tokens = torch.linspace(0, len(hidden) - 1, min(SAMPLED_TOKENS, len(hidden))).long()
+            outputs = sampled.outputs_of_all(hidden[tokens.to(hidden.device)]).flatten(1).cpu()  # [E, S * H]
+            self._distances[layer] = affinity.distances((outputs @ outputs.t()).double())
 
     def result(self) -> Calibration:
         """What was seen; every layer must have run."""

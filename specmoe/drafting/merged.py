@@ -64,8 +64,8 @@ def _build(store: ExpertStore, calibration: Calibration, slices: int, path: Path
     try:
         assigned = [clusters(table, slices) for table in calibration.distances]
         layers = [
-            _merge_layer(store, source, position, assigned[position], calibration.counts[position], partial)
-            for position in range(len(store.layers))
+            _merge_layer(store, source, layer, assigned[layer], calibration.counts[layer], partial)
+            for layer in range(len(store.layers))
         ]
         np.savez(partial / _SLICES, allow_pickle=False, **{f"layer_{i}": a.numpy() for i, a in enumerate(assigned)})
         write_index(partial, store.dtype, layers, store.source)
@@ -78,10 +78,10 @@ def _build(store: ExpertStore, calibration: Calibration, slices: int, path: Path
 
 
 def _merge_layer(
-    store: ExpertStore, source: DiskSource, position: int, assigned: torch.Tensor, counts: torch.Tensor, folder: Path
+    store: ExpertStore, source: DiskSource, layer: int, assigned: torch.Tensor, counts: torch.Tensor, folder: Path
 ) -> LayerSpec:
     """Write one layer's slices; one slice and one expert are in memory at a time."""
-    spec = store.layers[position]
+    spec = store.layers[layer]
     buffer = allocate_pages(spec.stride_bytes)
     checksums = []
     with (folder / spec.file).open("wb") as out:
@@ -90,10 +90,10 @@ def _merge_layer(
             use = counts[members] + 1.0  # never all zero
             sums: dict[str, torch.Tensor] = {}
             for expert, weight in zip(members, (use / use.sum()).tolist(), strict=True):
-                source.read(position, expert, host_bytes(buffer))
-                for name, tensor in store.tensors(position, buffer).items():
+                source.read(layer, expert, host_bytes(buffer))
+                for name, tensor in store.tensors(layer, buffer).items():
                     sums[name] = sums.get(name, torch.zeros(1)) + weight * tensor.float()
-            for name, tensor in store.tensors(position, buffer).items():
+            for name, tensor in store.tensors(layer, buffer).items():
                 tensor.copy_(sums[name])
             checksums.append(write_expert(out, host_bytes(buffer)[: spec.expert_bytes]))
     return replace(spec, experts=len(checksums), checksums=tuple(checksums))

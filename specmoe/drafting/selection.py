@@ -47,62 +47,60 @@ class DraftSelection:
         self._chosen: list[list[int] | None] = [None] * len(self._experts)
         self._passes = [0] * len(self._experts)
 
-    def refresh(
-        self, position: int, counts: torch.Tensor, resident: set[int], certain: bool | None = None
-    ) -> list[int]:
+    def refresh(self, layer: int, counts: torch.Tensor, resident: set[int], is_prompt: bool | None = None) -> list[int]:
         """Take in one target pass over the layer and return its draft experts, most used first.
 
         Args:
-            position: index of the MoE layer.
+            layer: index of the MoE layer.
             counts: long [E], how often the pass picked each expert (padding not counted).
             resident: experts that already have a slot.
-            certain: whether every counted position is known to stay (a prompt's are; default: the first pass's).
+            is_prompt: whether the pass is a prompt's, whose tokens all stay (default: the first pass is).
 
         A hot set only ever takes experts that this pass touches or that are resident, so refreshing
         moves no byte (paper, HotTemporal).  With ``counted="accepted"`` the pass's own counts come later,
         by ``count``; until then its picks only say who is at hand.
         """
-        certain = self._passes[position] == 0 if certain is None else certain
-        if certain or self._options.counted == "all":
-            self.count(position, counts)
-        due = self._options.selection == "hot-temporal" and self._passes[position] % self.interval == 0
-        self._passes[position] += 1
-        chosen = self._chosen[position]
+        is_prompt = self._passes[layer] == 0 if is_prompt is None else is_prompt
+        if is_prompt or self._options.counted == "all":
+            self.count(layer, counts)
+        due = self._options.selection == "hot-temporal" and self._passes[layer] % self.interval == 0
+        self._passes[layer] += 1
+        chosen = self._chosen[layer]
         if chosen is None or due:
-            chosen = self._choose(position, counts, resident)
-            self._chosen[position] = chosen
+            chosen = self._choose(layer, counts, resident)
+            self._chosen[layer] = chosen
         return chosen
 
-    def count(self, position: int, counts: torch.Tensor) -> None:
+    def count(self, layer: int, counts: torch.Tensor) -> None:
         """Add one pass's counts (long [E]); older ones are decayed by the window's rule."""
-        self._counts[position].mul_(self._decay).add_(counts)
+        self._counts[layer].mul_(self._decay).add_(counts)
 
-    def _choose(self, position: int, counts: torch.Tensor, resident: set[int]) -> list[int]:
-        size, experts = self._size[position], len(counts)
+    def _choose(self, layer: int, counts: torch.Tensor, resident: set[int]) -> list[int]:
+        size, experts = self._size[layer], len(counts)
         if self._options.selection == "random":
             return torch.randperm(experts, generator=self._generator)[:size].tolist()
         if self._global is not None and self._options.selection == "hot-global":
-            return self._ranked(position, self._global[position])[:size]
+            return self._ranked(layer, self._global[layer])[:size]
         at_hand = counts > 0
         if resident:
             at_hand[list(resident)] = True
-        ranked = [e for e in self._ranked(position, self._counts[position]) if at_hand[e]]
-        return self._limit(position, ranked, size)
+        ranked = [e for e in self._ranked(layer, self._counts[layer]) if at_hand[e]]
+        return self._limit(layer, ranked, size)
 
-    def _ranked(self, position: int, score: torch.Tensor) -> list[int]:
+    def _ranked(self, layer: int, score: torch.Tensor) -> list[int]:
         """Experts by score, highest first, ties by the rule."""
         order = torch.arange(len(score))
         if self._options.ties == "random":
             order = torch.randperm(len(score), generator=self._generator)
         elif self._options.ties == "incumbent":
-            held = self._chosen[position] or []
+            held = self._chosen[layer] or []
             order = torch.tensor(held + [e for e in order.tolist() if e not in set(held)])
         ranked: list[int] = order[torch.sort(score[order], descending=True, stable=True).indices].tolist()
         return ranked
 
-    def _limit(self, position: int, ranked: list[int], size: int) -> list[int]:
+    def _limit(self, layer: int, ranked: list[int], size: int) -> list[int]:
         """The first ``size`` of ``ranked``, with at most ``max_replacements`` that were not chosen before."""
-        most, held = self._options.max_replacements, self._chosen[position]
+        most, held = self._options.max_replacements, self._chosen[layer]
         if most is None or held is None:
             return ranked[:size]
         kept_held = [e for e in ranked if e in set(held)]

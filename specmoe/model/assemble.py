@@ -16,7 +16,7 @@ from specmoe.drafting.selection import DraftSelection
 from specmoe.errors import BudgetError, OptionError
 from specmoe.model.checkpoint import expert_modules
 from specmoe.model.experts import attach
-from specmoe.model.pass_state import ExpertsRuntime
+from specmoe.model.pass_state import PassState
 from specmoe.offload.arena import ExpertArena
 from specmoe.offload.device import Device
 from specmoe.offload.link import Link
@@ -32,7 +32,7 @@ from specmoe.options import SpecOptions
 class Assembly:
     """The parts an engine drives; ``most_draft_experts`` is the largest N that a controller may pin."""
 
-    runtime: ExpertsRuntime
+    state: PassState
     arena: ExpertArena
     link: Link
     most_draft_experts: int
@@ -78,9 +78,9 @@ def assemble(
     if options.prefetch == "draft" and options.drafts_with_experts:
         prefetcher = Prefetcher(store, residency, link, int(options.prefetch_share * budget_bytes))
     tables = _tables(store, options, calibration)
-    runtime = ExpertsRuntime(options, residency, chosen.placement, chosen.selection, tables, slices, prefetcher)
-    attach(model, expert_modules(model), runtime)
-    return Assembly(runtime, arena, link, chosen.most_draft_experts)
+    state = PassState(options, residency, chosen.placement, chosen.selection, tables, slices, prefetcher)
+    attach(model, expert_modules(model), state)
+    return Assembly(state, arena, link, chosen.most_draft_experts)
 
 
 def make_policies(
@@ -116,7 +116,7 @@ def _selection(sizes: list[int], options: SpecOptions, calibration: Calibration 
 def _tables(store: ExpertStore, options: SpecOptions, calibration: Calibration | None) -> list[torch.Tensor]:
     if options.substitution == "affinity-activation":
         return [table.float() for table in _needed(calibration, options).distances]
-    return [affinity.load_table(store, position) for position in range(len(store.layers))]
+    return [affinity.load_table(store, layer) for layer in range(len(store.layers))]
 
 
 def _needed(calibration: Calibration | None, options: SpecOptions) -> Calibration:

@@ -184,8 +184,8 @@ def _write(
     done = 0
     specs: list[LayerSpec] = []
     for module, source in sources.items():
-        layer = next(int(part) for part in module.split(".") if part.isdigit())
-        file = f"layer_{layer:03d}.bin"
+        model_layer = next(int(part) for part in module.split(".") if part.isdigit())
+        file = f"layer_{model_layer:03d}.bin"
         checksums: list[str] = []
         spec_tensors: tuple[TensorSpec, ...] = ()
         size = 0
@@ -200,7 +200,7 @@ def _write(
                 if progress:
                     progress(done, total)
         stride = round_to_pages(size)
-        specs.append(LayerSpec(layer, module, len(checksums), size, stride, file, spec_tensors, tuple(checksums)))
+        specs.append(LayerSpec(model_layer, module, len(checksums), size, stride, file, spec_tensors, tuple(checksums)))
     assert dtype is not None
     source_facts = {"model_type": model.config.model_type, **fingerprint(reader.path)}
     write_index(folder, dtype, specs, source_facts)

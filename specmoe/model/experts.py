@@ -18,7 +18,7 @@ from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 from specmoe.drafting.substitution import Picks
 from specmoe.errors import UnsupportedModelError
-from specmoe.model.pass_state import ExpertsRuntime
+from specmoe.model.pass_state import PassState
 from specmoe.offload.residency import Weights
 
 NAME = "specmoe"
@@ -27,30 +27,30 @@ NAME = "specmoe"
 class ExpertsLayer:
     """The experts of one MoE layer: routing in, weighted sum out."""
 
-    def __init__(self, runtime: ExpertsRuntime, position: int, module: Any) -> None:
+    def __init__(self, state: PassState, layer: int, module: Any) -> None:
         if module.has_post_expert_norm:
             raise UnsupportedModelError(f"{type(module).__name__} normalises after each expert: not supported yet")
-        self.position = position
+        self.layer = layer
         self.router_logits: torch.Tensor | None = None
-        self._runtime, self._module = runtime, module
+        self._state, self._module = state, module
 
     def __call__(self, hidden: torch.Tensor, index: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-        runtime, valid = self._runtime, self._runtime.valid
+        state, valid = self._state, self._state.valid
         if valid is None:
             valid = torch.ones(len(index), dtype=torch.bool, device=index.device)
-        if runtime.recorder is not None:
-            runtime.recorder.routed(self.position, runtime.mode, index, valid)
+        if state.recorder is not None:
+            state.recorder.routed(self.layer, state.mode, index, valid)
         supply: Iterable[tuple[int, Weights]]
-        if runtime.mode == "draft":
-            index, weights = runtime.stand_ins(self.position, Picks(index, weights, self.router_logits), valid)
+        if state.mode == "draft":
+            index, weights = state.stand_ins(self.layer, Picks(index, weights, self.router_logits), valid)
             used = ((weights != 0) & valid[:, None]).flatten().nonzero().flatten()
             present = index.flatten()[used].unique().tolist()
-            supply = ((e, runtime.residency.weights(self.position, e)) for e in present)
+            supply = ((e, state.residency.weights(self.layer, e)) for e in present)
         else:
-            if runtime.observer is not None:
-                runtime.observer(self, hidden[valid], index[valid])
+            if state.observer is not None:
+                state.observer(self, hidden[valid], index[valid])
             used = valid.repeat_interleave(index.shape[1]).nonzero().flatten()
-            supply = runtime.residency.stream(self.position, runtime.target(self.position, index, valid))
+            supply = state.residency.stream(self.layer, state.target(self.layer, index, valid))
         return self._combine(hidden, index, weights, used, supply)
 
     def _combine(
@@ -80,7 +80,7 @@ class ExpertsLayer:
         """Every expert of the layer on the same tokens: [S, H] -> [E, S, H]; streams the whole layer."""
         experts = self._module.num_experts
         outputs = hidden.new_empty(experts, *hidden.shape)
-        for expert, tensors in self._runtime.residency.stream(self.position, list(range(experts))):
+        for expert, tensors in self._state.residency.stream(self.layer, list(range(experts))):
             outputs[expert] = self._mlp(hidden, tensors)
         return outputs
 
@@ -118,12 +118,12 @@ def specmoe_experts_forward(
     return layer(hidden_states, top_k_index, top_k_weights)
 
 
-def attach(model: PreTrainedModel, modules: dict[str, Any], runtime: ExpertsRuntime) -> None:
-    """Route every experts module of ``model`` through ``runtime``; ``modules`` in store order."""
+def attach(model: PreTrainedModel, modules: dict[str, Any], state: PassState) -> None:
+    """Route every experts module of ``model`` through ``state``; ``modules`` in store order."""
     ALL_EXPERTS_FUNCTIONS.register(NAME, specmoe_experts_forward)
-    for position, (name, module) in enumerate(modules.items()):
-        module.specmoe_layer = ExpertsLayer(runtime, position, module)
-        if runtime.options.substitution == "best-gate":
+    for layer, (name, module) in enumerate(modules.items()):
+        module.specmoe_layer = ExpertsLayer(state, layer, module)
+        if state.options.substitution == "best-gate":
             _watch_router(model.get_submodule(name.rpartition(".")[0]), module)
     model.set_experts_implementation(NAME)
 

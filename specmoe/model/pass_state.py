@@ -30,12 +30,12 @@ class _CurrentRule:
     rule: SubstitutionRule
 
 
-class ExpertsRuntime:
+class PassState:
     """State of the pass under way and of the draft set.
 
     ``mode`` and ``valid`` are set before each forward pass; ``valid`` (bool [T]) leaves padding and
     finished rows out, so that they ask for no expert.  ``counted`` (bool [T]) narrows further whose picks
-    count as use; None counts all valid ones.  ``certain``: no position of the pass can be refused (a
+    count as use; None counts all valid ones.  ``is_prompt``: no token of the pass can be rejected (a
     prompt's).  ``observer`` sees every target pass (calibration), ``recorder`` every pass and what came of it.
     ``refresh_s`` sums the time spent on choosing draft sets.
 
@@ -57,7 +57,7 @@ class ExpertsRuntime:
         self.mode: Mode = "target"
         self.valid: torch.Tensor | None = None
         self.counted: torch.Tensor | None = None
-        self.certain = False
+        self.is_prompt = False
         self.observer: Callable[[Any, torch.Tensor, torch.Tensor], None] | None = None
         self.recorder: Recorder | None = None
         self.refresh_s = 0.0
@@ -70,71 +70,71 @@ class ExpertsRuntime:
         self._rules: list[_CurrentRule | None] = [None] * len(tables)
         self._generator = torch.Generator().manual_seed(options.seed)
         self._picks: list[tuple[torch.Tensor, torch.Tensor] | None] = [None] * len(tables)
-        for position, assigned in enumerate(slices or []):
-            residency.keep_for_good(position, sorted(set(assigned.tolist())))
+        for layer, assigned in enumerate(slices or []):
+            residency.keep_for_good(layer, sorted(set(assigned.tolist())))
 
-    def target(self, position: int, index: torch.Tensor, valid: torch.Tensor) -> list[int]:
+    def target(self, layer: int, index: torch.Tensor, valid: torch.Tensor) -> list[int]:
         """Account for a target pass's picks (long [T, K]); returns the experts to bring, ascending."""
-        counts = self._bincount(position, index[valid])
+        counts = self._bincount(layer, index[valid])
         wanted = set(counts.nonzero().flatten().tolist())
-        self.placement.observe(position, counts)
+        self.placement.observe(layer, counts)
         if self.selection is not None and wanted:
             started = time.perf_counter()
-            resident = self.residency.resident(position)
-            narrowed = counts if self.counted is None else self._bincount(position, index[valid & self.counted])
-            pinned = self.selection.refresh(position, narrowed, resident | wanted, self.certain)
-            if pinned != self.residency.pinned(position):
-                self.residency.pin(position, pinned)
-                self._rules[position] = None
+            resident = self.residency.resident(layer)
+            narrowed = counts if self.counted is None else self._bincount(layer, index[valid & self.counted])
+            pinned = self.selection.refresh(layer, narrowed, resident | wanted, self.is_prompt)
+            if pinned != self.residency.pinned(layer):
+                self.residency.pin(layer, pinned)
+                self._rules[layer] = None
             wanted |= set(pinned) - resident
-            if self.options.counted == "accepted" and not self.certain:
-                self._picks[position] = (index, valid)
+            if self.options.counted == "accepted" and not self.is_prompt:
+                self._picks[layer] = (index, valid)
             self.refresh_s += time.perf_counter() - started
-        here = self.residency.permanent(position)
-        wanted |= {e for e in here if not self.residency.holds(position, e)}
+        here = self.residency.permanent(layer)
+        wanted |= {e for e in here if not self.residency.holds(layer, e)}
         return sorted(wanted)
 
     def accepted(self, kept: torch.Tensor) -> None:
         """With ``counted="accepted"``: count the latest pass's picks at positions the target kept (bool [T])."""
         if self.selection is None or self.options.counted != "accepted":
             return
-        for position, picks in enumerate(self._picks):
+        for layer, picks in enumerate(self._picks):
             if picks is not None:
                 index, valid = picks
-                self.selection.count(position, self._bincount(position, index[valid & kept]))
-                self._picks[position] = None
+                self.selection.count(layer, self._bincount(layer, index[valid & kept]))
+                self._picks[layer] = None
 
-    def stand_ins(self, position: int, picks: Picks, valid: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def stand_ins(self, layer: int, picks: Picks, valid: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Index and weights [T, K] among the experts that may draft; tells the prefetcher what was asked for."""
         if self.prefetcher is not None:
-            self.prefetcher.wanted(position, self._bincount(position, picks.index[valid]))
-        index, weights = self._rule(position, picks.index.device)(picks)
+            self.prefetcher.wanted(layer, self._bincount(layer, picks.index[valid]))
+        index, weights = self._rule(layer, picks.index.device)(picks)
         return merge_collisions(index, weights, self.options.collision)
 
-    def drafting(self, position: int) -> list[int]:
+    def drafting(self, layer: int) -> list[int]:
         """Experts of the layer that may draft now."""
         if self.options.draft_pool == "resident":
-            return self.residency.ready(position)
-        return self.residency.pinned(position)
+            return self.residency.ready(layer)
+        return self.residency.pinned(layer)
 
-    def _rule(self, position: int, device: torch.device) -> SubstitutionRule:
-        current = self._rules[position]
-        version = self.residency.version[position] if self.options.draft_pool == "resident" else 0
+    def _rule(self, layer: int, device: torch.device) -> SubstitutionRule:
+        current = self._rules[layer]
+        version = self.residency.version[layer] if self.options.draft_pool == "resident" else 0
         if current is None or current.version != version:
-            slices = self._slices[position] if self._slices is not None else None
+            slices = self._slices[layer] if self._slices is not None else None
             rule = make_rule(
                 self.options.substitution,
-                self.drafting(position),
-                self._tables[position],
+                self.drafting(layer),
+                self._tables[layer],
                 slices,
                 self._generator,
                 device,
             )
-            current = self._rules[position] = _CurrentRule(version, rule)
+            current = self._rules[layer] = _CurrentRule(version, rule)
         return current.rule
 
-    def _bincount(self, position: int, index: torch.Tensor) -> torch.Tensor:
-        return torch.bincount(index.flatten().cpu(), minlength=len(self._tables[position]))
+    def _bincount(self, layer: int, index: torch.Tensor) -> torch.Tensor:
+        return torch.bincount(index.flatten().cpu(), minlength=len(self._tables[layer]))
 
     def reset(self) -> None:
         """Forget residents, draft sets and counts, as after loading."""

@@ -8,7 +8,7 @@ from specmoe.errors import BudgetError
 from specmoe.offload.device import Device
 
 Key = tuple[int, int]
-"""(position of the MoE layer, expert id)."""
+"""(MoE layer, expert id); MoE layers are counted from 0 in store order."""
 
 
 class ExpertArena:

@@ -33,8 +33,8 @@ class LinkStats:
 class Transfer:
     """One expert on its way; ``wait`` returns once compute may read the slot."""
 
-    def __init__(self, position: int, expert: int, slot: torch.Tensor) -> None:
-        self.position, self.expert, self.slot = position, expert, slot
+    def __init__(self, layer: int, expert: int, slot: torch.Tensor) -> None:
+        self.layer, self.expert, self.slot = layer, expert, slot
         self._done = threading.Event()
         self._event: torch.cuda.Event | None = None
         self._error: BaseException | None = None
@@ -129,7 +129,7 @@ class Link:
         self._thread = threading.Thread(target=self._run, name="specmoe-link", daemon=True)
         self._thread.start()
 
-    def submit(self, position: int, expert: int, slot: torch.Tensor, ahead: bool = False) -> Transfer:
+    def submit(self, layer: int, expert: int, slot: torch.Tensor, ahead: bool = False) -> Transfer:
         """Queue the transfer of one expert into ``slot`` (uint8, at least stride_bytes).
 
         ``ahead`` marks a prefetch, which lets every demanded transfer pass.
@@ -137,7 +137,7 @@ class Link:
         Raises:
             SpecMoEError: the link is closed.
         """
-        transfer = Transfer(position, expert, slot)
+        transfer = Transfer(layer, expert, slot)
         self._queue.put(transfer, ahead)
         return transfer
 
@@ -192,7 +192,7 @@ class Link:
         while (transfer := self._queue.get()) is not None:
             started, self._moving = time.perf_counter(), True
             try:
-                event = self._move(transfer.position, transfer.expert, transfer.slot)
+                event = self._move(transfer.layer, transfer.expert, transfer.slot)
             except BaseException as error:  # handed to the waiting side, which raises it
                 self._moving = False
                 transfer.finish(None, error)
@@ -200,31 +200,31 @@ class Link:
             ended = time.perf_counter()
             self.stats.busy_s += ended - started
             self.stats.transfers += 1
-            self.timeline.add("link", f"layer {transfer.position} expert {transfer.expert}", started, ended)
+            self.timeline.add("link", f"layer {transfer.layer} expert {transfer.expert}", started, ended)
             self._moving = False
             transfer.finish(event, None)
 
-    def _move(self, position: int, expert: int, slot: torch.Tensor) -> torch.cuda.Event | None:
-        stride = self._store.layers[position].stride_bytes
+    def _move(self, layer: int, expert: int, slot: torch.Tensor) -> torch.cuda.Event | None:
+        stride = self._store.layers[layer].stride_bytes
         target = self._device.host_buffer(slot)
         if target is not None:
-            self.stats.moved_bytes += self._source.read(position, expert, target)
-            self._check(position, expert, target)
+            self.stats.moved_bytes += self._source.read(layer, expert, target)
+            self._check(layer, expert, target)
             return None
-        host = self._source.view(position, expert)
+        host = self._source.view(layer, expert)
         if host is None:
             if self._staging is None:
                 self._staging = self._device.staging(self._store.slot_bytes)
             host = self._staging[:stride]
-            self._source.read(position, expert, host_bytes(host))
-        self._check(position, expert, host_bytes(host))
+            self._source.read(layer, expert, host_bytes(host))
+        self._check(layer, expert, host_bytes(host))
         event = self._device.upload(host, slot[:stride])
         if event is not None:
             event.synchronize()  # ends the transfer's time, and frees the staging buffer for the next
         self.stats.moved_bytes += stride
         return event
 
-    def _check(self, position: int, expert: int, data: memoryview) -> None:
-        if (position, expert) not in self._checked:
-            self._source.check(position, expert, data)
-            self._checked.add((position, expert))
+    def _check(self, layer: int, expert: int, data: memoryview) -> None:
+        if (layer, expert) not in self._checked:
+            self._source.check(layer, expert, data)
+            self._checked.add((layer, expert))

@@ -20,7 +20,7 @@ IN_TRANSIT = 2
 class Placement(Protocol):
     """What residency asks of a policy."""
 
-    def observe(self, position: int, counts: torch.Tensor) -> None:
+    def observe(self, layer: int, counts: torch.Tensor) -> None:
         """A target pass used the layer's experts ``counts`` times (long [E])."""
         ...
 
@@ -40,7 +40,7 @@ class Placement(Protocol):
 class OnDemand:
     """Nothing stays: every pass brings every expert it needs (MoE-OnDemand)."""
 
-    def observe(self, position: int, counts: torch.Tensor) -> None:
+    def observe(self, layer: int, counts: torch.Tensor) -> None:
         pass
 
     def retain(self, key: Key) -> bool:
@@ -66,10 +66,10 @@ class LeastRecentlyUsed:
         self._clock = 0
         self._used: dict[Key, int] = {}
 
-    def observe(self, position: int, counts: torch.Tensor) -> None:
+    def observe(self, layer: int, counts: torch.Tensor) -> None:
         self._clock += 1
         for expert in counts.nonzero().flatten().tolist():
-            self._used[position, expert] = self._clock
+            self._used[layer, expert] = self._clock
 
     def retain(self, key: Key) -> bool:
         return True
@@ -98,10 +98,10 @@ class LeastFrequentlyUsed:
         self._weight = torch.zeros(len(self._experts))  # passes seen, decayed alike
         self._values: list[list[float]] = [c.tolist() for c in self._counts]  # every eviction looks at all of them
 
-    def observe(self, position: int, counts: torch.Tensor) -> None:
-        self._counts[position].mul_(self._decay).add_(counts)
-        self._weight[position].mul_(self._decay).add_(1)
-        self._values[position] = self._counts[position].tolist()
+    def observe(self, layer: int, counts: torch.Tensor) -> None:
+        self._counts[layer].mul_(self._decay).add_(counts)
+        self._weight[layer].mul_(self._decay).add_(1)
+        self._values[layer] = self._counts[layer].tolist()
 
     def retain(self, key: Key) -> bool:
         return True
@@ -129,12 +129,12 @@ class TopFraction:
         self._kept: list[set[int]] = [set() for _ in self._experts]
         self._passes = [0] * len(self._experts)
 
-    def observe(self, position: int, counts: torch.Tensor) -> None:
-        self._counts[position] += counts
-        self._values[position] = self._counts[position].tolist()
-        self._passes[position] += 1
+    def observe(self, layer: int, counts: torch.Tensor) -> None:
+        self._counts[layer] += counts
+        self._values[layer] = self._counts[layer].tolist()
+        self._passes[layer] += 1
         size = min(self._per_layer, len(counts))
-        self._kept[position] = set(self._counts[position].topk(size).indices.tolist())
+        self._kept[layer] = set(self._counts[layer].topk(size).indices.tolist())
 
     def retain(self, key: Key) -> bool:
         return key[1] in self._kept[key[0]]

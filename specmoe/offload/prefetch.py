@@ -51,32 +51,32 @@ class Prefetcher:
         self._residency.end_prefetch()
         self._verify_s = verify_s if not self._verify_s else 0.7 * self._verify_s + 0.3 * verify_s
 
-    def wanted(self, position: int, counts: torch.Tensor) -> None:
+    def wanted(self, layer: int, counts: torch.Tensor) -> None:
         """One draft step asked this layer for experts ``counts`` (long [E]) times."""
-        demand = self._demand[position]
+        demand = self._demand[layer]
         demand += counts
-        resident = self._residency.resident(position)
+        resident = self._residency.resident(layer)
         absent = [e for e in counts.nonzero().flatten().tolist() if e not in resident]
-        stride = self._store.layers[position].stride_bytes
+        stride = self._store.layers[layer].stride_bytes
         for expert in sorted(absent, key=lambda e: -float(demand[e])):
             if self._left_bytes < stride:
                 return
-            if not self._arrives_in_time(position, stride):
+            if not self._arrives_in_time(layer, stride):
                 self.skipped_late += 1
                 continue
-            if self._residency.prefetch((position, expert), float(demand[expert]), self._is_asked_for):
+            if self._residency.prefetch((layer, expert), float(demand[expert]), self._is_asked_for):
                 self._left_bytes -= stride
 
     def _is_asked_for(self, key: Key) -> bool:
         """Whether this cycle's draft wanted the expert too: it is as hot as what would replace it."""
         return bool(self._demand[key[0]][key[1]] > 0)
 
-    def _arrives_in_time(self, position: int, stride: int) -> bool:
+    def _arrives_in_time(self, layer: int, stride: int) -> bool:
         """Whether a transfer queued now would be there when verification reaches the layer."""
         stats = self._link.stats
         rate = stats.moved_bytes / stats.busy_s if stats.busy_s > 0 else self._first_rate
         before = self._link.queued + (0.5 if self._link.moving else 0.0)  # one under way is half done
         arrival_s = time.perf_counter() + (before + 1) * stride / rate
-        reached_s = self._until + self._verify_s * position / len(self._store.layers)
+        reached_s = self._until + self._verify_s * layer / len(self._store.layers)
         # Half a transfer late is still ahead of asking for it only then.
         return arrival_s - 0.5 * stride / rate <= reached_s

@@ -28,7 +28,7 @@ Weights = dict[str, torch.Tensor]
 class Mover(Protocol):
     """What residency asks of a link; a replay without bytes answers it too."""
 
-    def submit(self, position: int, expert: int, slot: torch.Tensor, ahead: bool = False) -> Transfer: ...
+    def submit(self, layer: int, expert: int, slot: torch.Tensor, ahead: bool = False) -> Transfer: ...
 
     def promote(self, transfer: Transfer) -> None: ...
 
@@ -82,51 +82,51 @@ class Residency:
         self._resident: list[set[int]] = [set() for _ in store.layers]
         self._ahead: dict[Key, Transfer] = {}  # prefetched and not yet asked for
 
-    def pinned(self, position: int) -> list[int]:
+    def pinned(self, layer: int) -> list[int]:
         """The layer's draft experts: resident at all times, except while ``stream`` first brings them."""
-        return self._pinned[position]
+        return self._pinned[layer]
 
-    def pin(self, position: int, experts: list[int]) -> None:
+    def pin(self, layer: int, experts: list[int]) -> None:
         """Replace the layer's pinned set; the next ``stream`` of the layer must name those not resident."""
-        self._pinned[position] = experts
+        self._pinned[layer] = experts
 
-    def permanent(self, position: int) -> list[int]:
+    def permanent(self, layer: int) -> list[int]:
         """The layer's merged slices, which stay for as long as the engine lives."""
-        return self._permanent[position]
+        return self._permanent[layer]
 
-    def keep_for_good(self, position: int, experts: list[int]) -> None:
+    def keep_for_good(self, layer: int, experts: list[int]) -> None:
         """Name slices that are never evicted; the next ``stream`` of the layer must name those not resident."""
-        self._permanent[position] = experts
+        self._permanent[layer] = experts
 
-    def resident(self, position: int) -> set[int]:
+    def resident(self, layer: int) -> set[int]:
         """Experts of the layer that have a slot, those on their way included; merged slices left out."""
-        return self._resident[position] - set(self._permanent[position])
+        return self._resident[layer] - set(self._permanent[layer])
 
-    def holds(self, position: int, expert: int) -> bool:
+    def holds(self, layer: int, expert: int) -> bool:
         """Whether an expert or merged slice has a slot."""
-        return expert in self._resident[position]
+        return expert in self._resident[layer]
 
-    def ready(self, position: int) -> list[int]:
+    def ready(self, layer: int) -> list[int]:
         """Experts of the layer whose bytes are there, ascending."""
-        here = self._resident[position] - set(self._permanent[position])
-        return sorted(e for e in here if self._has_arrived((position, e)))
+        here = self._resident[layer] - set(self._permanent[layer])
+        return sorted(e for e in here if self._has_arrived((layer, e)))
 
     def _has_arrived(self, key: Key) -> bool:
         return key not in self._ahead or self._ahead[key].done
 
-    def weights(self, position: int, expert: int) -> Weights:
+    def weights(self, layer: int, expert: int) -> Weights:
         """Tensors of a resident expert, as views into its slot."""
-        transfer = self._ahead.get((position, expert))
+        transfer = self._ahead.get((layer, expert))
         if transfer is not None:
             self._link.wait(transfer)
-        return self._store.tensors(position, self._arena.buffer((position, expert)))
+        return self._store.tensors(layer, self._arena.buffer((layer, expert)))
 
-    def stream(self, position: int, experts: list[int]) -> Iterator[tuple[int, Weights]]:
+    def stream(self, layer: int, experts: list[int]) -> Iterator[tuple[int, Weights]]:
         """Yield (expert, weights) once for each of ``experts``: residents take turns with those that arrive.
 
         A yielded expert's weights are valid until the next one is asked for.
         """
-        hits, coming, misses = self._sort(position, experts)
+        hits, coming, misses = self._sort(layer, experts)
         waiting = {*hits, *(key for key, _ in coming)}
         pending, residents = deque(coming), deque(hits)
         try:
@@ -140,26 +140,26 @@ class Residency:
                     pending.popleft()
                 else:
                     break
-                yield key[1], self._store.tensors(position, self._arena.buffer(key))
+                yield key[1], self._store.tensors(layer, self._arena.buffer(key))
                 self._finish(key, waiting)
                 self._submit(misses, pending, waiting)
         finally:
             self._abandon(pending)
         if misses:
             raise BudgetError(
-                f"layer {position}: {len(misses)} experts found no slot, all {self._arena.slots} are pinned: "
+                f"layer {layer}: {len(misses)} experts found no slot, all {self._arena.slots} are pinned: "
                 "raise expert_budget or lower draft_experts"
             )
-        for expert in self.resident(position):
-            if (position, expert) not in self._ahead:
-                self._drop_unless_kept((position, expert))  # a former draft expert that this pass did not touch
+        for expert in self.resident(layer):
+            if (layer, expert) not in self._ahead:
+                self._drop_unless_kept((layer, expert))  # a former draft expert that this pass did not touch
 
-    def _sort(self, position: int, experts: list[int]) -> tuple[list[Key], list[tuple[Key, Transfer]], deque[Key]]:
+    def _sort(self, layer: int, experts: list[int]) -> tuple[list[Key], list[tuple[Key, Transfer]], deque[Key]]:
         """Split what a pass asks for into residents, prefetches still on their way, and misses."""
         hits: list[Key] = []
         coming: list[tuple[Key, Transfer]] = []
         misses: deque[Key] = deque()
-        for key in ((position, e) for e in experts):
+        for key in ((layer, e) for e in experts):
             ahead = self._ahead.pop(key, None)
             if ahead is not None and ahead.done:
                 self.stats.useful_bytes += self._bytes(key)
@@ -188,8 +188,8 @@ class Residency:
         """
         while misses:
             if self._arena.free_slots == 0:
-                position, expert = misses[0]
-                urgent = len(pending) < IN_TRANSIT or expert in self._permanent[position]
+                layer, expert = misses[0]
+                urgent = len(pending) < IN_TRANSIT or expert in self._permanent[layer]
                 if not self._evict_one(waiting, math.inf if urgent else self._placement.priority(misses[0])):
                     return
             key = misses.popleft()
@@ -308,7 +308,7 @@ class Residency:
         """Empty the arena and unpin everything but the names of merged slices."""
         self.end_prefetch()
         self._arena.clear()
-        for position in range(len(self.version)):
-            self._pinned[position] = []
-            self._resident[position] = set()
-            self.version[position] += 1
+        for layer in range(len(self.version)):
+            self._pinned[layer] = []
+            self._resident[layer] = set()
+            self.version[layer] += 1

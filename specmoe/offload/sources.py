@@ -15,15 +15,15 @@ from specmoe.offload.store import ExpertStore
 class Source(Protocol):
     """Where a link takes an expert's bytes from."""
 
-    def read(self, position: int, expert: int, out: memoryview) -> int:
+    def read(self, layer: int, expert: int, out: memoryview) -> int:
         """Fill ``out`` (stride_bytes) with the expert; returns bytes read from the slow tier."""
         ...
 
-    def view(self, position: int, expert: int) -> torch.Tensor | None:
+    def view(self, layer: int, expert: int) -> torch.Tensor | None:
         """The expert as host memory (uint8 [stride_bytes]) to upload from, or None when it must be read."""
         ...
 
-    def check(self, position: int, expert: int, data: memoryview) -> None:
+    def check(self, layer: int, expert: int, data: memoryview) -> None:
         """Compare an expert's bytes with its checksum; raises StoreError."""
         ...
 
@@ -40,7 +40,7 @@ class DiskSource:
 
     def __init__(self, store: ExpertStore) -> None:
         self.store = store
-        paths = [store.layer_file(position) for position in range(len(store.layers))]
+        paths = [store.layer_file(layer) for layer in range(len(store.layers))]
         self._files: list[int] = []
         try:
             for path in paths:
@@ -51,15 +51,15 @@ class DiskSource:
             self._files = [os.open(path, os.O_RDONLY) for path in paths]
             self.direct = False
 
-    def read(self, position: int, expert: int, out: memoryview) -> int:
-        spec = self.store.layers[position]
-        file, offset = self._files[position], expert * spec.stride_bytes
+    def read(self, layer: int, expert: int, out: memoryview) -> int:
+        spec = self.store.layers[layer]
+        file, offset = self._files[layer], expert * spec.stride_bytes
         done = 0
         while done < spec.stride_bytes:
             count = os.preadv(file, [out[done : spec.stride_bytes]], offset + done)
             if count == 0:
                 raise StoreError(
-                    f"{self.store.layer_file(position)} ended inside expert {expert}: "
+                    f"{self.store.layer_file(layer)} ended inside expert {expert}: "
                     "it was truncated while open; delete the store folder and convert again"
                 )
             done += count
@@ -67,11 +67,11 @@ class DiskSource:
             os.posix_fadvise(file, offset, spec.stride_bytes, os.POSIX_FADV_DONTNEED)
         return done
 
-    def view(self, position: int, expert: int) -> torch.Tensor | None:
+    def view(self, layer: int, expert: int) -> torch.Tensor | None:
         return None
 
-    def check(self, position: int, expert: int, data: memoryview) -> None:
-        self.store.check(position, expert, data)
+    def check(self, layer: int, expert: int, data: memoryview) -> None:
+        self.store.check(layer, expert, data)
 
     def close(self) -> None:
         for file in self._files:
@@ -90,27 +90,27 @@ class HostSource:
         self.store = store
         disk = DiskSource(store)
         self._layers: list[torch.Tensor] = []
-        for position, spec in enumerate(store.layers):
+        for layer, spec in enumerate(store.layers):
             memory = device.staging(spec.experts * spec.stride_bytes)
             for expert in range(spec.experts):
-                disk.read(position, expert, host_bytes(self._expert(memory, position, expert)))
+                disk.read(layer, expert, host_bytes(self._expert(memory, layer, expert)))
             self._layers.append(memory)
         disk.close()
 
-    def _expert(self, memory: torch.Tensor, position: int, expert: int) -> torch.Tensor:
-        stride = self.store.layers[position].stride_bytes
+    def _expert(self, memory: torch.Tensor, layer: int, expert: int) -> torch.Tensor:
+        stride = self.store.layers[layer].stride_bytes
         return memory[expert * stride : (expert + 1) * stride]
 
-    def view(self, position: int, expert: int) -> torch.Tensor:
-        return self._expert(self._layers[position], position, expert)
+    def view(self, layer: int, expert: int) -> torch.Tensor:
+        return self._expert(self._layers[layer], layer, expert)
 
-    def read(self, position: int, expert: int, out: memoryview) -> int:
-        source = host_bytes(self.view(position, expert))
+    def read(self, layer: int, expert: int, out: memoryview) -> int:
+        source = host_bytes(self.view(layer, expert))
         out[: len(source)] = source
         return len(source)
 
-    def check(self, position: int, expert: int, data: memoryview) -> None:
-        self.store.check(position, expert, data)
+    def check(self, layer: int, expert: int, data: memoryview) -> None:
+        self.store.check(layer, expert, data)
 
     def close(self) -> None:
         self._layers = []
@@ -122,21 +122,21 @@ class WithMerged:
     def __init__(self, base: Source, merged: Source, experts: list[int]) -> None:
         self._base, self._merged, self._experts = base, merged, experts
 
-    def _of(self, position: int, expert: int) -> tuple[Source, int]:
-        beyond = expert - self._experts[position]
+    def _of(self, layer: int, expert: int) -> tuple[Source, int]:
+        beyond = expert - self._experts[layer]
         return (self._base, expert) if beyond < 0 else (self._merged, beyond)
 
-    def read(self, position: int, expert: int, out: memoryview) -> int:
-        source, index = self._of(position, expert)
-        return source.read(position, index, out)
+    def read(self, layer: int, expert: int, out: memoryview) -> int:
+        source, index = self._of(layer, expert)
+        return source.read(layer, index, out)
 
-    def view(self, position: int, expert: int) -> torch.Tensor | None:
-        source, index = self._of(position, expert)
-        return source.view(position, index)
+    def view(self, layer: int, expert: int) -> torch.Tensor | None:
+        source, index = self._of(layer, expert)
+        return source.view(layer, index)
 
-    def check(self, position: int, expert: int, data: memoryview) -> None:
-        source, index = self._of(position, expert)
-        source.check(position, index, data)
+    def check(self, layer: int, expert: int, data: memoryview) -> None:
+        source, index = self._of(layer, expert)
+        source.check(layer, index, data)
 
     def close(self) -> None:
         self._base.close()

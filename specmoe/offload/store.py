@@ -38,9 +38,13 @@ class TensorSpec:
 
 @dataclass(frozen=True)
 class LayerSpec:
-    """The experts of one MoE layer; ``stride_bytes`` is ``expert_bytes`` rounded up to whole pages."""
+    """The experts of one MoE layer; ``stride_bytes`` is ``expert_bytes`` rounded up to whole pages.
 
-    layer: int
+    ``model_layer`` is the decoder layer's number in the model (``layer`` in the index); everywhere else ``layer``
+    is the MoE layer's place in ``ExpertStore.layers``, which differs where a model has dense layers.
+    """
+
+    model_layer: int
     module: str
     experts: int
     expert_bytes: int
@@ -74,7 +78,7 @@ def write_index(path: Path, dtype: torch.dtype, layers: list[LayerSpec], source:
         "version": VERSION,
         "dtype": str(dtype).removeprefix("torch."),
         "source": source,
-        "layers": [asdict(spec) for spec in layers],
+        "layers": [_layer_to_json(spec) for spec in layers],
     }
     (path / INDEX).write_text(json.dumps(index) + "\n")
 
@@ -127,30 +131,30 @@ class ExpertStore:
         """Bytes of a slot that any expert of the model fits."""
         return max(spec.stride_bytes for spec in self.layers)
 
-    def layer_file(self, position: int) -> Path:
-        """The file of the MoE layer at ``position`` in ``layers``."""
-        return self.path / self.layers[position].file
+    def layer_file(self, layer: int) -> Path:
+        """The file of a MoE layer."""
+        return self.path / self.layers[layer].file
 
-    def tensors(self, position: int, buffer: torch.Tensor) -> dict[str, torch.Tensor]:
+    def tensors(self, layer: int, buffer: torch.Tensor) -> dict[str, torch.Tensor]:
         """Views into ``buffer`` (uint8, at least ``expert_bytes``) as the expert's named tensors."""
         views = {}
-        for spec in self.layers[position].tensors:
+        for spec in self.layers[layer].tensors:
             nbytes = self.dtype.itemsize
             for size in spec.shape:
                 nbytes *= size
             views[spec.name] = buffer[spec.offset : spec.offset + nbytes].view(self.dtype).view(spec.shape)
         return views
 
-    def check(self, position: int, expert: int, data: memoryview) -> None:
+    def check(self, layer: int, expert: int, data: memoryview) -> None:
         """Compare an expert's bytes with its checksum.
 
         Raises:
             StoreError: they differ; names the layer, the expert and the file.
         """
-        spec = self.layers[position]
+        spec = self.layers[layer]
         if checksum(data[: spec.expert_bytes]) != spec.checksums[expert]:
             raise StoreError(
-                f"expert {expert} of layer {spec.layer} in {self.layer_file(position)} is corrupt "
+                f"expert {expert} of layer {spec.model_layer} in {self.layer_file(layer)} is corrupt "
                 f"(checksum differs): {_REBUILD}"
             )
 
@@ -160,13 +164,13 @@ class ExpertStore:
         Raises:
             StoreError: on the first corrupt expert.
         """
-        for position, spec in enumerate(self.layers):
+        for layer, spec in enumerate(self.layers):
             buffer = host_bytes(allocate_pages(spec.stride_bytes))
-            with self.layer_file(position).open("rb") as file:
+            with self.layer_file(layer).open("rb") as file:
                 for expert in range(spec.experts):
                     file.seek(expert * spec.stride_bytes)
                     file.readinto(buffer)
-                    self.check(position, expert, buffer)
+                    self.check(layer, expert, buffer)
 
 
 _REBUILD = "delete the store folder and convert the checkpoint again"
@@ -188,16 +192,22 @@ def _read_index(path: Path) -> dict[str, Any]:
     return index
 
 
+def _layer_to_json(spec: LayerSpec) -> dict[str, Any]:
+    fields = asdict(spec)
+    return {"layer": fields.pop("model_layer"), **fields}
+
+
 def _layer_from_json(entry: dict[str, Any]) -> LayerSpec:
     tensors = tuple(TensorSpec(t["name"], tuple(t["shape"]), int(t["offset"])) for t in entry["tensors"])
-    spec = LayerSpec(**{**entry, "tensors": tensors, "checksums": tuple(entry["checksums"])})
-    sizes = (spec.layer, spec.experts, spec.expert_bytes, spec.stride_bytes)
+    fields = {"tensors": tensors, "checksums": tuple(entry["checksums"]), "model_layer": entry["layer"]}
+    spec = LayerSpec(**{name: value for name, value in entry.items() if name != "layer"} | fields)
+    sizes = (spec.model_layer, spec.experts, spec.expert_bytes, spec.stride_bytes)
     numbers = all(type(size) is int and size >= 0 for size in (*sizes, *(n for t in tensors for n in t.shape)))
     texts = all(isinstance(text, str) for text in (spec.module, spec.file, *spec.checksums, *(t.name for t in tensors)))
     if not numbers or not texts or not 0 < spec.expert_bytes <= spec.stride_bytes or Path(spec.file).name != spec.file:
-        raise ValueError(f"layer {spec.layer} has a field of a wrong type or size")
+        raise ValueError(f"layer {spec.model_layer} has a field of a wrong type or size")
     if len(spec.checksums) != spec.experts:
-        raise ValueError(f"layer {spec.layer} has {len(spec.checksums)} checksums for {spec.experts} experts")
+        raise ValueError(f"layer {spec.model_layer} has {len(spec.checksums)} checksums for {spec.experts} experts")
     return spec
 
 

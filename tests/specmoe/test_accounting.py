@@ -73,7 +73,7 @@ def test_a_full_set_of_draft_experts_is_always_accepted(tiny: tuple[Path, PreTra
     ids, mask = prompts(2)
     with _engine(tiny, gamma=4, draft_experts=8) as engine:
         engine.generate(ids, mask, max_new_tokens=40)  # until every expert has been seen
-        pinned = [len(engine._runtime.residency.pinned(p)) for p in range(3)]
+        pinned = [len(engine._state.residency.pinned(p)) for p in range(3)]
         stats = engine.generate(ids, mask, max_new_tokens=21).stats
     if pinned == [8, 8, 8]:
         assert stats.acceptance_rate == 1.0
@@ -85,10 +85,10 @@ def test_the_first_token_is_reported_once_before_decoding(tiny: tuple[Path, PreT
     seen: list[int] = []
     with _engine(tiny, gamma=0) as engine:
         engine.generate(
-            ids, mask, max_new_tokens=5, on_first_token=lambda: seen.append(engine._runtime.residency.stats.requests)
+            ids, mask, max_new_tokens=5, on_first_token=lambda: seen.append(engine._state.residency.stats.requests)
         )
         assert len(seen) == 1
-        assert 0 < seen[0] < engine._runtime.residency.stats.requests
+        assert 0 < seen[0] < engine._state.residency.stats.requests
 
 
 def test_finished_rows_ask_for_no_expert(tiny: tuple[Path, PreTrainedModel]) -> None:
@@ -134,9 +134,9 @@ def test_buffered_reads_give_the_same_bytes_where_o_direct_is_refused(
     monkeypatch.setattr(os, "open", refusing)
     buffered = DiskSource(store)
     assert not buffered.direct
-    for position in range(len(store.layers)):
+    for layer in range(len(store.layers)):
         a, b = allocate_pages(stride), allocate_pages(stride)
-        assert direct.read(position, 3, a.numpy().data) == buffered.read(position, 3, b.numpy().data) == stride
+        assert direct.read(layer, 3, a.numpy().data) == buffered.read(layer, 3, b.numpy().data) == stride
         assert torch.equal(a, b)
     direct.close()
     buffered.close()

@@ -91,10 +91,10 @@ class Chain:
         lengths = torch.arange(DRAWS) % (gamma + 1) if ragged else torch.full((DRAWS,), gamma)
         proposal = self.propose(gamma, lengths, looked_up)
         given = torch.cat([torch.full((DRAWS, 1), self.start), proposal.tokens], dim=1)
-        accepted, following = sampler.accept(proposal, self.logits[given])
+        accepted, next_token = sampler.accept(proposal, self.logits[given])
         assert bool((accepted <= lengths).all())
-        emitted = torch.cat([proposal.tokens, following[:, None]], dim=1)
-        emitted[torch.arange(DRAWS), accepted] = following
+        emitted = torch.cat([proposal.tokens, next_token[:, None]], dim=1)
+        emitted[torch.arange(DRAWS), accepted] = next_token
         second = torch.where(accepted > 0, emitted[:, 1], self.step(self.target, emitted[:, 0]))
         return emitted[:, 0] * VOCAB + second
 
@@ -138,18 +138,18 @@ def test_a_token_the_target_rules_out_is_never_kept() -> None:
     sampler = Sampling(top_k=2, seed=0)
     logits = torch.tensor([0.0, 1.0, 2.0, 3.0]).expand(200, 2, 4)
     proposal = Proposal(torch.zeros(200, 1, dtype=torch.long), torch.ones(200, dtype=torch.long))
-    accepted, following = sampler.accept(proposal, logits)
+    accepted, next_token = sampler.accept(proposal, logits)
     assert accepted.tolist() == [0] * 200
-    assert set(following.tolist()) == {2, 3}
+    assert set(next_token.tolist()) == {2, 3}
 
 
 def test_rows_that_propose_nothing_draw_from_the_target() -> None:
     sampler = Sampling(seed=0)
     proposal = Proposal(torch.empty(DRAWS, 0, dtype=torch.long), torch.zeros(DRAWS, dtype=torch.long))
     logits = torch.tensor([0.0, 1.0, 2.0]).expand(DRAWS, 1, 3)
-    accepted, following = sampler.accept(proposal, logits)
+    accepted, next_token = sampler.accept(proposal, logits)
     assert accepted.tolist() == [0] * DRAWS
-    assert _p_value(following, sampler.probabilities(logits[0, 0])) > GENUINE
+    assert _p_value(next_token, sampler.probabilities(logits[0, 0])) > GENUINE
 
 
 @pytest.mark.parametrize(

@@ -20,10 +20,10 @@ class TraceRecorder:
         self._call, self._cycle = -1, 0
         self._committed = torch.zeros(0, dtype=torch.long)  # tokens of each request row in the KV cache
 
-    def routed(self, position: int, mode: str, index: torch.Tensor, valid: torch.Tensor) -> None:
+    def routed(self, layer: int, mode: str, index: torch.Tensor, valid: torch.Tensor) -> None:
         """As ``specmoe.recorder.Recorder`` says."""
         phase: Phase = "draft" if mode == "draft" else "verify"
-        if position == 0:
+        if layer == 0:
             self._pending.append((phase, valid.cpu(), []))
         self._pending[-1][2].append(index.cpu())
 

@@ -125,7 +125,7 @@ def test_a_run_without_a_recorder_is_the_same_run(tiny: Tiny) -> None:
             alone = engine.generate(ids, mask, max_new_tokens=new_tokens, eos_token_id=None).stats
             assert alone is not None
             assert alone.decode.link.moved_bytes == stats[call].decode.link.moved_bytes
-        assert engine._runtime.recorder is None
+        assert engine._state.recorder is None
 
 
 @pytest.mark.parametrize("refused", [{"prefetch": "draft"}, {"controller": "auto"}])

@@ -61,8 +61,8 @@ def test_only_kept_positions_of_a_verify_pass_count(tiny: tuple[Path, PreTrained
             tiny[0], store=tiny[0] / "store", gamma=4, draft_experts=2, counted=counted, count_window="accumulated"
         ) as engine:
             stats = engine.generate(ids, mask, max_new_tokens=12).stats
-            assert engine._runtime.selection is not None
-            totals[counted] = [float(c.sum()) for c in engine._runtime.selection._counts]
+            assert engine._state.selection is not None
+            totals[counted] = [float(c.sum()) for c in engine._state.selection._counts]
             kept = sum(c.accepted + c.rows for c in stats.cycles)
             verified = sum(c.positions for c in stats.cycles)
     prompt = int(mask.sum())
@@ -72,16 +72,16 @@ def test_only_kept_positions_of_a_verify_pass_count(tiny: tuple[Path, PreTrained
 
 
 def test_a_second_prompt_counts_whole_too(tiny: tuple[Path, PreTrainedModel]) -> None:
-    """No prompt position is ever refused, so that counting accepted positions leaves none out."""
+    """No prompt token is ever rejected, so counting accepted tokens leaves none of them out."""
     ids, mask = prompts(3)
     with SpecMoE.from_pretrained(
         tiny[0], store=tiny[0] / "store", gamma=4, draft_experts=2, counted="accepted", count_window="accumulated"
     ) as engine:
-        assert engine._runtime.selection is not None
+        assert engine._state.selection is not None
         engine.generate(ids, mask, max_new_tokens=1)
-        first = [float(c.sum()) for c in engine._runtime.selection._counts]
+        first = [float(c.sum()) for c in engine._state.selection._counts]
         engine.generate(ids, mask, max_new_tokens=1)
-        second = [float(c.sum()) for c in engine._runtime.selection._counts]
+        second = [float(c.sum()) for c in engine._state.selection._counts]
     assert first == [2 * int(mask.sum())] * 3
     assert second == [2 * n for n in first]
 
@@ -223,6 +223,6 @@ def test_the_tail_of_the_prompt_decides_the_first_set_when_asked(tiny: tuple[Pat
             tiny[0], store=tiny[0] / "store", gamma=2, draft_experts=2, initial=initial
         ) as engine:
             engine.generate(ids, mask, max_new_tokens=1)
-            assert engine._runtime.selection is not None
-            counted[initial] = [float(c.sum()) for c in engine._runtime.selection._counts]
+            assert engine._state.selection is not None
+            counted[initial] = [float(c.sum()) for c in engine._state.selection._counts]
     assert counted == {"prefill": [2 * 40.0] * 3, "prefill-tail": [2 * 16.0] * 3}

@@ -198,16 +198,16 @@ def test_a_slice_is_the_average_of_its_cluster_weighted_by_use(calibrated: tuple
     calibration = calibrate.load(store)
     assert calibration is not None
     merged, assigned = merge.open_or_build(store, calibration, 3)
-    for position, layer in enumerate(model.model.layers):
-        use = calibration.counts[position] + 1
-        for label in range(merged.layers[position].experts):
-            members = (assigned[position] == label).nonzero().flatten()
+    for layer, decoder_layer in enumerate(model.model.layers):
+        use = calibration.counts[layer] + 1
+        for label in range(merged.layers[layer].experts):
+            members = (assigned[layer] == label).nonzero().flatten()
             share = (use[members] / use[members].sum())[:, None, None]
             buffer = allocate_pages(store.slot_bytes)
-            DiskSource(merged).read(position, label, buffer.numpy().data)
-            tensors = merged.tensors(position, buffer)
+            DiskSource(merged).read(layer, label, buffer.numpy().data)
+            tensors = merged.tensors(layer, buffer)
             for name in ("gate_up_proj", "down_proj"):
-                expected = (share * getattr(layer.mlp.experts, name)[members]).sum(dim=0)
+                expected = (share * getattr(decoder_layer.mlp.experts, name)[members]).sum(dim=0)
                 torch.testing.assert_close(tensors[name], expected.detach(), atol=1e-6, rtol=1e-5)
     merged.verify()
 

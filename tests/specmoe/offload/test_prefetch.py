@@ -38,21 +38,21 @@ class SlowSource:
     gate: threading.Semaphore | None = None
     began: list[Key] = field(default_factory=list)
 
-    def read(self, position: int, expert: int, out: memoryview) -> int:
-        self.began.append((position, expert))
+    def read(self, layer: int, expert: int, out: memoryview) -> int:
+        self.began.append((layer, expert))
         if self.gate is not None:
             self.gate.acquire(timeout=2)  # a wrong order fails a claim instead of hanging
         time.sleep(self.seconds)
-        if (position, expert) in self.broken:
+        if (layer, expert) in self.broken:
             out[:64] = b"\xff" * 64
-            raise StoreError(f"expert {expert} of layer {position} is unreadable")
-        return self.base.read(position, expert, out)
+            raise StoreError(f"expert {expert} of layer {layer} is unreadable")
+        return self.base.read(layer, expert, out)
 
-    def view(self, position: int, expert: int) -> torch.Tensor | None:
+    def view(self, layer: int, expert: int) -> torch.Tensor | None:
         return None
 
-    def check(self, position: int, expert: int, data: memoryview) -> None:
-        self.base.check(position, expert, data)
+    def check(self, layer: int, expert: int, data: memoryview) -> None:
+        self.base.check(layer, expert, data)
 
     def close(self) -> None:
         self.base.close()
@@ -85,9 +85,9 @@ class Bench:
             time.sleep(0.0005)
         assert self.link.stats.transfers >= count
 
-    def ask(self, position: int, *experts: int) -> None:
+    def ask(self, layer: int, *experts: int) -> None:
         """One target pass over a layer."""
-        for _ in self.residency.stream(position, sorted(experts)):
+        for _ in self.residency.stream(layer, sorted(experts)):
             pass
 
     def counters(self) -> dict[str, int]:
@@ -456,7 +456,7 @@ def test_an_engine_recovers_from_a_failed_read(prefetch: str, reset: bool, tiny:
     engine, source = _slowed(tiny, 0.0005, prefetch=prefetch, placement="on-demand")
     with engine:
         engine.generate(ids, mask, max_new_tokens=2)
-        source.broken = {(position, expert) for position in range(3) for expert in range(8)}
+        source.broken = {(layer, expert) for layer in range(3) for expert in range(8)}
         with pytest.raises(StoreError, match="unreadable"):
             engine.generate(ids, mask, max_new_tokens=30)
         source.broken = {(2, expert) for expert in range(8)}  # fails late in a pass, or while it drafts
@@ -467,6 +467,6 @@ def test_an_engine_recovers_from_a_failed_read(prefetch: str, reset: bool, tiny:
             engine.reset()
             assert engine.arena.free_slots == engine.arena.slots
         output = engine.generate(ids, mask, max_new_tokens=24)
-        pinned = {(p, e) for p in range(3) for e in engine._runtime.residency.pinned(p)}
+        pinned = {(p, e) for p in range(3) for e in engine._state.residency.pinned(p)}
         assert set(engine.arena.occupants()) == pinned
     assert output.sequences.tolist() == reference(tiny[1], ids, mask, 24).tolist()

@@ -41,9 +41,9 @@ def _passes(bench: Bench, placement: Placement, counts: list[int], times: int) -
     hits = []
     for _ in range(times):
         before = bench.residency.stats.hits
-        for position in range(len(bench.store.layers)):
-            placement.observe(position, torch.tensor(counts))
-            bench.ask(position, *(e for e, count in enumerate(counts) if count))
+        for layer in range(len(bench.store.layers)):
+            placement.observe(layer, torch.tensor(counts))
+            bench.ask(layer, *(e for e, count in enumerate(counts) if count))
         hits.append(bench.residency.stats.hits - before)
     return hits
 
@@ -64,15 +64,15 @@ def test_least_frequently_used_gives_up_only_what_it_values_less(store: ExpertSt
     bench = make(slots, placement)
     counts = [9, 9] + [1] * (experts[0] - 2)
     assert min(_passes(bench, placement, counts, 5)[1:]) >= 2 * len(experts)
-    assert all({0, 1} <= bench.residency.resident(position) for position in range(len(experts)))
+    assert all({0, 1} <= bench.residency.resident(layer) for layer in range(len(experts)))
 
 
 def test_what_was_just_asked_for_goes_before_what_was_not_in_a_cache_by_recency(store: ExpertStore, make: Make) -> None:
     placement = LeastRecentlyUsed()
     bench = make(4, placement)
-    for position, asked in ((0, [0, 1, 2, 3]), (1, [0, 1, 2, 3])):
-        placement.observe(position, torch.tensor([1, 1, 1, 1] + [0] * (store.layers[position].experts - 4)))
-        bench.ask(position, *asked)
+    for layer, asked in ((0, [0, 1, 2, 3]), (1, [0, 1, 2, 3])):
+        placement.observe(layer, torch.tensor([1, 1, 1, 1] + [0] * (store.layers[layer].experts - 4)))
+        bench.ask(layer, *asked)
     assert bench.residency.resident(0) == set()
     assert bench.residency.resident(1) == {0, 1, 2, 3}
 

@@ -33,11 +33,11 @@ def test_stored_experts_equal_the_models_fused_weights(family: str, tmp_path: Pa
     store = build_store(tmp_path / "model", tmp_path / "store")
     modules = dict(model.named_modules())
     source = DiskSource(store)
-    for position, spec in enumerate(store.layers):
+    for layer, spec in enumerate(store.layers):
         for expert in range(spec.experts):
             buffer = allocate_pages(spec.stride_bytes)
-            source.read(position, expert, memoryview(buffer.numpy()))
-            for name, tensor in store.tensors(position, buffer).items():
+            source.read(layer, expert, memoryview(buffer.numpy()))
+            for name, tensor in store.tensors(layer, buffer).items():
                 assert torch.equal(tensor, getattr(modules[spec.module], name)[expert])
     source.close()
 
@@ -45,7 +45,7 @@ def test_stored_experts_equal_the_models_fused_weights(family: str, tmp_path: Pa
 def test_dense_layers_have_no_file(tmp_path: Path) -> None:
     build("qwen3-dense-between", tmp_path / "model")
     store = build_store(tmp_path / "model", tmp_path / "store")
-    assert [spec.layer for spec in store.layers] == [1, 3]
+    assert [spec.model_layer for spec in store.layers] == [1, 3]
 
 
 def test_every_expert_starts_at_a_page(store: ExpertStore) -> None:
@@ -70,17 +70,17 @@ def test_verify_accepts_a_sound_store(store: ExpertStore) -> None:
 def test_any_flipped_byte_of_an_expert_is_found(data: st.DataObject, tiny: tuple[Path, PreTrainedModel]) -> None:
     folder = tiny[0] / "store-to-damage"
     store = open_or_build(tiny[0], folder)
-    position = data.draw(st.integers(0, len(store.layers) - 1))
-    spec = store.layers[position]
+    layer = data.draw(st.integers(0, len(store.layers) - 1))
+    spec = store.layers[layer]
     expert = data.draw(st.integers(0, spec.experts - 1))
     place = expert * spec.stride_bytes + data.draw(st.integers(0, spec.expert_bytes - 1))
-    file = store.layer_file(position)
+    file = store.layer_file(layer)
     original = file.read_bytes()
     try:
         damaged = bytearray(original)
         damaged[place] ^= 0x10
         file.write_bytes(damaged)
-        with pytest.raises(StoreError, match=rf"expert {expert} of layer {spec.layer} .* corrupt"):
+        with pytest.raises(StoreError, match=rf"expert {expert} of layer {spec.model_layer} .* corrupt"):
             store.verify()
     finally:
         file.write_bytes(original)
