@@ -11,7 +11,8 @@ from matplotlib.patches import Patch
 from reports.figures import paint, style
 from reports.figures.spec import Material, Spec
 from reports.figures.style import Looks
-from reports.wording.tables import number, system_text
+from reports.text import number
+from reports.wording.tables import system_text
 
 _COLUMNS = ["kind", "title", "system", "batch_size", "peak_gb", "peak_expert_gb", "limit_gb", "enforced", "cells"]
 

@@ -18,7 +18,8 @@ from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from reports.figures import style
 from reports.figures.style import Looks, Style
-from reports.wording.tables import number, system_text
+from reports.text import number
+from reports.wording.tables import system_text
 
 LOG_FROM = 8.0  # largest over smallest value from which an axis is logarithmic
 DODGE = 0.05  # categories' share between neighbouring systems

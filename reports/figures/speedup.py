@@ -13,7 +13,8 @@ from reports.figures.intervals import RATIO, columns
 from reports.figures.spec import Material, Spec
 from reports.figures.style import Looks
 from reports.results.aggregate import within_rounds
-from reports.wording.tables import number, system_text
+from reports.text import number
+from reports.wording.tables import system_text
 
 SUBJECT = "specmoe"
 MOST_SUBJECTS = 3  # of more configurations, those with the most tokens per second stand for all

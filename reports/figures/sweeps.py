@@ -14,7 +14,7 @@ from reports.figures.intervals import columns, median_of
 from reports.figures.spec import Material, Spec
 from reports.figures.style import Looks
 from reports.results.aggregate import within_rounds
-from reports.wording.tables import number
+from reports.text import number
 
 SUBJECT = "specmoe"
 DEFAULTS = {"selection": "hot-temporal", "substitution": "affinity", "draft_experts": 8, "gamma": 5}

@@ -12,7 +12,8 @@ from reports.figures import Material, sweeps
 from reports.results import paper
 from reports.results.aggregate import SUBJECT, mean_over_batches, ratio_of, round_ratios, within_rounds
 from reports.results.stats import Ratio, bootstrap, geometric_mean
-from reports.wording.tables import NONE, Table, cell, number
+from reports.text import NONE, number
+from reports.wording.tables import Table, cell
 
 HEADERS = ["what", "paper", "ours [95 % CI]", "error", "our conditions"]
 _LIKE = {"nllb-moe": ("nllb-like", "embedded"), "mixtral-8x7b": ("mixtral",), "llama-4-scout": ("scout-like",)}

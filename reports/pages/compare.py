@@ -17,7 +17,8 @@ import pandas as pd
 from reports.results.aggregate import REFERENCE, first_named, round_ratios
 from reports.results.load import ReportError, configured_order, load
 from reports.results.stats import Ratio, bootstrap, quotient
-from reports.wording.tables import NONE, Table, TableCell, markdown, number, percent, plain
+from reports.text import NONE, number, percent
+from reports.wording.tables import Table, TableCell, markdown, plain
 
 _PLACE = ["kind", "model", "dtype", "new_tokens", "prompt_offset", "threads", "disk_read_limit_bytes_s", "batch_size"]
 _PLACE += ["prompts", "lengths"]  # where records tell them

@@ -9,8 +9,8 @@ from typing import Any, Literal
 
 import pandas as pd
 
+from reports import text
 from reports.results.load import ReportError, load
-from reports.wording.tables import Table, TableCell, markdown
 
 Format = Literal["csv", "parquet", "markdown"]
 Rows = Literal["records", "repetitions"]
@@ -75,8 +75,5 @@ def _plain(value: Any) -> Any:
 
 
 def _markdown(frame: pd.DataFrame) -> str:
-    rows = [
-        [TableCell("" if pd.isna(value) else str(value), None) for value in row]
-        for row in frame.itertuples(index=False)
-    ]
-    return markdown(Table("", "", [str(name) for name in frame.columns], rows))
+    rows = [["" if pd.isna(value) else str(value) for value in row] for row in frame.itertuples(index=False)]
+    return text.markdown([str(name) for name in frame.columns], rows)

@@ -17,10 +17,11 @@ from reports.pages import against_paper
 from reports.pages.parts import Part
 from reports.results import paper
 from reports.results.commands import measured_by, redrawn_by
+from reports.text import NONE, number
 from reports.wording import overview as glance
 from reports.wording.details import Detail, details
 from reports.wording.headline import Headline, headline
-from reports.wording.tables import NONE, Table, mark_budgets, markdown, number, plain, tables
+from reports.wording.tables import Table, mark_budgets, markdown, plain, tables
 from reports.wording.warnings import doubts
 
 TEMPLATES = Path(__file__).resolve().parents[1] / "templates"

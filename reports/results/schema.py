@@ -13,6 +13,7 @@ from typing import Annotated, Any, Union, get_args, get_origin
 
 from pydantic import BaseModel
 
+from reports import text
 from reports.results.migrate import SCHEMA
 from reports.results.record import Ceilings, Cell, Limit, Metrics, Record, Repetition, Usage
 
@@ -47,13 +48,12 @@ def field_tables() -> str:
 
 def _table(model: type[BaseModel]) -> str:
     summary = " ".join((model.__doc__ or "").split("\n\n")[0].split())
-    rows = [f"### {model.__name__}", "", summary, "", "| field | type | default | |", "|---|---|---|---|"]
+    rows = []
     for name, field in model.model_fields.items():
         default = "required" if field.is_required() else f"`{field.get_default(call_default_factory=True)}`"
-        text = " ".join((field.description or "").split())
-        cells = (f"`{name}`", _type_name(field.annotation), default.replace("`None`", ""), text)
-        rows.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
-    return "\n".join(rows)
+        meaning = " ".join((field.description or "").split())
+        rows.append((f"`{name}`", _type_name(field.annotation), default.replace("`None`", ""), meaning))
+    return f"### {model.__name__}\n\n{summary}\n\n{text.markdown(('field', 'type', 'default', 'meaning'), rows)}"
 
 
 def _type_name(annotation: Any) -> str:
@@ -65,9 +65,9 @@ def _type_name(annotation: Any) -> str:
     return name.replace("typing.", "").replace("reports.results.record.", "")
 
 
-def document(text: str) -> str:
+def document(page: str) -> str:
     """``docs/record.md`` with its tables replaced by current ones."""
-    head, mark, _ = text.partition(MARK)
+    head, mark, _ = page.partition(MARK)
     if not mark:
         raise ValueError(f"docs/record.md lacks the line {MARK!r}: put it where the tables belong")
     return f"{head}{MARK}\n\n{field_tables()}"

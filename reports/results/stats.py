@@ -14,6 +14,8 @@ from typing import Any, Literal
 import numpy as np
 from scipy import stats
 
+from reports import text
+
 RESAMPLES = 9_999
 FEW_ROUNDS = 6  # from six rounds on, smallest to largest holds the median with 95 % confidence (1 - 2 / 2**6)
 WIDE = 0.10  # half of the interval, over the median
@@ -44,11 +46,7 @@ class Ratio:
         return "slower" if self.high < 1 else "same"
 
     def __str__(self) -> str:
-        if self.median is None:
-            return "–"
-        if self.low is None:
-            return f"{self.median:.2f}× (n=1)"
-        return f"{self.median:.2f}× [{self.low:.2f}, {self.high:.2f}]"
+        return text.ratio(self.median, self.low, self.high)
 
 
 @dataclass(frozen=True)

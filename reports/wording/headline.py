@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from reports.results.aggregate import KINDS, REFERENCE, SUBJECT, mean_over_batches, ratio_of, within_rounds
-from reports.wording.tables import number
+from reports.text import number
 
 NAMES = {"specmoe": "SpecMoE"}
 

@@ -7,7 +7,8 @@ from typing import Any
 import pandas as pd
 
 from reports.results.aggregate import SUBJECT, ratio_of, within_rounds
-from reports.wording.tables import NONE, Key, Table, TableCell, number, system_text
+from reports.text import NONE, number
+from reports.wording.tables import Key, Table, TableCell, system_text
 
 HEADERS = [
     "experiment",

@@ -9,9 +9,10 @@ from typing import Any
 
 import pandas as pd
 
+from reports import text
 from reports.results.aggregate import KINDS, ratio_of
+from reports.text import NONE, number, percent
 
-NONE = "–"
 Row = dict[str, Any]
 Key = float | str | None
 
@@ -58,15 +59,6 @@ class Table:
     rows: list[list[TableCell]]
 
 
-def number(value: Any) -> str:
-    """Three significant digits without exponent, thousands apart; ``–`` where not applicable."""
-    if value is None or pd.isna(value):
-        return NONE
-    size = abs(float(value))
-    digits = 0 if size >= 100 else 1 if size >= 10 else 2 if size >= 1 else 3
-    return f"{value:,.{digits}f}" if size else "0"
-
-
 def splits_text(data: pd.DataFrame, part: str, value: str) -> str:
     """In words, by ``title`` and ``batch_size``: each ``part`` with its ``value``; what a stacked bar shows."""
     texts = []
@@ -74,14 +66,6 @@ def splits_text(data: pd.DataFrame, part: str, value: str) -> str:
         split = ", ".join(f"{row[part]} {number(row[value])}" for row in rows.to_dict("records"))
         texts.append(f"{title} at batch {batch}: {split}")
     return "; ".join(texts)
-
-
-def percent(value: Any) -> str:
-    """A share of one in percent; a share below one never rounds up to 100."""
-    if value is None or pd.isna(value):
-        return NONE
-    text = f"{100 * value:.1f}"
-    return "99.9 %" if text == "100.0" and value < 1 else f"{text} %"
 
 
 def system_text(row: Row) -> str:
@@ -92,9 +76,9 @@ def system_text(row: Row) -> str:
 def _ratio_text(row: Row) -> str:
     if row["is_reference"] and row["status"] == "ok":
         return "1 (reference)"
-    text = str(ratio_of(row))
-    foreign = text != NONE and row["reference_kind"] != row["kind"]
-    return f"{text} of {row['reference_kind']} {row['reference']}" if foreign else text
+    shown = str(ratio_of(row))
+    foreign = shown != NONE and row["reference_kind"] != row["kind"]
+    return f"{shown} of {row['reference_kind']} {row['reference']}" if foreign else shown
 
 
 def notes(row: Row) -> str:
@@ -172,20 +156,16 @@ def mark_budgets(rows: list[Row]) -> list[Row]:
 
 
 def plain(table: Table) -> str:
-    """The table for a terminal, columns aligned."""
-    lines = [table.headers, *([cell.text for cell in row] for row in table.rows)]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(table.headers))]
-    padded = [[text.ljust(width) for text, width in zip(line, widths, strict=True)] for line in lines]
-    return "\n".join("  ".join(line).rstrip() for line in padded)
+    """The table for a terminal."""
+    return text.plain(table.headers, _texts(table))
 
 
 def markdown(table: Table) -> str:
-    """The table in GitHub's markdown; figures are right-aligned."""
-    keys = [[row[i].key for row in table.rows] for i in range(len(table.headers))]
-    rule = ["---" if all(key is None or isinstance(key, str) for key in column) else "---:" for column in keys]
-    body = [[cell.text for cell in row] for row in table.rows]
-    return "\n".join("| " + " | ".join(_escape(cell) for cell in line) + " |" for line in [table.headers, rule, *body])
+    """The table in GitHub's markdown; columns of numbers are right-aligned."""
+    keys = ([row[i].key for row in table.rows] for i in range(len(table.headers)))
+    right = {i for i, column in enumerate(keys) if any(isinstance(key, int | float) for key in column)}
+    return text.markdown(table.headers, _texts(table), right)
 
 
-def _escape(text: str) -> str:
-    return text.replace("|", "\\|").replace("\n", " ").replace("<", "&lt;")
+def _texts(table: Table) -> list[list[str]]:
+    return [[cell.text for cell in row] for row in table.rows]
