@@ -96,11 +96,13 @@ def _start_unlimited(argv: Sequence[str], **popen: Any) -> subprocess.Popen[Any]
 class Setting:
     """What a system gets to work with.
 
-    ``model_path`` is a Hugging Face folder; ``store_path`` where its expert store is or will be;
-    ``scratch`` a folder of the system's own that outlives the process.  ``process_limit_bytes`` is the
+    ``model_path`` is a Hugging Face folder, ``store_path`` the folder of its expert store, which may not exist yet,
+    and ``scratch`` a folder of the system's own that outlives the process.  ``process_limit_bytes`` is the
     kernel's limit for this process (or its engine), page cache included; None where there is none.
     ``calibration_texts`` are prompts a system may profile the model with in ``build``; they are never among the
-    measured ones.  ``start_engine`` is for cards with ``own_process``; by itself a setting starts without any limit.
+    measured ones.  ``start_engine`` is for cards with ``own_process``; its default starts without a limit.
+
+    Any other field is filled from the field of the same name of the cell (``reports.results.record.Cell``).
     """
 
     model_path: Path
@@ -116,13 +118,14 @@ class Setting:
 
 @dataclass(frozen=True)
 class Request:
-    """One batch: ids and mask are long [B, S], padded on the left; greedy, exactly ``lengths[b]`` tokens for row b.
+    """One batch, decoded greedily: exactly ``lengths[b]`` new tokens for row b.
 
-    ``new_tokens`` is the longest of them; where ``output_tokens`` is None, every row is asked for as many.
-    ``on_prefill_done`` must be called once, as soon as the first token of every row is known.
+    ``input_ids`` and ``attention_mask`` are long [B, S], padded on the left.  ``new_tokens`` is the largest of
+    ``lengths``; where ``output_tokens`` is None, it holds for every row.  ``on_prefill_done`` must be called once,
+    as soon as the first new token of every row is known.
 
     Raises:
-        ValueError: shapes that do not fit, an empty row, padding on the right, a row asked for less than 1 token.
+        ValueError: shapes differ, a row is empty or padded on the right, or a row asks for less than 1 token.
     """
 
     input_ids: torch.Tensor
@@ -147,7 +150,7 @@ class Request:
 
     @property
     def lengths(self) -> tuple[int, ...]:
-        """New tokens asked for, by row."""
+        """Number of new tokens of each row."""
         return self.output_tokens or (self.new_tokens,) * len(self.input_ids)
 
     def cut(self, new_ids: torch.Tensor) -> list[torch.Tensor]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from baselines import contract
-from harness.run.worker import LEFT_BEHIND, Answer
+from harness.run.job import LEFT_BEHIND, Answer
 from reports.results.record import Record
 
 SLACK_BYTES = 64 << 20

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import uuid
 from collections.abc import Collection, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +24,9 @@ from harness.machine.proc import kernel_read_bytes
 from harness.plan.experiment import validate
 from harness.plan.schedule import Unit
 from harness.run import leaks
+from harness.run.job import Answer, Job, Paths
 from harness.run.runner import Runner, scratch_path
-from harness.run.worker import Answer, Job
+from reports.results.record import Cell
 from specmoe.offload.store import INDEX
 from workloads import models
 
@@ -143,28 +144,27 @@ def _refusal(place: _Place, model: Path, budget: int | None) -> Answer:
     result.unlink(missing_ok=True)
     reference.write_text("[[0, 0]]")  # so that only the system itself can refuse
     existing = model == models.path(SMALL)
-    job = Job(
-        action="measure",
+    paths = Paths(
+        model=model,
+        store=models.store_path(SMALL, "float32") if existing else model / "store",
+        scratch=place.scratch if existing else place.work / "no-scratch",
+        reference=reference,
+        result=result,
+    )
+    cell = Cell(
         system=place.system,
         options=place.options,
-        model_path=str(model),
-        store_path=str(models.store_path(SMALL, "float32") if existing else model / "store"),
-        scratch=str(place.scratch if existing else place.work / "no-scratch"),
-        dtype="float32",
+        model=SMALL,
         batch_size=1,
         new_tokens=2,
-        prompt_offset=0,
-        prompts=None,
         expert_budget_bytes=budget,
         threads=1,
         warmup_tokens=0,
-        repetitions=1,
-        reference_path=str(reference),
-        result_path=str(result),
     )
+    job = Job(action="measure", cell=cell, paths=paths)
     process = subprocess.run(
-        [sys.executable, "-m", "harness.run.worker"],
-        input=json.dumps(asdict(job)) + "\n",
+        [sys.executable, "-m", "harness.run"],
+        input=job.model_dump_json() + "\n",
         capture_output=True,
         text=True,
         timeout=WORKER_TIMEOUT_S,

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from reports.results.record import Cell, Record
+from reports.results.record import Record
 from reports.results.stats import FEW_ROUNDS, Ratio, bootstrap, geometric_mean, quotient
 
 Verdict = Literal["pass", "regression", "cannot tell"]
@@ -162,10 +162,10 @@ def relative_speeds(records: Sequence[Record], reference: str) -> dict[str, list
     references: dict[tuple[object, ...], list[Record]] = {}
     for record in finished:
         if record.cell.system == reference:
-            references.setdefault((record.run_id, record.round, *_place(record.cell)), []).append(record)
+            references.setdefault((record.run_id, record.round, record.cell.conditions), []).append(record)
     ratios: dict[str, list[float]] = {}
     for record in finished:
-        beside = references.get((record.run_id, record.round, *_place(record.cell)), [])
+        beside = references.get((record.run_id, record.round, record.cell.conditions), [])
         if record.cell.system == reference or not beside:
             continue
         budget = record.cell.expert_budget_bytes
@@ -174,9 +174,3 @@ def relative_speeds(records: Sequence[Record], reference: str) -> dict[str, list
         assert chosen.metrics is not None
         ratios.setdefault(record.cell_id, []).append(record.metrics.decode_tok_s / chosen.metrics.decode_tok_s)
     return ratios
-
-
-def _place(cell: Cell) -> tuple[object, ...]:
-    """What two cells must have in common for a ratio between them to mean something."""
-    names = ("model", "dtype", "batch_size", "requests", "threads", "disk_read_limit_bytes_s")
-    return tuple(getattr(cell, name) for name in names)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
+from pydantic.fields import FieldInfo
 
 from baselines import contract
 from harness.plan import overrides
@@ -19,7 +20,8 @@ from workloads.lengths import Fixed, Length
 Bytes = int | str
 
 T = TypeVar("T")
-Swept = Annotated[list[T], BeforeValidator(lambda v: v if isinstance(v, list) else [v]), Field(min_length=1)]
+_SWEPT = "swept"
+Swept = Annotated[list[T], BeforeValidator(lambda v: v if isinstance(v, list) else [v]), Field(min_length=1), _SWEPT]
 """One value or a list of them; every value becomes cells of its own."""
 
 
@@ -74,7 +76,7 @@ class Experiment(BaseModel):
     model: str
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     systems: list[SystemEntry] = Field(min_length=1)
-    batch_sizes: list[int] = Field(min_length=1)
+    batch_sizes: Annotated[list[int], _SWEPT] = Field(min_length=1)
     new_tokens: Swept[Length] = Field(default=[Fixed(32)], validation_alias=AliasChoices("new_tokens", "output_tokens"))
     prompt_tokens: Swept[Length | None] = Field(default=[None])
     request_seed: int = 0
@@ -122,50 +124,61 @@ def plan(experiment: Experiment, slot_bytes: int, total_slots: int) -> list[Plan
         ConfigError: an unknown system or option, a malformed budget, or two equal cells.
     """
     everything = slot_bytes * total_slots
-    common = [_bytes(budget, everything, "expert_budget") for budget in experiment.expert_budget]
-    own = [_bytes(e.expert_budget, everything, "expert_budget") for e in experiment.systems if e.expert_budget]
-    limit = None
-    if experiment.process_overhead is not None:
-        overhead = _bytes(experiment.process_overhead, everything, "process_overhead")
-        limit = max([*common, *own]) + overhead
-    throttles = [None if v is None else _bytes(v, None, "disk_read_limit") for v in experiment.disk_read_limit]
+    fixed = {name: getattr(experiment, name) for name in Cell.model_fields if name in Experiment.model_fields}
+    fixed["process_limit_bytes"] = _process_limit(experiment, everything)
     planned = []
-    for batch, tokens, prompts, prompt_tokens, offset, threads, throttle, entry in itertools.product(
-        experiment.batch_sizes,
-        experiment.new_tokens,
-        experiment.prompts,
-        experiment.prompt_tokens,
-        experiment.prompt_offset,
-        experiment.threads,
-        throttles,
-        experiment.systems,
-    ):
-        budgets = [_bytes(entry.expert_budget, everything, "expert_budget")] if entry.expert_budget else common
-        for budget, options in itertools.product(budgets, _variants(experiment, entry)):
-            cell = Cell(
-                system=entry.system,
-                options=options,
-                model=experiment.model,
-                dtype=experiment.dtype,
-                batch_size=batch,
-                new_tokens=tokens.highest,
-                output_tokens=None if isinstance(tokens, Fixed) else tokens,
-                prompts=prompts,
-                prompt_tokens=prompt_tokens,
-                request_seed=experiment.request_seed,
-                prompt_offset=offset,
-                expert_budget_bytes=budget,
-                process_limit_bytes=limit,
-                threads=threads,
-                warmup_tokens=experiment.warmup_tokens,
-                repetitions=experiment.repetitions,
-                disk_read_limit_bytes_s=throttle,
-            )
+    for entry, settings in expand(experiment):
+        swept = {key: value for name in settings for key, value in _to_cell(name, settings[name], everything).items()}
+        for options in _variants(experiment, entry):
+            cell = Cell(system=entry.system, options=options, **fixed | swept)
             planned.append(PlannedCell(label=entry.label_of(options), cell=cell))
     ids = [p.cell.cell_id for p in planned]
     if len(set(ids)) != len(ids):
         raise ConfigError(f"experiment {experiment.name!r} names the same cell twice: remove one")
     return planned
+
+
+def expand(experiment: Experiment) -> Iterator[tuple[SystemEntry, dict[str, Any]]]:
+    """Every system with every combination of the swept fields; a system's own value replaces the experiment's."""
+    axes = {name: getattr(experiment, name) for name, field in Experiment.model_fields.items() if _is_swept(field)}
+    own = {name: axes.pop(name) for name in SystemEntry.model_fields if name in axes}
+    for shared in _combinations(axes):
+        for entry in experiment.systems:
+            values = {name: common if (v := getattr(entry, name)) is None else [v] for name, common in own.items()}
+            for rest in _combinations(values):
+                yield entry, shared | rest
+
+
+def _is_swept(field: FieldInfo) -> bool:
+    return _SWEPT in field.metadata
+
+
+def _combinations(axes: Mapping[str, list[Any]]) -> Iterator[dict[str, Any]]:
+    for values in itertools.product(*axes.values()):
+        yield dict(zip(axes, values, strict=True))
+
+
+def _to_cell(name: str, value: Any, everything: int) -> dict[str, Any]:
+    """A swept value as fields of the cell: of the same name, unless the cell has it in another unit or form."""
+    match name:
+        case "batch_sizes":
+            return {"batch_size": value}
+        case "new_tokens":
+            return {"new_tokens": value.highest, "output_tokens": None if isinstance(value, Fixed) else value}
+        case "expert_budget":
+            return {"expert_budget_bytes": _bytes(value, everything, name)}
+        case "disk_read_limit":
+            return {"disk_read_limit_bytes_s": None if value is None else _bytes(value, None, name)}
+    return {name: value}
+
+
+def _process_limit(experiment: Experiment, everything: int) -> int | None:
+    """The limit of every process alike: the largest budget and the overhead; None if there is no limit."""
+    if experiment.process_overhead is None:
+        return None
+    budgets = [*experiment.expert_budget, *(e.expert_budget for e in experiment.systems if e.expert_budget is not None)]
+    largest = max(_bytes(budget, everything, "expert_budget") for budget in budgets)
+    return largest + _bytes(experiment.process_overhead, everything, "process_overhead")
 
 
 def _variants(experiment: Experiment, entry: SystemEntry) -> list[dict[str, Any]]:

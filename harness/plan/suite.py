@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from harness.plan import experiment as config
 from harness.plan import overrides
-from harness.plan.experiment import ConfigError, Experiment
+from harness.plan.experiment import ConfigError, Experiment, expand
 
 _SUITES = Path(__file__).parent / "suites"
 CELL_S, SEQUENCE_S = 4.5, 0.22
@@ -123,19 +123,12 @@ def _entry(entry: Any, defaults: dict[str, Any], where: str) -> Experiment:
 
 
 def cells(experiment: Experiment) -> list[tuple[int, bool]]:
-    """(batch size, whether the disk is throttled) of every cell of one round, without looking at the model."""
-    swept = [name for name, value in experiment if isinstance(value, list) and name not in _NOT_SWEPT]
-    each = math.prod(len(getattr(experiment, name)) for name in swept)
-    out = []
-    for batch in experiment.batch_sizes:
-        for throttle in experiment.disk_read_limit:
-            for entry in experiment.systems:
-                budgets = 1 if entry.expert_budget else len(experiment.expert_budget)
-                out += [(batch, throttle is not None)] * (each * budgets * len(entry.variants()))
-    return out
-
-
-_NOT_SWEPT = ("systems", "batch_sizes", "expert_budget", "disk_read_limit")
+    """(batch size, whether the disk is throttled) of every cell of one round, without opening the model."""
+    return [
+        (settings["batch_sizes"], settings["disk_read_limit"] is not None)
+        for entry, settings in expand(experiment)
+        for _ in entry.variants()
+    ]
 
 
 def estimate_s(suite: Suite) -> float:

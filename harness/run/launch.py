@@ -6,16 +6,16 @@ import json
 import subprocess
 import sys
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from harness.machine.limits import MemoryLimit
 from harness.machine.telemetry import Telemetry
 from harness.run.engines import last_id
-from harness.run.worker import LEFT_BEHIND, Answer, Job
+from harness.run.job import LEFT_BEHIND, Answer, Job
 from reports.results.record import Limit, Usage
 
-_COMMAND = (sys.executable, "-m", "harness.run.worker")
+_COMMAND = (sys.executable, "-m", "harness.run")
 _OOM = "killed by the kernel at the memory limit: raise process_overhead or lower expert_budget"
 
 
@@ -36,10 +36,11 @@ def run(job: Job, limit: MemoryLimit, timeout_s: float) -> Outcome:
     """
     started = time.monotonic()
     with limit:
-        ids = Path(f"{job.result_path}.engines")
+        ids = Path(f"{job.paths.result}.engines")
         if limit.covers == "engine":
             prefix, groups = limit.entry()
-            job = replace(job, engine_prefix=prefix, engine_groups=groups, engine_ids_path=str(ids))
+            entry = {"engine_prefix": prefix, "engine_groups": groups, "engine_ids": ids}
+            job = job.model_copy(update={"limit": job.limit.model_copy(update=entry)})
         process = subprocess.Popen(
             _COMMAND if limit.covers == "engine" else limit.command(_COMMAND),
             stdin=subprocess.PIPE,
@@ -71,7 +72,7 @@ def _engine(ids: Path, limit: MemoryLimit) -> tuple[int, Path | None] | None:
 def _communicate(process: subprocess.Popen[str], job: Job, limit: MemoryLimit, timeout_s: float) -> Answer:
     """Give the job, wait for the answer; whatever happens, nothing that was started is left."""
     try:
-        _, stderr = process.communicate(json.dumps(asdict(job)) + "\n", timeout=timeout_s)
+        _, stderr = process.communicate(job.model_dump_json() + "\n", timeout=timeout_s)
     except subprocess.TimeoutExpired:
         process.kill()
         _end_engines(limit)
@@ -82,7 +83,7 @@ def _communicate(process: subprocess.Popen[str], job: Job, limit: MemoryLimit, t
         _end_engines(limit)
         process.wait()
         raise
-    answer = _read_answer(Path(job.result_path), process.returncode, stderr, limit)
+    answer = _read_answer(job.paths.result, process.returncode, stderr, limit)
     answer.notes += [f"{LEFT_BEHIND}process {pid}" for pid in _end_engines(limit) if answer.status == "ok"]
     return answer
 

@@ -81,10 +81,9 @@ class RayExecutor:
 def _groups(units: list[Unit]) -> list[deque[Unit]]:
     """Units whose ratios may be taken, together and in their order."""
 
-    def key(unit: Unit) -> tuple[Any, ...]:
+    def key(unit: Unit) -> tuple[int, int, str]:
         cell = unit.planned.cell
-        throttle = cell.disk_read_limit_bytes_s or 0
-        return unit.round, cell.batch_size, cell.requests, cell.threads, throttle
+        return unit.round, cell.batch_size, cell.conditions
 
     return [deque(group) for _, group in groupby(sorted(units, key=key), key)]
 

@@ -26,9 +26,9 @@ from harness.plan.schedule import Unit
 from harness.run import achieved, manifest
 from harness.run import launch as worker_process
 from harness.run.executor import Executor, LocalExecutor
+from harness.run.job import Action, Answer, Job, Paths, WorkerLimit
 from harness.run.launch import Outcome
 from harness.run.summary import summarise
-from harness.run.worker import Answer, Job
 from harness.timestamp import now
 from reports.results.record import Cell, Covers, Limit, Metrics, Record, Repetition, ResultFile
 from specmoe.drafting.affinity import table_bytes
@@ -248,7 +248,7 @@ class Runner:
     def _scratch(self, system: str) -> Path:
         return scratch_path(self._model_path, self._store_path, system)
 
-    def _work(self, action: str, planned: PlannedCell, limit_bytes: int | None, timeout_s: float) -> Outcome:
+    def _work(self, action: Action, planned: PlannedCell, limit_bytes: int | None, timeout_s: float) -> Outcome:
         """Run one worker process to its end."""
         cell = planned.cell
         measuring = action == "measure"
@@ -260,29 +260,17 @@ class Runner:
             job = self._job(action, planned, limit_bytes, Path(folder) / "answer.json")
             return worker_process.run(job, limit, timeout_s)
 
-    def _job(self, action: str, planned: PlannedCell, limit_bytes: int | None, result: Path) -> Job:
+    def _job(self, action: Action, planned: PlannedCell, limit_bytes: int | None, result: Path) -> Job:
         cell = planned.cell
-        return Job(
-            action=action,
-            system=cell.system,
-            options=cell.options,
-            model_path=str(self._model_path),
-            store_path=str(self._store_path),
-            scratch=str(self._scratch(cell.system)),
-            dtype=cell.dtype,
-            batch_size=cell.batch_size,
-            new_tokens=cell.new_tokens,
-            prompt_offset=cell.prompt_offset,
-            prompts=self._prompts(cell.prompts),
-            shape=cell.shape.model_dump(mode="json"),
-            expert_budget_bytes=cell.expert_budget_bytes,
-            threads=cell.threads,
-            warmup_tokens=cell.warmup_tokens,
-            repetitions=cell.repetitions,
-            reference_path=str(self._reference_path(planned)),
-            result_path=str(result),
-            process_limit_bytes=limit_bytes,
+        paths = Paths(
+            model=self._model_path,
+            store=self._store_path,
+            scratch=self._scratch(cell.system),
+            reference=self._reference_path(planned),
+            result=result,
         )
+        named = cell.model_copy(update={"prompts": self._prompts(cell.prompts)})
+        return Job(action=action, cell=named, paths=paths, limit=WorkerLimit(process_limit_bytes=limit_bytes))
 
 
 def scratch_path(model_path: Path, store_path: Path, system: str) -> Path:

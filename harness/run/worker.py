@@ -1,114 +1,54 @@
-"""One cell in a process of its own: prepare, warm up, repeat, measure.
+"""Carries out one job in a worker process: prepare, warm up, repeat, measure; or build, or compute a reference.
 
-The parent places the process under its memory limit, then writes the job to standard input; the answer
-is one JSON object in the job's result file.  Nothing heavy is imported before the job arrives.
+``harness.run.__main__`` imports this module once its process is under the memory limit: nothing that runs before
+may import it.
 """
 
 from __future__ import annotations
 
 import json
-import sys
 import time
 import traceback
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
 
+import torch
+
+from baselines import contract
+from baselines.contract import Generation, NotSupported, Request, Setting
+from harness.run import leaks
 from harness.run.engines import Engines
-from harness.run.enter import end_with_parent
-
-if TYPE_CHECKING:
-    from baselines.contract import Generation, Request
-    from workloads.requests import Batch
-
-LEFT_BEHIND = "left behind after close: "
-Status = Literal["ok", "failed", "timeout", "not_supported"]
+from harness.run.job import LEFT_BEHIND, Answer, Job
+from specmoe.files import write_text
+from workloads import prompts, requests
+from workloads.prompt import Prompt
+from workloads.rendering import render
 
 
-@dataclass
-class Job:
-    """What the parent asks for; ``action`` is ``build``, ``measure`` or ``reference``.
-
-    ``prompts`` is a name or file that ``workloads.prompts`` knows, ``shape`` the fields of a ``RequestShape``; None
-    is the default set, and ``new_tokens`` for every row.  ``engine_*`` are arguments of
-    ``harness.run.engines.Engines``.
-    """
-
-    action: str
-    system: str
-    options: dict[str, Any]
-    model_path: str
-    store_path: str
-    scratch: str
-    dtype: str
-    batch_size: int
-    new_tokens: int
-    prompt_offset: int
-    prompts: str | None
-    expert_budget_bytes: int | None
-    threads: int
-    warmup_tokens: int
-    repetitions: int
-    reference_path: str
-    result_path: str
-    process_limit_bytes: int | None = None
-    shape: dict[str, Any] | None = None
-    engine_prefix: list[str] = field(default_factory=list)
-    engine_groups: list[str] = field(default_factory=list)
-    engine_ids_path: str | None = None
-
-
-@dataclass
-class Answer:
-    """What the worker says; ``repetitions`` are ``reports.results.record.Repetition`` fields."""
-
-    status: Status = "ok"
-    error: str | None = None
-    repetitions: list[dict[str, Any]] = field(default_factory=list)
-    phases_s: dict[str, float] = field(default_factory=dict)
-    peak_expert_bytes: int | None = None
-    notes: list[str] = field(default_factory=list)
-
-
-def main() -> None:
-    end_with_parent()  # a killed run leaves nothing behind
-    job = Job(**json.loads(sys.stdin.readline()))
+def work(text: str) -> None:
+    """Carry out the job in ``text`` (JSON) and write the answer to its result file, whatever happens."""
+    job = Job.model_validate_json(text)
     try:
         answer = run(job)
+    except NotSupported as error:
+        answer = Answer("not_supported", str(error))
     except Exception as error:  # the process boundary: everything becomes an answer
-        if type(error).__name__ == "NotSupported":
-            answer = Answer("not_supported", str(error))
-        else:
-            answer = Answer("failed", f"{type(error).__name__}: {error}", notes=[traceback.format_exc(limit=-4)])
-    Path(job.result_path).write_text(json.dumps(asdict(answer)))
+        answer = Answer("failed", f"{type(error).__name__}: {error}", notes=[traceback.format_exc(limit=-4)])
+    write_text(job.paths.result, json.dumps(asdict(answer)))
 
 
 def run(job: Job) -> Answer:
     """Carry out a job in this process."""
-    import torch
-
-    torch.set_num_threads(job.threads)
+    torch.set_num_threads(job.cell.threads)
     if job.action == "reference":
         return _reference(job)
-
-    from baselines import contract
-    from harness.run import leaks
-
-    engines = Engines(job.engine_prefix, job.engine_groups, Path(job.engine_ids_path) if job.engine_ids_path else None)
-    system = contract.create(job.system, job.options)
-    setting = contract.Setting(
-        model_path=Path(job.model_path),
-        store_path=Path(job.store_path),
-        scratch=Path(job.scratch),
-        dtype=getattr(torch, job.dtype),
-        expert_budget_bytes=job.expert_budget_bytes,
-        threads=job.threads,
-        calibration_texts=_calibration_texts(job) if job.action == "build" else (),
-        process_limit_bytes=job.process_limit_bytes,
-        start_engine=engines.start,
-    )
-    if refusal := system.card.refusal(job.dtype, 1 if job.action == "build" else job.batch_size):
-        raise contract.NotSupported(refusal)
+    cell, limit = job.cell, job.limit
+    engines = Engines(limit.engine_prefix, limit.engine_groups, limit.engine_ids)
+    system = contract.create(cell.system, cell.options)
+    if refusal := system.card.refusal(cell.dtype, 1 if job.action == "build" else cell.batch_size):
+        raise NotSupported(refusal)
+    setting = setting_of(job, engines)
     if job.action == "build":
         setting.scratch.mkdir(parents=True, exist_ok=True)
         system.build(setting)
@@ -119,7 +59,7 @@ def run(job: Job) -> Answer:
         system.prepare(setting)
         prepare_s = time.perf_counter() - started
         if system.card.own_process and not engines.started:
-            raise RuntimeError(f"{job.system} has no engine: start it in prepare, with setting.start_engine")
+            raise RuntimeError(f"{cell.system} has no engine: start it in prepare, with setting.start_engine")
         answer = _measure(job, system, prepare_s, engines)
     finally:
         system.close()
@@ -128,76 +68,84 @@ def run(job: Job) -> Answer:
     return answer
 
 
+def setting_of(job: Job, engines: Engines) -> Setting:
+    """What the adapter gets: fields named as in the cell are the cell's, the others belong to this process."""
+    own: Mapping[str, Any] = {
+        "model_path": job.paths.model,
+        "store_path": job.paths.store,
+        "scratch": job.paths.scratch,
+        "dtype": getattr(torch, job.cell.dtype),
+        "calibration_texts": _calibration_texts(job) if job.action == "build" else (),
+        "process_limit_bytes": job.limit.process_limit_bytes,
+        "start_engine": engines.start,
+    }
+    return Setting(**own, **{f.name: getattr(job.cell, f.name) for f in fields(Setting) if f.name not in own})
+
+
 def _calibration_texts(job: Job) -> tuple[str, ...]:
     """Prompts to profile the model with, as the model is fed them; none is ever measured."""
     from transformers import AutoTokenizer
 
-    from workloads import prompts
-    from workloads.rendering import render
-
-    tokenizer = AutoTokenizer.from_pretrained(job.model_path)
-    chosen = prompts.calibration(prompts.load(job.prompts or prompts.DEFAULT))
+    tokenizer = AutoTokenizer.from_pretrained(job.paths.model)
+    chosen = prompts.calibration(_prompts(job))
     rendered = [render(prompt, tokenizer) for prompt in chosen]
     return tuple(one.body + one.end for one in rendered)
 
 
-def batch(job: Job) -> Batch:
+def _prompts(job: Job) -> list[Prompt]:
+    return prompts.load(job.cell.prompts or prompts.DEFAULT)
+
+
+def batch(job: Job) -> requests.Batch:
     """The cell's request: its prompts as ids, and how many tokens each row is asked for."""
     from transformers import AutoTokenizer
 
-    from workloads import prompts, requests
-    from workloads.lengths import RequestShape
-
-    tokenizer = AutoTokenizer.from_pretrained(job.model_path, padding_side="left")
-    chosen = prompts.measured(prompts.load(job.prompts or prompts.DEFAULT))
-    shape = RequestShape.model_validate(job.shape or {"output_tokens": job.new_tokens})
-    return requests.make(chosen, tokenizer, shape, job.batch_size, job.prompt_offset, _context_tokens(job))
+    cell = job.cell
+    tokenizer = AutoTokenizer.from_pretrained(job.paths.model, padding_side="left")
+    chosen = prompts.measured(_prompts(job))
+    return requests.make(chosen, tokenizer, cell.shape, cell.batch_size, cell.prompt_offset, _context_tokens(job))
 
 
 def _context_tokens(job: Job) -> int | None:
     """Positions of the model, where its configuration says so."""
-    config = json.loads((Path(job.model_path) / "config.json").read_text(encoding="utf-8"))
+    config = json.loads((job.paths.model / "config.json").read_text(encoding="utf-8"))
     positions = config.get("text_config", config).get("max_position_embeddings")
     return int(positions) if positions else None
 
 
 def _reference(job: Job) -> Answer:
     """Write the resident model's own greedy tokens, which every system is compared with."""
-    import torch
     from transformers import AutoModelForCausalLM
 
     asked = batch(job)
     ids, mask, new_tokens = asked.input_ids, asked.attention_mask, max(asked.output_tokens)
-    model = AutoModelForCausalLM.from_pretrained(job.model_path, dtype=getattr(torch, job.dtype))
+    model = AutoModelForCausalLM.from_pretrained(job.paths.model, dtype=getattr(torch, job.cell.dtype))
     output = model.generate(
         ids, attention_mask=mask, max_new_tokens=new_tokens, do_sample=False, eos_token_id=None, pad_token_id=0
     )
     rows = output[:, ids.shape[1] :].tolist()
     tokens = [row[:length] for row, length in zip(rows, asked.output_tokens, strict=True)]
-    Path(job.reference_path).parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(f"{job.reference_path}.partial")
-    partial.write_text(json.dumps(tokens))
-    partial.rename(job.reference_path)
+    write_text(job.paths.reference, json.dumps(tokens))
     return Answer()
 
 
 def _measure(job: Job, system: Any, prepare_s: float, engines: Engines) -> Answer:
-    from baselines.contract import Request
-
     asked = batch(job)
     ids, mask, lengths = asked.input_ids, asked.attention_mask, asked.output_tokens
     ragged = lengths if len(set(lengths)) > 1 else None
-    reference = json.loads(Path(job.reference_path).read_text())
+    reference = json.loads(job.paths.reference.read_text())
     answer = Answer(phases_s={"prepare": prepare_s})
-    if job.warmup_tokens:
-        system.generate(Request(ids, mask, job.warmup_tokens, lambda: None))
-    for _ in range(job.repetitions):
+    if job.cell.warmup_tokens:
+        system.generate(Request(ids, mask, job.cell.warmup_tokens, lambda: None))
+    for _ in range(job.cell.repetitions):
         marks = [_Mark.now(engines)]
         request = Request(ids, mask, max(lengths), lambda: marks.append(_Mark.now(engines)), ragged)  # noqa: B023
         generation = system.generate(request)
         marks.append(_Mark.now(engines))
         if len(marks) != 3:
-            raise RuntimeError(f"{job.system} reported its first token {len(marks) - 2} times: exactly once is asked")
+            raise RuntimeError(
+                f"{job.cell.system} reported its first token {len(marks) - 2} times: exactly once is asked"
+            )
         _check_lengths(generation, request)
         repetition = _repetition(marks, generation, request, reference)
         answer.repetitions.append(repetition | _oracle_times(system.card, generation.counters))
@@ -289,7 +237,3 @@ def fidelity(tokens: list[list[int]], reference: list[list[int]]) -> float:
         same = next((i for i, pair in enumerate(zip(row, expected, strict=False)) if pair[0] != pair[1]), len(expected))
         shares.append(same / len(expected) if len(row) == len(expected) else 0.0)
     return sum(shares) / len(shares)
-
-
-if __name__ == "__main__":
-    main()

@@ -37,7 +37,7 @@ class _Strict(BaseModel):
 
 
 class Cell(_Strict):
-    """What is run: equal cells have equal ``cell_id``."""
+    """What is run: equal cells have equal ``cell_id``.  ``docs/adding-a-setting.md`` says how to add a field."""
 
     system: str
     options: dict[str, Any] = Field(default_factory=dict)
@@ -73,19 +73,27 @@ class Cell(_Strict):
 
     @property
     def requests(self) -> str:
-        """Equal for cells that are asked for the same: their prompts and lengths."""
+        """Equal for cells whose prompts and lengths are equal."""
         return json.dumps([self.prompts, self.prompt_offset, self.batch_size, self.shape.model_dump(mode="json")])
+
+    @property
+    def conditions(self) -> str:
+        """Every field but the system, its options and its budget: only cells of equal conditions are compared."""
+        return self.model_dump_json(exclude={"system", "options", "expert_budget_bytes"})
 
     @property
     def cell_id(self) -> str:
         """Twelve hex digits that depend on every field; fields newer than the schema count once they are set."""
-        fields = self.model_dump()
-        fields = {k: v for k, v in fields.items() if k not in _ADDED_TO_CELL or v != Cell.model_fields[k].default}
-        canonical = json.dumps(fields, sort_keys=True)
-        return hashlib.sha256(canonical.encode()).hexdigest()[:12]
+        fields = type(self).model_fields
+        counted = {k: v for k, v in self.model_dump().items() if k in _ALWAYS_COUNTED or v != fields[k].default}
+        return hashlib.sha256(json.dumps(counted, sort_keys=True).encode()).hexdigest()[:12]
 
 
-_ADDED_TO_CELL = ("disk_read_limit_bytes_s", "prompts", "prompt_tokens", "output_tokens", "request_seed")
+_ALWAYS_COUNTED = {
+    *("system", "options", "model", "dtype", "batch_size", "new_tokens", "prompt_offset", "expert_budget_bytes"),
+    *("process_limit_bytes", "threads", "warmup_tokens", "repetitions"),
+}
+"""Fields of the first schema.  Any later field is left out of ``cell_id`` at its default: old ids stay valid."""
 
 
 class Limit(_Strict):

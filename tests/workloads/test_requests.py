@@ -17,7 +17,8 @@ from baselines.contract import Generation, Request
 from baselines.hf import greedy
 from harness.plan.experiment import ConfigError, plan, validate
 from harness.run import worker
-from harness.run.worker import Job, _check_lengths
+from harness.run.job import Job, Paths
+from harness.run.worker import _check_lengths
 from reports.results.record import Cell
 from specmoe import SpecMoE
 from tests.conftest import prompts as random_prompts
@@ -160,13 +161,9 @@ def test_rows_that_would_decode_nothing_are_refused() -> None:
 
 def _job(cell: Cell, prompt_set: str) -> Job:
     """As the runner makes it."""
-    fields = {name: getattr(cell, name) for name in Job.__dataclass_fields__ if hasattr(cell, name)}
-    paths = dict.fromkeys(("store_path", "scratch", "reference_path", "result_path"), "unused")
-    shape = cell.shape.model_dump(mode="json")
-    return Job(
-        **{**fields, **paths, "action": "measure", "model_path": str(models.path("embedded"))}
-        | {"prompts": prompt_set, "shape": shape}
-    )
+    unused = Path("unused")
+    paths = Paths(model=models.path("embedded"), store=unused, scratch=unused, reference=unused, result=unused)
+    return Job(action="measure", cell=cell.model_copy(update={"prompts": prompt_set}), paths=paths)
 
 
 def test_a_worker_makes_the_batch_its_cell_names() -> None:

@@ -22,8 +22,8 @@ from harness.machine.telemetry import Telemetry
 from harness.plan.experiment import validate
 from harness.run import leaks
 from harness.run.engines import Engines, last_id
+from harness.run.job import LEFT_BEHIND
 from harness.run.runner import Runner
-from harness.run.worker import LEFT_BEHIND
 from reports.results.record import Record
 from tests import ROOT
 from tests.conftest import system_package
