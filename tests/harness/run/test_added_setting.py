@@ -14,6 +14,7 @@ import pytest
 from reports.results.record import Cell
 from tests import ROOT
 
+FIELD = "    readahead_bytes: int | None = None\n"
 LINES = {
     "harness/plan/experiment.py": (
         "    seed: int = 0\n",
