@@ -1,50 +1,51 @@
-"""The state of one generate call: the rows still generating, and one forward pass over them."""
+"""The state of one ``generate`` call: the rows still generating, and one forward pass over them."""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import torch
 from transformers import PreTrainedModel
 
+from specmoe.meter import Meter
 from specmoe.model.kv_cache import RaggedCache
-from specmoe.model.pass_state import PassState
-from specmoe.offload.link import Link
+from specmoe.model.pass_state import Pass, PassState
+from specmoe.recorder import Recorder
 from specmoe.sampling import Sampler
-from specmoe.stats import GenerationStats
 from specmoe.timeline import Timeline
 
 OnTokens = Callable[[int, list[int]], None]
-"""Called with (row of the request, its new tokens) as soon as they are certain."""
+"""Called with (row of the request, its new tokens) as soon as they are final."""
 
 
 @dataclass
 class Run:
-    """What every step of a call works with."""
+    """The objects that every step of a call works with; ``cache`` holds the committed tokens of the active rows."""
 
     model: PreTrainedModel
     state: PassState
-    link: Link
     cache: RaggedCache
     sampler: Sampler
-    stats: GenerationStats
+    meter: Meter
     timeline: Timeline
+    recorder: Recorder
 
-    def __post_init__(self) -> None:
-        named = inspect.signature(type(self.model).forward).parameters
-        self.cache_argument = "cache" if "cache" in named else "past_key_values"
+    @cached_property
+    def cache_argument(self) -> str:
         """What the model's ``forward`` calls its cache; transformers 5.24 renamed it."""
+        return "cache" if "cache" in inspect.signature(type(self.model).forward).parameters else "past_key_values"
 
 
-@dataclass
+@dataclass(frozen=True)
 class Rows:
     """The rows still generating.
 
     ``last`` (long [B]) is each row's newest token, not yet in the cache; ``remaining`` (long [B]) how many
-    more it may gain; ``index`` (long [B]) its place in the request.  ``tokens`` holds, per request row, the
-    prompt and all that was generated; ``stop`` ends a row.
+    more tokens it may gain; ``index`` (long [B]) its row in the request.  ``tokens`` holds, per row of the request,
+    the prompt and all tokens generated so far; a token in ``stop`` ends a row.
     """
 
     last: torch.Tensor
@@ -58,27 +59,27 @@ class Rows:
         return len(self.index)
 
     def append(self, row: int, tokens: list[int]) -> None:
-        """Give active row ``row`` new tokens."""
+        """Add new tokens to active row ``row``."""
         request_row = int(self.index[row])
         self.tokens[request_row].extend(tokens)
         if self.on_tokens is not None:
             self.on_tokens(request_row, tokens)
 
-    def select(self, kept: torch.Tensor) -> None:
-        """Keep only ``kept`` (long [B'])."""
-        self.last, self.remaining, self.index = self.last[kept], self.remaining[kept], self.index[kept]
+    def select(self, kept: torch.Tensor) -> Rows:
+        """Only the active rows ``kept`` (long [B'])."""
+        return replace(self, last=self.last[kept], remaining=self.remaining[kept], index=self.index[kept])
 
 
-def forward(run: Run, ids: torch.Tensor, valid: torch.Tensor, keep: torch.Tensor | int = 0) -> torch.Tensor:
-    """Logits [B, Q or len(keep), V] of ids [B, Q] placed after each row's committed tokens; valid bool [B, Q]."""
-    run.state.valid = valid.flatten()
-    output = run.model(
-        input_ids=ids,
-        attention_mask=run.cache.attention_mask(ids.shape[1], run.model.dtype, boolean=run.model._supports_sdpa),
-        position_ids=run.cache.lengths.positions(ids.shape[1]),
-        use_cache=True,
-        logits_to_keep=keep,
-        **{run.cache_argument: run.cache},
-    )
+def forward(run: Run, ids: torch.Tensor, current: Pass, keep: torch.Tensor | int = 0) -> torch.Tensor:
+    """Logits [B, Q or len(keep), V] of ids [B, Q] placed after each row's committed tokens."""
+    with run.state.running(current, run.recorder):
+        output = run.model(
+            input_ids=ids,
+            attention_mask=run.cache.attention_mask(ids.shape[1], run.model.dtype, boolean=run.model._supports_sdpa),
+            position_ids=run.cache.lengths.positions(ids.shape[1]),
+            use_cache=True,
+            logits_to_keep=keep,
+            **{run.cache_argument: run.cache},
+        )
     logits: torch.Tensor = output.logits
     return logits

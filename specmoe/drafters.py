@@ -7,6 +7,7 @@ from typing import Protocol
 import torch
 
 from specmoe.batch import Rows, Run, forward
+from specmoe.model.pass_state import Pass
 from specmoe.options import SpecOptions
 from specmoe.sampling import Proposal
 
@@ -23,18 +24,16 @@ class PinnedDraft:
     def propose(self, run: Run, rows: Rows, lengths: torch.Tensor) -> Proposal:
         steps = int(lengths.max()) if len(lengths) else 0
         tokens, probs = [rows.last], []
-        run.state.mode = "draft"
         try:
             for step in range(steps):
                 with run.timeline.span("compute", "draft step"):
-                    drafting = (lengths > step)[:, None]  # rows that want fewer tokens ask for no expert
-                    logits = forward(run, tokens[-1][:, None], drafting)[:, -1]
+                    drafting = lengths > step  # rows that want fewer tokens ask for no expert
+                    logits = forward(run, tokens[-1][:, None], Pass("draft", drafting))[:, -1]
                     token, drawn_from = run.sampler.draw(logits)
                     tokens.append(token)
                     probs.append(drawn_from)
                     run.cache.commit(torch.ones_like(rows.last))
         finally:
-            run.state.mode = "target"
             run.cache.commit(torch.full_like(rows.last, 1 - len(tokens)))
         drawn = [p for p in probs if p is not None]
         return Proposal(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,10 @@ from transformers.modeling_outputs import ModelOutput
 from specmoe.batch import OnTokens, Rows, Run
 from specmoe.control.controller import Adaptive, Controller, Fixed
 from specmoe.drafters import make_drafter
-from specmoe.drafting import calibration as calibrate
+from specmoe.drafting import calibration
+from specmoe.drafting.calibration import Calibration
+from specmoe.inputs import FromConfig, StopTokens, check_prompts, resolve_limits
+from specmoe.meter import Meter
 from specmoe.model.assemble import Assembly, assemble
 from specmoe.model.checkpoint import Checkpoint, build_shell
 from specmoe.model.convert import Progress, open_or_build
@@ -26,30 +28,26 @@ from specmoe.offload.device import open_device
 from specmoe.offload.link import Link
 from specmoe.offload.store import ExpertStore
 from specmoe.options import SpecOptions
-from specmoe.recorder import Recorder
-from specmoe.sampling import Greedy, Sampling
+from specmoe.recorder import NoRecorder, Recorder
+from specmoe.sampling import Greedy, Sampler, Sampling
 from specmoe.sizes import parse_bytes
 from specmoe.speculate import decode, prefill
-from specmoe.stats import GenerationStats, PhaseStats
+from specmoe.stats import GenerationStats
 from specmoe.timeline import Timeline
-
-
-class _FromConfig:
-    """Marks 'take the stop tokens from the generation config', as transformers does when none are given."""
 
 
 @dataclass
 class GenerateOutput(ModelOutput):  # type: ignore[misc]
-    """``sequences`` is long [B, prompt + new], as transformers returns it; ``stats`` what the call measured."""
+    """``sequences`` (long [B, prompt + new]) as transformers returns them; ``stats`` is what the call measured."""
 
     sequences: torch.Tensor | None = None
     stats: GenerationStats | None = None
 
 
 class SpecMoE:
-    """Owns the parts and ties them together; the algorithm is in ``speculate``.
+    """A loaded model with its experts in the slow tier; the algorithm is in ``specmoe.speculate``.
 
-    Build with ``from_pretrained``; ``close`` (or a ``with`` block) stops the link.
+    Build with ``from_pretrained``; ``close`` (or leaving a ``with`` block) stops the link.
     """
 
     def __init__(self, model: PreTrainedModel, store: ExpertStore, options: SpecOptions, parts: Assembly) -> None:
@@ -66,7 +64,7 @@ class SpecMoE:
 
     @property
     def link(self) -> Link:
-        """The mover of expert bytes, with its counters."""
+        """Moves expert bytes to the device and counts them."""
         return self._parts.link
 
     @classmethod
@@ -89,19 +87,19 @@ class SpecMoE:
             path: folder with ``config.json`` and safetensors.
             expert_budget: device memory for experts: bytes, or text such as ``"1.5GB"`` or ``"25%"`` of all
                 experts; default is all of them.
-            options: every choice of the algorithm; or name some of them: ``gamma=5, draft_experts=8, ...``
-                (the fields of ``SpecOptions``).
+            options: all options of the algorithm; single ones may be given by name instead or in addition:
+                ``gamma=5, draft_experts=8, ...`` (the fields of ``SpecOptions``).
             dtype: compute and storage dtype; default the checkpoint's.
             device: ``cpu`` or ``cuda``.
             slow_tier: ``disk`` reads from the store past the page cache, ``host`` holds it in (pinned) RAM.
-            store: folder of the expert store; made there on first use; default ``PATH/expert_store_DTYPE``.
+            store: folder of the expert store, built on first use; default ``PATH/expert_store_DTYPE``.
             progress: called with (experts converted, experts in all) while the store is built.
 
         Raises:
             UnsupportedModelError: a family or checkpoint layout that cannot be offloaded.
             StoreError: a damaged store.
             BudgetError: a budget that cannot hold the draft experts and one more.
-            OptionError: an option unknown or out of range, or one that needs a calibration first.
+            OptionError: an unknown option, one out of range, or one that needs a calibration first.
             ValueError: an unknown device, or a malformed budget.
         """
         path = Path(path)
@@ -125,7 +123,7 @@ class SpecMoE:
         *,
         max_new_tokens: int | Sequence[int] | None = None,
         max_length: int | None = None,
-        eos_token_id: int | list[int] | type[_FromConfig] | None = _FromConfig,
+        eos_token_id: StopTokens = FromConfig,
         pad_token_id: int | None = None,
         do_sample: bool = False,
         temperature: float = 1.0,
@@ -137,79 +135,73 @@ class SpecMoE:
         timeline: Timeline | None = None,
         recorder: Recorder | None = None,
     ) -> GenerateOutput:
-        """Generate as ``transformers`` does: greedily the same tokens, sampled the same distribution.
+        """Generate as ``transformers`` does: the same tokens when greedy, the same distribution when sampling.
 
         Args:
             input_ids: long [B, S], padded on the left.
             attention_mask: [B, S], 0 on padding; default all ones.
-            max_new_tokens: tokens per row, at most: one number, or one per row; default 20, or what ``max_length``
+            max_new_tokens: most new tokens per row: one number, or one per row; default 20, or what ``max_length``
                 leaves.
-            max_length: longest row, its padded prompt included; as in transformers, ``max_new_tokens`` wins.
+            max_length: longest row including its padded prompt; ignored when ``max_new_tokens`` is given.
             eos_token_id: stop tokens; default from the generation config, None for none.
             pad_token_id: fills rows that stopped early; default from the generation config, else a stop token.
             do_sample: draw from the processed distribution instead of taking the most likely token.
-            temperature, top_k, top_p: process the logits before a draw; 1, 0 and 1 leave them alone.
-            seed: of the draws; default that of the options.
-            on_first_token: called once when the prefill has given every row its first token.
-            on_tokens: called with (row, new tokens) as soon as they are certain, first tokens included.
-            timeline: collects what happened when.
-            recorder: is told every pass's picks and what each cycle accepted.
+            temperature, top_k, top_p: process the logits before a draw; 1, 0 and 1 leave them unchanged.
+            seed: seed of the draws; default that of the options.
+            on_first_token: called once, when the prefill has given every row its first token.
+            on_tokens: called with (row, new tokens) as soon as they are final, first tokens included.
+            timeline: collects when each pass, wait and transfer happened.
+            recorder: receives the expert picks of every pass and what each cycle accepted.
 
         Raises:
-            ValueError: shapes that do not fit, an empty row, padding on the right, no token left to generate,
+            ValueError: shapes that do not match, an empty row, padding on the right, a limit below one new token,
                 or a sampling value out of range.
         """
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-        remaining = _remaining(input_ids, mask, max_new_tokens, max_length)
-        stop = self._stop_tokens(eos_token_id)
+        check_prompts(input_ids, mask)
+        config = self.model.generation_config
+        limits = resolve_limits(input_ids.shape, config, max_new_tokens, max_length, eos_token_id, pad_token_id)
         device = self.model.device
         prompts = [row[keep.bool()].to(device) for row, keep in zip(input_ids, mask, strict=True)]
         seed = self.options.seed if seed is None else seed
-        sampler = Sampling(temperature, top_k, top_p, seed, device) if do_sample else Greedy()
-        self._state.recorder = recorder
-        run = self._run(prompts, remaining, sampler, timeline or Timeline(enabled=False))
-        rows = self._prefill(run, prompts, remaining, stop, on_tokens)
+        sampler: Sampler = Sampling(temperature, top_k, top_p, seed, device) if do_sample else Greedy()
+        stats = self._new_stats(prompts)
+        run = self._run(prompts, limits.new_tokens, sampler, stats, timeline, recorder)
+        with run.meter.phase(stats.prefill):
+            first = prefill(run, prompts)
+        rows = _first_rows(prompts, first, limits.new_tokens, limits.stop, on_tokens)
         if on_first_token is not None:
             on_first_token()
-        with _Phase(self, run.stats.decode):
+        with run.meter.phase(stats.decode):
             decode(run, rows, make_drafter(self.options), self._controller(len(prompts)))
-
         new = [tokens[len(prompt) :] for tokens, prompt in zip(rows.tokens, prompts, strict=True)]
-        run.stats.new_tokens = sum(len(tokens) for tokens in new)
-        run.stats.peak_expert_bytes = self.arena.peak_bytes
-        pad = self._pad_token(pad_token_id, stop)
+        stats.new_tokens = sum(len(tokens) for tokens in new)
+        stats.peak_expert_bytes = self.arena.peak_bytes
         width = max(len(tokens) for tokens in new)
-        padded = torch.tensor([tokens + [pad] * (width - len(tokens)) for tokens in new])
-        return GenerateOutput(torch.cat([input_ids, padded.to(input_ids)], dim=1), run.stats)
+        padded = torch.tensor([tokens + [limits.pad] * (width - len(tokens)) for tokens in new])
+        return GenerateOutput(torch.cat([input_ids, padded.to(input_ids)], dim=1), stats)
+
+    def _new_stats(self, prompts: list[torch.Tensor]) -> GenerationStats:
+        return GenerationStats(
+            prompt_tokens=sum(len(p) for p in prompts),
+            drafted_by_position=[0] * self.options.gamma,
+            accepted_by_position=[0] * self.options.gamma,
+        )
 
     def _run(
-        self, prompts: list[torch.Tensor], remaining: list[int], sampler: Greedy | Sampling, timeline: Timeline
-    ) -> Run:
-        longest = max(len(p) + new for p, new in zip(prompts, remaining, strict=True)) + self.options.gamma + 1
-        cache = RaggedCache(self.model.config.get_text_config(), len(prompts), longest, self.model.device)
-        stats = GenerationStats(prompt_tokens=sum(len(p) for p in prompts))
-        stats.drafted_by_position = [0] * self.options.gamma
-        stats.accepted_by_position = [0] * self.options.gamma
-        self.link.timeline = timeline
-        return Run(self.model, self._state, self.link, cache, sampler, stats, timeline)
-
-    def _prefill(
         self,
-        run: Run,
         prompts: list[torch.Tensor],
-        remaining: list[int],
-        stop: frozenset[int],
-        on_tokens: OnTokens | None,
-    ) -> Rows:
-        """Run the prompts; the rows that result hold their first token."""
-        with _Phase(self, run.stats.prefill):
-            first = prefill(run, prompts)
-        left = torch.tensor([1 if t in stop else r for t, r in zip(first.tolist(), remaining, strict=True)]).to(first)
-        index = torch.arange(len(prompts), device=first.device)
-        rows = Rows(first, left - 1, index, [p.tolist() for p in prompts], stop, on_tokens)
-        for row, token in enumerate(first.tolist()):
-            rows.append(row, [token])
-        return rows
+        new_tokens: list[int],
+        sampler: Sampler,
+        stats: GenerationStats,
+        timeline: Timeline | None,
+        recorder: Recorder | None,
+    ) -> Run:
+        longest = max(len(p) + new for p, new in zip(prompts, new_tokens, strict=True)) + self.options.gamma + 1
+        cache = RaggedCache(self.model.config.get_text_config(), len(prompts), longest, self.model.device)
+        self.link.timeline = timeline = timeline or Timeline(enabled=False)
+        meter = Meter(stats, self.link, self._state, timeline)
+        return Run(self.model, self._state, cache, sampler, meter, timeline, recorder or NoRecorder())
 
     def _controller(self, rows: int) -> Controller:
         if self.options.controller == "fixed" or not self.options.speculates:
@@ -218,11 +210,11 @@ class SpecMoE:
         absent_bytes = slot_bytes * max(1, self.store.total_experts - self.arena.slots)
         return Adaptive(self.options, rows, slot_bytes, absent_bytes, self._parts.most_draft_experts)
 
-    def calibrate(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> calibrate.Calibration:
-        """Run sample prompts once and keep what they say of the experts beside the store.
+    def calibrate(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> Calibration:
+        """Run sample prompts once, measure how they use the experts, and save the result beside the store.
 
         ``selection="hot-global"``, ``substitution="affinity-activation"`` and ``"merged"`` need it; engines
-        loaded afterwards find it.  Every expert crosses the link at least once.
+        loaded afterwards find it.  Every expert is loaded at least once.
 
         Args:
             input_ids: long [B, S], padded on the left.
@@ -231,30 +223,19 @@ class SpecMoE:
         Raises:
             ValueError: as ``generate`` does.
         """
-        observer = calibrate.Observer(self.store)
-        self._state.observer = observer
-        try:
+        observer = calibration.Observer(self.store)
+        with self._state.observed_by(observer):
             self.generate(input_ids, attention_mask, max_new_tokens=1)
-        finally:
-            self._state.observer = None
         result = observer.result()
         result.save(self.store)
         return result
 
-    def _stop_tokens(self, given: int | list[int] | type[_FromConfig] | None) -> frozenset[int]:
-        value: Any = self.model.generation_config.eos_token_id if given is _FromConfig else given
-        return frozenset() if value is None else frozenset([value] if isinstance(value, int) else value)
-
-    def _pad_token(self, given: int | None, stop: frozenset[int]) -> int:
-        configured = self.model.generation_config.pad_token_id if given is None else given
-        return configured if configured is not None else min(stop, default=0)
-
     def reset(self) -> None:
-        """Forget residents, draft experts and their counts, as after loading."""
+        """Empty device memory and forget draft experts and their counts, as after loading."""
         self._state.reset()
 
     def close(self) -> None:
-        """Stop the link; the model cannot generate afterwards."""
+        """Stop the link; the engine cannot generate afterwards."""
         self.link.close()
 
     def __enter__(self) -> SpecMoE:
@@ -264,20 +245,21 @@ class SpecMoE:
         self.close()
 
 
-class _Phase:
-    """Fills a ``PhaseStats`` with the difference of all counters over a block."""
-
-    def __init__(self, engine: SpecMoE, into: PhaseStats) -> None:
-        self._link, self._residency, self._into = engine.link, engine._state.residency, into
-
-    def __enter__(self) -> None:
-        self._before = self._link.snapshot(), self._residency.snapshot()
-        self._started = time.perf_counter()
-
-    def __exit__(self, *_: object) -> None:
-        self._into.seconds = time.perf_counter() - self._started
-        self._into.link = self._link.since(self._before[0])
-        self._into.experts = self._residency.since(self._before[1])
+def _first_rows(
+    prompts: list[torch.Tensor],
+    first: torch.Tensor,
+    new_tokens: list[int],
+    stop: frozenset[int],
+    on_tokens: OnTokens | None,
+) -> Rows:
+    """All rows of the request after the prefill, each with its ``first`` token (long [B]) of ``new_tokens``."""
+    tokens = first.tolist()
+    remaining = [0 if token in stop else limit - 1 for token, limit in zip(tokens, new_tokens, strict=True)]
+    index = torch.arange(len(prompts), device=first.device)
+    rows = Rows(first, torch.tensor(remaining).to(first), index, [p.tolist() for p in prompts], stop, on_tokens)
+    for row, token in enumerate(tokens):
+        rows.append(row, [token])
+    return rows
 
 
 def parse_budget(budget: int | str | None, store: ExpertStore) -> int:
@@ -288,29 +270,3 @@ def parse_budget(budget: int | str | None, store: ExpertStore) -> int:
     """
     everything = store.slot_bytes * store.total_experts
     return everything if budget is None else parse_bytes(budget, everything, "expert budget")
-
-
-def _remaining(
-    input_ids: torch.Tensor, mask: torch.Tensor, max_new_tokens: int | Sequence[int] | None, max_length: int | None
-) -> list[int]:
-    """Check the inputs; returns how many tokens each row may gain."""
-    if input_ids.ndim != 2 or input_ids.shape != mask.shape:
-        raise ValueError(
-            f"input_ids {tuple(input_ids.shape)} and attention_mask {tuple(mask.shape)} must both be [B, S]"
-        )
-    if not bool(mask.any(dim=1).all()):
-        raise ValueError("a row of attention_mask is all zeros: every row needs a token")
-    if bool((mask[:, 1:] < mask[:, :-1]).any()):
-        raise ValueError("attention_mask has padding on the right: pad prompts on the left")
-    rows, limit = len(input_ids), f"max_new_tokens is {max_new_tokens}"
-    if max_new_tokens is None and max_length is not None:
-        remaining, limit = [max_length - input_ids.shape[1]] * rows, f"max_length is {max_length}"
-    elif max_new_tokens is None or isinstance(max_new_tokens, int):
-        remaining = [20 if max_new_tokens is None else max_new_tokens] * rows
-    else:
-        remaining = list(max_new_tokens)
-    if len(remaining) != rows:
-        raise ValueError(f"{limit}, for {rows} rows: give one number, or one per row")
-    if min(remaining, default=1) < 1:
-        raise ValueError(f"{limit}, which leaves no room: ask for at least 1 new token")
-    return remaining

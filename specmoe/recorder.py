@@ -1,4 +1,4 @@
-"""What an observer of routing and acceptance is told.  The engine knows this protocol and no recorder."""
+"""What the engine reports about routing and acceptance: the protocol of a recorder, and one that ignores it all."""
 
 from __future__ import annotations
 
@@ -16,14 +16,24 @@ class Recorder(Protocol):
     def routed(self, layer: int, mode: Mode, index: torch.Tensor, valid: torch.Tensor) -> None:
         """The gate of MoE layer ``layer`` picked ``index`` (long [B * Q, K], row after row) for the tokens of a pass.
 
-        ``valid`` (bool [B * Q]) leaves padding out.  Picks of a draft pass are the gate's own, before others
-        stand in for them.
+        ``valid`` (bool [B * Q]) excludes padding.  Picks of a draft pass are the gate's own, before substitution.
         """
         ...
 
     def ended(self, phase: Phase, rows: torch.Tensor, accepted: torch.Tensor) -> None:
         """The prefill or one cycle is over: rows ``rows`` (long [B], of the request) were in its passes.
 
-        ``accepted`` (long [B]) of each row's tokens after the first stay in the cache; stop tokens are not looked at.
+        ``accepted`` (long [B]) of each row's tokens after the first stay in the cache, whether or not one of them is
+        a stop token.
         """
         ...
+
+
+class NoRecorder:
+    """Ignores what it is told."""
+
+    def routed(self, layer: int, mode: Mode, index: torch.Tensor, valid: torch.Tensor) -> None:
+        pass
+
+    def ended(self, phase: Phase, rows: torch.Tensor, accepted: torch.Tensor) -> None:
+        pass

@@ -29,10 +29,10 @@ class CycleStats:
     ``early_bytes`` is the part of ``moved_bytes`` that was moved while drafting.
     """
 
-    gamma: int
-    draft_experts: int
-    refresh_interval: int
-    rows: int
+    gamma: int = 0
+    draft_experts: int = 0
+    refresh_interval: int = 0
+    rows: int = 0
     positions: int = 0
     drafted: int = 0
     accepted: int = 0

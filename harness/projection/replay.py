@@ -20,8 +20,9 @@ import torch
 from harness.projection.traces import Geometry, Pass, Trace, TraceError
 from specmoe import SpecOptions
 from specmoe.drafting.calibration import Calibration
+from specmoe.model import pass_state
 from specmoe.model.assemble import make_policies
-from specmoe.model.pass_state import INITIAL_TAIL, PassState
+from specmoe.model.pass_state import PassState, prompt_pass
 from specmoe.offload.arena import ExpertArena, Key
 from specmoe.offload.device import CpuDevice
 from specmoe.offload.link import Transfer
@@ -190,24 +191,23 @@ class _Replay:
             ahead = self._ahead.step() if self._ahead is not None and one.phase == "draft" else 0
             result.passes.append(ReplayedPass(one, visits, ahead))
             if one.phase == "verify":
-                self._state.accepted(one.kept.flatten())
+                self._state.count_accepted(one.kept.flatten())
                 if self._ahead is not None:
                     self._ahead.end()
         return result
 
     def _target(self, one: Pass) -> list[Visit]:
         """A prefill or verification, as ``specmoe.model.experts`` runs its layers."""
-        state, valid = self._state, one.valid.flatten()
-        state.is_prompt = one.phase == "prefill"
-        state.counted = None
-        if state.is_prompt and self._options.initial == "prefill-tail":
-            places = torch.arange(one.valid.shape[1])
-            state.counted = (places >= one.valid.sum(1)[:, None] - INITIAL_TAIL).flatten()
-        return [self._stream(layer, picks.flatten(0, 1), valid) for layer, picks in enumerate(one.picks)]
+        if one.phase == "prefill":
+            current = prompt_pass(one.valid, self._options)
+        else:
+            current = pass_state.Pass("target", one.valid.flatten())
+        return [self._stream(layer, picks.flatten(0, 1), current) for layer, picks in enumerate(one.picks)]
 
-    def _stream(self, layer: int, index: torch.Tensor, valid: torch.Tensor) -> Visit:
-        tokens = torch.bincount(index[valid].flatten(), minlength=self._trace.geometry.experts[layer]).tolist()
-        wanted = self._state.target(layer, index, valid)
+    def _stream(self, layer: int, index: torch.Tensor, current: pass_state.Pass) -> Visit:
+        experts = self._trace.geometry.experts[layer]
+        tokens = torch.bincount(index[current.valid].flatten(), minlength=experts).tolist()
+        wanted = self._state.target(layer, index, current)
         before = len(self._ledger.moved)
         order = [expert for expert, _ in self._residency.stream(layer, wanted)]
         misses = {expert: tokens[expert] for _, expert in self._ledger.moved[before:]}

@@ -1,9 +1,9 @@
 """The one hook into transformers: an experts implementation that takes its weights from the arena.
 
 transformers calls ``fn(module, hidden [T, H], top_k_index [T, K], top_k_weights [T, K]) -> [T, H]``.  The
-engine hangs an ``ExpertsLayer`` on each experts module; in target mode it streams every expert the gate
-picked (coalesced: each once, for all tokens of the pass), in draft mode others stand in for those that
-cannot draft.  What both modes decide lives in ``specmoe.model.pass_state``.
+engine attaches an ``ExpertsLayer`` to each experts module; a target pass streams every expert the gate picked
+(coalesced: each once, for all tokens of the pass), a draft pass uses substitutes for those that cannot draft.
+Which experts these are is decided in ``specmoe.model.pass_state``.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from transformers import PreTrainedModel
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
+from specmoe.compute.expert import ExpertTraits, expert_mlp
 from specmoe.drafting.substitution import Picks
 from specmoe.errors import UnsupportedModelError
 from specmoe.model.pass_state import PassState
@@ -32,17 +32,15 @@ class ExpertsLayer:
             raise UnsupportedModelError(f"{type(module).__name__} normalises after each expert: not supported yet")
         self.layer = layer
         self.router_logits: torch.Tensor | None = None
-        self._state, self._module = state, module
+        self._state, self._experts, self._traits = state, int(module.num_experts), ExpertTraits.of(module)
 
     def __call__(self, hidden: torch.Tensor, index: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-        state, valid = self._state, self._state.valid
-        if valid is None:
-            valid = torch.ones(len(index), dtype=torch.bool, device=index.device)
-        if state.recorder is not None:
-            state.recorder.routed(self.layer, state.mode, index, valid)
+        state, current = self._state, self._state.current(index)
+        valid = current.valid
+        state.recorder.routed(self.layer, current.mode, index, valid)
         supply: Iterable[tuple[int, Weights]]
-        if state.mode == "draft":
-            index, weights = state.stand_ins(self.layer, Picks(index, weights, self.router_logits), valid)
+        if current.mode == "draft":
+            index, weights = state.substitute(self.layer, Picks(index, weights, self.router_logits), valid)
             used = ((weights != 0) & valid[:, None]).flatten().nonzero().flatten()
             present = index.flatten()[used].unique().tolist()
             supply = ((e, state.residency.weights(self.layer, e)) for e in present)
@@ -50,7 +48,7 @@ class ExpertsLayer:
             if state.observer is not None:
                 state.observer(self, hidden[valid], index[valid])
             used = valid.repeat_interleave(index.shape[1]).nonzero().flatten()
-            supply = state.residency.stream(self.layer, state.target(self.layer, index, valid))
+            supply = state.residency.stream(self.layer, state.target(self.layer, index, current))
         return self._combine(hidden, index, weights, used, supply)
 
     def _combine(
@@ -72,34 +70,16 @@ class ExpertsLayer:
         for expert, tensors in supply:
             if expert in bounds:  # a newly pinned expert may have no token
                 rows = order[slice(*bounds[expert])]
-                out[rows] = self._mlp(hidden[rows // top_k], tensors)
+                out[rows] = expert_mlp(hidden[rows // top_k], tensors, self._traits)
         out = out.view(*index.shape, -1) * weights.to(out.dtype).unsqueeze(-1)  # [T, K, H]
         return out.sum(dim=1)
 
     def outputs_of_all(self, hidden: torch.Tensor) -> torch.Tensor:
         """Every expert of the layer on the same tokens: [S, H] -> [E, S, H]; streams the whole layer."""
-        experts = self._module.num_experts
-        outputs = hidden.new_empty(experts, *hidden.shape)
-        for expert, tensors in self._state.residency.stream(self.layer, list(range(experts))):
-            outputs[expert] = self._mlp(hidden, tensors)
+        outputs = hidden.new_empty(self._experts, *hidden.shape)
+        for expert, tensors in self._state.residency.stream(self.layer, list(range(self._experts))):
+            outputs[expert] = expert_mlp(hidden, tensors, self._traits)
         return outputs
-
-    def _mlp(self, x: torch.Tensor, tensors: Weights) -> torch.Tensor:
-        """One expert on its tokens: [n, H] -> [n, H]."""
-        module = self._module
-        first = "gate_up_proj" if module.has_gate else "up_proj"
-        x = self._linear(x, tensors, first)
-        x = module._apply_gate(x) if module.has_gate else module.act_fn(x)
-        return self._linear(x, tensors, "down_proj")
-
-    def _linear(self, x: torch.Tensor, tensors: Weights, name: str) -> torch.Tensor:
-        weight = tensors[name].t() if self._module.is_transposed else tensors[name]
-        bias = tensors.get(f"{name}_bias")
-        if bias is None and 2 <= len(x) <= 4 and x.device.type == "cpu" and x.dtype == torch.float32:
-            # Same product the other way round: the GEMM library then reads the weights 1.5 times as fast,
-            # and with so few tokens per expert, reading them is all the work there is.
-            return (weight @ x.t()).t()
-        return F.linear(x, weight, bias)
 
 
 def _group_bounds(sorted_picks: torch.Tensor) -> dict[int, tuple[int, int]]:

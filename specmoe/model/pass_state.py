@@ -1,12 +1,13 @@
-"""What all experts layers of one model share: the mode of the pass, the draft set, and who stands in.
+"""What all experts layers of one model share: the forward pass under way, the draft set, and the substitution rules.
 
-Target passes ask ``target`` which experts to bring, draft passes ask ``stand_ins`` whom to use instead.
+Target passes ask ``target`` which experts to load, draft passes ask ``substitute`` which to use instead.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,10 +19,37 @@ from specmoe.offload.placement import Placement
 from specmoe.offload.prefetch import Prefetcher
 from specmoe.offload.residency import Residency
 from specmoe.options import SpecOptions
-from specmoe.recorder import Mode, Recorder
+from specmoe.recorder import Mode, NoRecorder, Recorder
 
 INITIAL_TAIL = 16
 """Prompt tokens per row that count for the first draft set with ``initial="prefill-tail"``."""
+
+Observer = Callable[[Any, torch.Tensor, torch.Tensor], None]
+"""Called with (experts layer, hidden states [T, H], picks [T, K]) of the valid tokens, in every target pass."""
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One forward pass over T tokens (B rows times Q, row after row).
+
+    ``valid`` (bool [T]) excludes padding and finished rows, which ask for no expert.  ``counted`` (bool [T])
+    narrows further which picks count as use for the draft set; None counts all valid ones.  ``is_prompt``: the
+    tokens are a prompt's, so none of them can be rejected.
+    """
+
+    mode: Mode
+    valid: torch.Tensor
+    counted: torch.Tensor | None = None
+    is_prompt: bool = False
+
+
+def prompt_pass(valid: torch.Tensor, options: SpecOptions) -> Pass:
+    """The target pass over prompts; ``valid`` bool [B, S], padded on the right."""
+    counted = None
+    if options.initial == "prefill-tail":
+        positions = torch.arange(valid.shape[1], device=valid.device)
+        counted = (positions >= valid.sum(1)[:, None] - INITIAL_TAIL).flatten()
+    return Pass("target", valid.flatten(), counted, is_prompt=True)
 
 
 @dataclass
@@ -31,12 +59,8 @@ class _CurrentRule:
 
 
 class PassState:
-    """State of the pass under way and of the draft set.
+    """The pass under way, and the draft set with what depends on it.
 
-    ``mode`` and ``valid`` are set before each forward pass; ``valid`` (bool [T]) leaves padding and
-    finished rows out, so that they ask for no expert.  ``counted`` (bool [T]) narrows further whose picks
-    count as use; None counts all valid ones.  ``is_prompt``: no token of the pass can be rejected (a
-    prompt's).  ``observer`` sees every target pass (calibration), ``recorder`` every pass and what came of it.
     ``refresh_s`` sums the time spent on choosing draft sets.
 
     Args:
@@ -54,48 +78,76 @@ class PassState:
         slices: list[torch.Tensor] | None = None,
         prefetcher: Prefetcher | None = None,
     ) -> None:
-        self.mode: Mode = "target"
-        self.valid: torch.Tensor | None = None
-        self.counted: torch.Tensor | None = None
-        self.is_prompt = False
-        self.observer: Callable[[Any, torch.Tensor, torch.Tensor], None] | None = None
-        self.recorder: Recorder | None = None
-        self.refresh_s = 0.0
         self.options = options
         self.residency = residency
         self.placement = placement
         self.selection = selection
         self.prefetcher = prefetcher
+        self.recorder: Recorder = NoRecorder()
+        self.observer: Observer | None = None
+        self.refresh_s = 0.0
+        self._pass: Pass | None = None
         self._tables, self._slices = tables, slices
         self._rules: list[_CurrentRule | None] = [None] * len(tables)
         self._generator = torch.Generator().manual_seed(options.seed)
         self._picks: list[tuple[torch.Tensor, torch.Tensor] | None] = [None] * len(tables)
         for layer, assigned in enumerate(slices or []):
-            residency.keep_for_good(layer, sorted(set(assigned.tolist())))
+            residency.keep_permanently(layer, sorted(set(assigned.tolist())))
 
-    def target(self, layer: int, index: torch.Tensor, valid: torch.Tensor) -> list[int]:
-        """Account for a target pass's picks (long [T, K]); returns the experts to bring, ascending."""
-        counts = self._bincount(layer, index[valid])
+    @contextmanager
+    def running(self, current: Pass, recorder: Recorder) -> Iterator[None]:
+        """The block runs the model once, as ``current`` describes; ``recorder`` is told of its picks."""
+        self._pass, self.recorder = current, recorder
+        try:
+            yield
+        finally:
+            self._pass, self.recorder = None, NoRecorder()
+
+    @contextmanager
+    def observed_by(self, observer: Observer) -> Iterator[None]:
+        """``observer`` is called by every experts layer of the target passes in the block."""
+        self.observer = observer
+        try:
+            yield
+        finally:
+            self.observer = None
+
+    def current(self, index: torch.Tensor) -> Pass:
+        """The pass under way; outside of ``running`` a plain target pass over all T tokens of ``index`` [T, K]."""
+        if self._pass is not None:
+            return self._pass
+        return Pass("target", torch.ones(len(index), dtype=torch.bool, device=index.device))
+
+    def target(self, layer: int, index: torch.Tensor, current: Pass) -> list[int]:
+        """Account for a target pass's picks (long [T, K]); returns the experts to load, ascending."""
+        counts = self._bincount(layer, index[current.valid])
         wanted = set(counts.nonzero().flatten().tolist())
         self.placement.observe(layer, counts)
         if self.selection is not None and wanted:
             started = time.perf_counter()
-            resident = self.residency.resident(layer)
-            narrowed = counts if self.counted is None else self._bincount(layer, index[valid & self.counted])
-            pinned = self.selection.refresh(layer, narrowed, resident | wanted, self.is_prompt)
-            if pinned != self.residency.pinned(layer):
-                self.residency.pin(layer, pinned)
-                self._rules[layer] = None
-            wanted |= set(pinned) - resident
-            if self.options.counted == "accepted" and not self.is_prompt:
-                self._picks[layer] = (index, valid)
+            wanted |= self._refresh(self.selection, layer, index, counts, current)
             self.refresh_s += time.perf_counter() - started
-        here = self.residency.permanent(layer)
-        wanted |= {e for e in here if not self.residency.holds(layer, e)}
-        return sorted(wanted)
+        missing_slices = {e for e in self.residency.permanent(layer) if not self.residency.holds(layer, e)}
+        return sorted(wanted | missing_slices)
 
-    def accepted(self, kept: torch.Tensor) -> None:
-        """With ``counted="accepted"``: count the latest pass's picks at positions the target kept (bool [T])."""
+    def _refresh(
+        self, selection: DraftSelection, layer: int, index: torch.Tensor, counts: torch.Tensor, current: Pass
+    ) -> set[int]:
+        """Let the selection see the pass and pin its choice; returns the pinned experts that are not resident."""
+        resident = self.residency.resident(layer)
+        at_hand = resident | set(counts.nonzero().flatten().tolist())
+        if current.counted is not None:
+            counts = self._bincount(layer, index[current.valid & current.counted])
+        pinned = selection.refresh(layer, counts, at_hand, current.is_prompt)
+        if pinned != self.residency.pinned(layer):
+            self.residency.pin(layer, pinned)
+            self._rules[layer] = None
+        if self.options.counted == "accepted" and not current.is_prompt:
+            self._picks[layer] = (index, current.valid)
+        return set(pinned) - resident
+
+    def count_accepted(self, kept: torch.Tensor) -> None:
+        """With ``counted="accepted"``: count the latest pass's picks for the tokens the target kept (bool [T])."""
         if self.selection is None or self.options.counted != "accepted":
             return
         for layer, picks in enumerate(self._picks):
@@ -104,8 +156,14 @@ class PassState:
                 self.selection.count(layer, self._bincount(layer, index[valid & kept]))
                 self._picks[layer] = None
 
-    def stand_ins(self, layer: int, picks: Picks, valid: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Index and weights [T, K] among the experts that may draft; tells the prefetcher what was asked for."""
+    def resize_draft(self, draft_experts: int, refresh_interval: int) -> None:
+        """Use N = ``draft_experts`` and this interval from the next refresh on; without a draft set do nothing."""
+        if self.selection is not None:
+            self.selection.resize(draft_experts)
+            self.selection.interval = refresh_interval
+
+    def substitute(self, layer: int, picks: Picks, valid: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Index and weights [T, K] among the experts that may draft; the prefetcher sees the original picks."""
         if self.prefetcher is not None:
             self.prefetcher.wanted(layer, self._bincount(layer, picks.index[valid]))
         index, weights = self._rule(layer, picks.index.device)(picks)
@@ -121,12 +179,11 @@ class PassState:
         current = self._rules[layer]
         version = self.residency.version[layer] if self.options.draft_pool == "resident" else 0
         if current is None or current.version != version:
-            slices = self._slices[layer] if self._slices is not None else None
             rule = make_rule(
                 self.options.substitution,
                 self.drafting(layer),
                 self._tables[layer],
-                slices,
+                self._slices[layer] if self._slices is not None else None,
                 self._generator,
                 device,
             )
@@ -137,7 +194,7 @@ class PassState:
         return torch.bincount(index.flatten().cpu(), minlength=len(self._tables[layer]))
 
     def reset(self) -> None:
-        """Forget residents, draft sets and counts, as after loading."""
+        """Empty device memory and forget draft sets and counts, as after loading."""
         self.residency.reset()
         self.placement.reset()
         self._generator.manual_seed(self.options.seed)

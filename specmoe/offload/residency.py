@@ -94,7 +94,7 @@ class Residency:
         """The layer's merged slices, which stay for as long as the engine lives."""
         return self._permanent[layer]
 
-    def keep_for_good(self, layer: int, experts: list[int]) -> None:
+    def keep_permanently(self, layer: int, experts: list[int]) -> None:
         """Name slices that are never evicted; the next ``stream`` of the layer must name those not resident."""
         self._permanent[layer] = experts
 

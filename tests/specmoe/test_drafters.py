@@ -80,8 +80,8 @@ def test_nothing_found_is_a_proposal_of_width_zero() -> None:
 
 def test_rows_that_left_the_batch_are_not_looked_up() -> None:
     rows = _rows([1, 2, 3, 1, 2], [4, 5, 6, 4, 5], [7, 8, 9, 7, 8])
-    rows.select(torch.tensor([2]))
-    proposal = NgramDraft().propose(None, rows, torch.tensor([1]))  # type: ignore[arg-type]
+    kept = rows.select(torch.tensor([2]))
+    proposal = NgramDraft().propose(None, kept, torch.tensor([1]))  # type: ignore[arg-type]
     assert proposal.tokens.tolist() == [[9]]
 
 

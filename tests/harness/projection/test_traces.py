@@ -18,6 +18,7 @@ from harness.projection.traces.describe import describe
 from harness.projection.traces.recorder import TraceRecorder
 from harness.projection.traces.synthetic import Recipe, Skew, make
 from specmoe import SpecMoE, SpecOptions
+from specmoe.recorder import NoRecorder
 from specmoe.stats import GenerationStats
 from tests.conftest import prompts
 
@@ -125,7 +126,7 @@ def test_a_run_without_a_recorder_is_the_same_run(tiny: Tiny) -> None:
             alone = engine.generate(ids, mask, max_new_tokens=new_tokens, eos_token_id=None).stats
             assert alone is not None
             assert alone.decode.link.moved_bytes == stats[call].decode.link.moved_bytes
-        assert engine._state.recorder is None
+        assert isinstance(engine._state.recorder, NoRecorder)
 
 
 @pytest.mark.parametrize("refused", [{"prefetch": "draft"}, {"controller": "auto"}])
