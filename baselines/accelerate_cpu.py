@@ -1,7 +1,7 @@
-"""Hugging Face accelerate's CPU offload: the experts modules in host memory, moved whole at every visit.
+"""Hugging Face accelerate's CPU offload: experts modules in host memory, copied to the GPU at every visit.
 
-Where there is no GPU, host memory is the device too: the hooks run but no byte crosses, and all experts
-count against the process limit.  The card's grain is what moves where there is one.
+Without a GPU the device is host memory as well: the hooks run but no byte crosses a link, and all experts count
+against the process limit.  The card's grain is the unit that moves where there is a GPU.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from accelerate import cpu_offload
 
 from baselines import fused
 from baselines.contract import CapabilityCard, Setting, register
-from baselines.hf import GreedySystem, check_room, shell_without_experts
+from baselines.hf import GreedySystem, accelerator, check_fits_limit, shell_without_experts
 from specmoe.model.checkpoint import expert_modules
 from specmoe.offload.store import ExpertStore
 
@@ -32,9 +32,9 @@ class AccelerateCpuSystem(GreedySystem):
     )
 
     def prepare(self, setting: Setting) -> None:
-        device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
         store = ExpertStore.open(setting.store_path)
-        check_room(setting, store.total_bytes, self.card.name)
+        check_fits_limit(setting, store.total_bytes, self.card.name)
+        device = accelerator()
         model = shell_without_experts(setting, device)
         modules = expert_modules(model)
         for spec, tensors in fused.layers(store):

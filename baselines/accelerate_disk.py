@@ -1,8 +1,8 @@
-"""Hugging Face accelerate's disk offload: the experts modules on disk, mapped in by hooks around forward.
+"""Hugging Face accelerate's disk offload: experts modules on disk, mapped by hooks around ``forward``.
 
-Its grain is the module: transformers 5 holds all experts of a layer in one module, and the hook maps all of
-them at every visit.  On a CPU the mapping is of files, so which bytes really move is up to the page cache
-and to what the experts implementation touches; the kernel's counters say how many they were.
+Its grain is the module: transformers 5 keeps all experts of a layer in one module, and the hook maps all of them at
+every visit.  On a CPU the hook maps files, so the page cache and the experts implementation decide which bytes are
+read; the kernel's counters record how many.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _FOLDER = "offload"
 
 
 def _device_map(model: PreTrainedModel) -> dict[str, str]:
-    """Experts modules on disk, every other module with weights or buffers of its own in memory."""
+    """Experts modules on disk; every other module that owns weights or buffers in memory."""
     experts = expert_modules(model)
     device_map = dict.fromkeys(experts, "disk")
     for name, module in model.named_modules():
@@ -46,7 +46,7 @@ class AccelerateDiskSystem(GreedySystem):
     )
 
     def build(self, setting: Setting) -> None:
-        """Let transformers write its offload folder once, outside of the limit."""
+        """Let transformers write its offload folder once, without a limit."""
         folder = setting.scratch / _FOLDER
         if folder.exists():
             return

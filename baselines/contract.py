@@ -1,8 +1,8 @@
-"""The adapter contract: what a system must do to be measured, and the registry that finds it.
+"""The adapter contract: what a system must implement to be measured, and the registry of systems.
 
-To add a system, put one file into this package (or expose the entry point ``specmoe_bench.systems`` from
-another) that defines a class with a ``card``, an ``Options`` model and four methods, decorated with
-``@register``.  The harness drives every system through this file only, with one clock for all.
+To add a system, put one file into this package (or expose the entry point ``specmoe_bench.systems`` from another
+package) that defines a class with a ``card``, an ``Options`` model and four methods, decorated with ``@register``.
+The harness drives every system only through this contract and times all of them with the same clock.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ import pkgutil
 import subprocess
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol, TypeVar
 
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -24,24 +24,25 @@ Grain = Literal["experts", "modules", "layers", "pages", "nothing"]
 Tier = Literal["gpu", "ram", "disk"]
 Sampling = Literal["greedy", "temperature"]
 DTYPES = ("float32", "bfloat16", "float16")
+T = TypeVar("T")
 
 
 class NotSupported(Exception):
-    """The system cannot run this cell on this machine; the message says why."""
+    """The system cannot run this cell on this machine; the message is the reason."""
 
 
 @dataclass(frozen=True)
 class CapabilityCard:
     """What a system is and how it may be compared.
 
-    ``grain`` is the smallest thing it moves between tiers (``pages``: the kernel does, through a mapping;
-    ``nothing``: all stays).  ``knows_budget`` systems honour ``expert_budget_bytes`` themselves; the others
-    are held by the process limit alone.  ``tiers`` are where it can keep experts, ``dtypes``, ``sampling``
-    and ``max_batch`` (None: any) what it can run; the harness records ``not_supported`` for anything else.
-    ``limited`` is False only for a bound that holds everything and therefore runs without the limit.
-    ``own_process``: the system's engine is a process of its own, started in ``prepare`` with
-    ``setting.start_engine``; the limit holds that process, and not the worker that drives it.
-    ``extra`` names the pip extra it needs, ``build_options`` the options that change what ``build`` makes.
+    ``grain`` is the smallest unit it moves between tiers (``pages``: the kernel moves pages of a mapped file;
+    ``nothing``: all weights stay).  ``knows_budget`` systems enforce ``expert_budget_bytes`` themselves; the others
+    are limited by the process limit alone.  ``tiers`` are where it can keep experts; ``dtypes``, ``sampling`` and
+    ``max_batch`` (None: any) are what it can run, and the harness records ``not_supported`` for anything else.
+    ``limited`` is False only for an upper bound that keeps all weights in memory and runs without the limit.
+    ``own_process``: the system's engine is a separate process, started in ``prepare`` with ``setting.start_engine``;
+    the limit applies to that process instead of the worker that drives it.
+    ``extra`` names the pip extra it needs, ``build_options`` the options that change the result of ``build``.
     """
 
     name: str
@@ -61,7 +62,7 @@ class CapabilityCard:
     build_options: tuple[str, ...] = ()
 
     def refusal(self, dtype: str, batch_size: int) -> str | None:
-        """Why a cell is beyond what the card says, or None."""
+        """The reason why the card excludes such a cell, or None."""
         if dtype not in self.dtypes:
             return f"{self.name} does not run {dtype}: use {' or '.join(self.dtypes)}"
         if self.max_batch is not None and batch_size > self.max_batch:
@@ -70,7 +71,7 @@ class CapabilityCard:
 
 
 class SystemOptions(BaseModel):
-    """Base of every adapter's options: typed, unknown names refused."""
+    """Base of every adapter's options: typed; unknown names are rejected."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -194,14 +195,54 @@ class Counters:
 
 @dataclass
 class Generation:
-    """``new_ids`` holds each row's new tokens, the prompt left out: long [B, new_tokens], or one tensor per row."""
+    """``new_ids`` holds the new tokens without the prompt: long [B, new_tokens], or one long tensor [n] per row."""
 
     new_ids: torch.Tensor | Sequence[torch.Tensor]
     counters: Counters = field(default_factory=Counters)
 
     def rows(self) -> list[list[int]]:
-        """The new tokens of each row."""
-        return [row.tolist() for row in self.new_ids]
+        """The new tokens of each row.
+
+        Raises:
+            TypeError: ``new_ids`` is of another type or shape.
+        """
+        ids: Any = self.new_ids
+        rows = ids if isinstance(ids, Sequence) or (isinstance(ids, torch.Tensor) and ids.dim() == 2) else [ids]
+        for row in rows:
+            if row is ids or not isinstance(row, torch.Tensor) or row.dim() != 1 or row.dtype != torch.long:
+                raise TypeError(
+                    f"Generation.new_ids holds {_described(row)}: "
+                    "give a long tensor [B, new_tokens], or a list with one long tensor [n] per row"
+                )
+        return [row.tolist() for row in rows]
+
+
+def _described(value: object) -> str:
+    """A value's type, and dtype and shape of a tensor."""
+    if isinstance(value, torch.Tensor):
+        return f"a tensor {list(value.shape)} of {str(value.dtype).removeprefix('torch.')}"
+    return f"a value of type {type(value).__name__}"
+
+
+def before_first_token(request: Request, action: Callable[[], None]) -> Request:
+    """The same request; ``action`` is called when the first token of every row is known, before the harness is."""
+
+    def both() -> None:
+        action()
+        request.on_prefill_done()
+
+    return replace(request, on_prefill_done=both)
+
+
+def prepared(part: T | None) -> T:
+    """``part`` of a system, which its ``prepare`` sets.
+
+    Raises:
+        RuntimeError: it is None.
+    """
+    if part is None:
+        raise RuntimeError("the system is not ready: call prepare first, and generate before close")
+    return part
 
 
 class System(Protocol):
@@ -211,11 +252,11 @@ class System(Protocol):
     Options: ClassVar[type[SystemOptions]]
 
     def build(self, setting: Setting) -> None:
-        """Make files that every run needs (stores, offload folders); idempotent, outside of any limit."""
+        """Make the files that every run needs (stores, offload folders); idempotent, runs without a limit."""
         ...
 
     def prepare(self, setting: Setting) -> None:
-        """Load, inside the limited process, or start the engine that is.
+        """Load the model in the limited process, or start the limited engine process.
 
         Raises:
             NotSupported: this machine or model cannot run the system.
@@ -232,10 +273,10 @@ _ENTRY_POINTS = "specmoe_bench.systems"
 
 
 def register(system: Any) -> Any:
-    """Class decorator: make a system known under its card's name.
+    """Class decorator: register a system under its card's name.
 
     Raises:
-        ValueError: two systems of one name.
+        ValueError: another system has this name.
     """
     name = system.card.name
     if name in _SYSTEMS and _SYSTEMS[name] is not system:
@@ -245,7 +286,7 @@ def register(system: Any) -> Any:
 
 
 def systems() -> dict[str, Any]:
-    """All known system classes by name: this package's files, then entry points of other packages."""
+    """All system classes by name: those of this package, then those of other packages' entry points."""
     import baselines
 
     for module in pkgutil.iter_modules(baselines.__path__):
@@ -253,7 +294,7 @@ def systems() -> dict[str, Any]:
     for entry in entry_points(group=_ENTRY_POINTS):
         try:
             entry.load()
-        except Exception as error:  # another package's fault must not hide every other system
+        except Exception as error:  # a faulty package must not hide the other systems
             warnings.warn(f"system {entry.name!r} of {entry.value} cannot be loaded: {error!r}", stacklevel=2)
     return dict(sorted(_SYSTEMS.items()))
 
@@ -262,7 +303,7 @@ def require(module: str, extra: str) -> Any:
     """Import an optional package.
 
     Raises:
-        NotSupported: it is not installed, or its import fails here; names the pip command.
+        NotSupported: it is not installed, or its import fails; the message names the pip command.
     """
     try:
         return importlib.import_module(module)
@@ -270,16 +311,16 @@ def require(module: str, extra: str) -> Any:
         raise missing(module, extra, error) from error
 
 
-def missing(module: str, extra: str, why: object) -> NotSupported:
-    """What to raise where an optional package cannot be imported."""
-    return NotSupported(f"{module} cannot be imported ({why}): pip install 'specmoe-bench[{extra}]'")
+def missing(module: str, extra: str, reason: object) -> NotSupported:
+    """The error to raise when an optional package cannot be imported."""
+    return NotSupported(f"{module} cannot be imported ({reason}): pip install 'specmoe-bench[{extra}]'")
 
 
 def create(name: str, options: dict[str, Any]) -> System:
     """A system with validated options.
 
     Raises:
-        ValueError: unknown system or option; the message lists what there is.
+        ValueError: unknown system or option; the message lists the known ones.
     """
     known = systems()
     if name not in known:

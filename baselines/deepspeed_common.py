@@ -1,4 +1,4 @@
-"""What both DeepSpeed adapters need: the package, its compiled parts, and a process group of one."""
+"""Shared by both DeepSpeed adapters: compiling its C++ operators, and a process group of one."""
 
 from __future__ import annotations
 
@@ -10,16 +10,17 @@ from pathlib import Path
 from typing import Any
 
 from baselines.contract import NotSupported, Setting, require
+from baselines.hf import GreedySystem
 
 EXTRA = "deepspeed"
-_MEND = "install a C++ compiler, ninja, and libaio with its headers (apt-get install g++ libaio-dev)"
+_FIX = "install a C++ compiler, ninja, and libaio with its headers (apt-get install g++ libaio-dev)"
 
 
 def use_ops_folder(setting: Setting, clear_locks: bool = False) -> None:
-    """Have torch keep DeepSpeed's compiled parts beside the scratch folders, one set for all models.
+    """Let torch keep DeepSpeed's compiled operators beside the scratch folders, one set for all models.
 
-    A compilation that was killed leaves a lock that the next one would wait for without end; ``clear_locks``
-    (for ``build``, which the harness runs one at a time) removes it.
+    A killed compilation leaves a lock that the next one would wait for forever; ``clear_locks`` (for ``build``, which
+    the harness runs one at a time) removes it.
     """
     folder = setting.scratch.parent / "deepspeed-ops"
     folder.mkdir(parents=True, exist_ok=True)
@@ -30,10 +31,10 @@ def use_ops_folder(setting: Setting, clear_locks: bool = False) -> None:
 
 
 def compile_ops(setting: Setting, names: Sequence[str]) -> None:
-    """Compile the C++ parts that the named builders stand for, and those every CPU process group loads.
+    """Compile the C++ operators of the named builders, and those that every CPU process group loads.
 
     Raises:
-        NotSupported: DeepSpeed is missing, or a part cannot be compiled here.
+        NotSupported: DeepSpeed is missing, or an operator cannot be compiled here.
     """
     accelerator = require("deepspeed.accelerator", EXTRA).get_accelerator()
     use_ops_folder(setting, clear_locks=True)
@@ -42,14 +43,14 @@ def compile_ops(setting: Setting, names: Sequence[str]) -> None:
         builder = accelerator.create_op_builder(name)
         try:
             if not builder.is_compatible():
-                raise NotSupported(f"DeepSpeed's {builder.name} cannot be compiled here: {_MEND}")
+                raise NotSupported(f"DeepSpeed's {builder.name} cannot be compiled here: {_FIX}")
             builder.load(verbose=False)
         except (OSError, RuntimeError, ImportError) as error:
-            raise NotSupported(f"DeepSpeed's {builder.name} did not compile ({error}): {_MEND}") from error
+            raise NotSupported(f"DeepSpeed's {builder.name} did not compile ({error}): {_FIX}") from error
 
 
 class SingleProcessGroup:
-    """A torch process group of this process alone, met through a file: no port, no launcher."""
+    """A torch process group of this process alone, initialised through a file: no port, no launcher."""
 
     def __init__(self, setting: Setting) -> None:
         use_ops_folder(setting)
@@ -66,3 +67,29 @@ class SingleProcessGroup:
         self._deepspeed.comm.destroy_process_group()
         with contextlib.suppress(FileNotFoundError):
             Path(self._file).unlink()
+
+
+class DeepSpeedSystem(GreedySystem):
+    """Base of both adapters: compiled operators in ``build``, a process group in ``prepare``, closed in ``close``."""
+
+    def __init__(self, options: Any) -> None:
+        super().__init__(options)
+        self._group: SingleProcessGroup | None = None
+
+    def operators(self) -> Sequence[str]:
+        """Names of the operator builders that it needs besides the common ones."""
+        return ()
+
+    def build(self, setting: Setting) -> None:
+        compile_ops(setting, self.operators())
+        super().build(setting)
+
+    def open_group(self, setting: Setting) -> None:
+        """Start the process group, which ``close`` ends."""
+        self._group = SingleProcessGroup(setting)
+
+    def close(self) -> None:
+        super().close()
+        if self._group is not None:
+            self._group.close()
+            self._group = None

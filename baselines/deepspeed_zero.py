@@ -1,38 +1,39 @@
 """DeepSpeed ZeRO-Inference: stage 3 with every large parameter on NVMe (async_io) or in host memory.
 
-Its grain: ZeRO-3 gathers the parameters of one submodule before it runs.  In transformers 5 all experts of a
-block are two parameters of one module, so a visit gathers the whole block, as a MoE block marked as a ZeRO-3
-leaf would.  It streams whole layers; it is no on-demand baseline.  The rest of the model stays in host memory,
-as it does for every system here.
+ZeRO-3 gathers the parameters of a submodule before it runs.  In transformers 5 all experts of a block are two
+parameters of one module, so a visit gathers the whole block, as for a MoE block marked as a ZeRO-3 leaf: the system
+streams whole layers and is not an on-demand baseline.  The rest of the model stays in host memory, as in every system
+here.
 """
 
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
 from transformers import PreTrainedModel
 
 from baselines import fused
-from baselines.contract import CapabilityCard, Generation, Request, Setting, SystemOptions, register, require
-from baselines.deepspeed_common import EXTRA, SingleProcessGroup, compile_ops
-from baselines.hf import check_room, greedy, place_experts, shell_without_experts
+from baselines.contract import CapabilityCard, Setting, SystemOptions, register, require
+from baselines.deepspeed_common import EXTRA, DeepSpeedSystem
+from baselines.hf import check_fits_limit, place_experts, shell_without_experts
 from specmoe.model.checkpoint import expert_modules
-from specmoe.model.convert import open_or_build
 from specmoe.offload.store import ExpertStore
 
 _MIN_READ_BYTES, _MAX_READ_BYTES = 1 << 20, 8 << 20  # DeepSpeed swaps no parameter below the first
 
 
 def read_bytes(store: ExpertStore) -> int:
-    """Size of one ``async_io`` read: a power of two that the smallest expert parameter still fills."""
+    """Size of one ``async_io`` read: the largest power of two, within bounds, that the smallest parameter fills."""
     smallest = min(t.nbytes for _, tensors in fused.layers(store) for t in tensors.values())
     return int(min(max(1 << (smallest.bit_length() - 1), _MIN_READ_BYTES), _MAX_READ_BYTES))
 
 
 def config(model: PreTrainedModel, setting: Setting, store: ExpertStore, options: Any) -> dict[str, Any]:
-    """DeepSpeed's configuration: buffers for one block of experts, and for the next one to prefetch."""
+    """DeepSpeed's configuration: buffers for one block of experts, and with ``prefetch`` for the next one."""
     sizes = [[tensor.numel() for tensor in tensors.values()] for _, tensors in fused.layers(store)]
     block = max(sum(numels) for numels in sizes)
     rest = max(parameter.numel() for parameter in model.parameters() if not parameter.is_meta)
@@ -60,13 +61,13 @@ def config(model: PreTrainedModel, setting: Setting, store: ExpertStore, options
 
 
 @register
-class DeepSpeedZeroSystem:
+class DeepSpeedZeroSystem(DeepSpeedSystem):
     """``deepspeed.initialize`` without an optimizer, parameters offloaded."""
 
     card: ClassVar[CapabilityCard] = CapabilityCard(
         name="deepspeed-zero",
         title="DeepSpeed ZeRO-Inference",
-        summary="ZeRO stage 3, parameters on NVMe or in host memory; gathers all experts of a block at a visit",
+        summary="ZeRO stage 3, parameters on NVMe or in host memory; gathers all experts of a block at every visit",
         grain="layers",
         knows_budget=False,
         build_options=("offload",),
@@ -79,25 +80,23 @@ class DeepSpeedZeroSystem:
         prefetch: bool = True
 
     def __init__(self, options: Any) -> None:
-        self._options = options
-        self._group: SingleProcessGroup | None = None
+        super().__init__(options)
         self._engine: Any = None
-        self._swap: Any = None
+        self._swap: Path | None = None
 
-    def build(self, setting: Setting) -> None:
-        compile_ops(setting, ["AsyncIOBuilder"] if self._options.offload == "nvme" else [])
-        open_or_build(setting.model_path, setting.store_path, setting.dtype)
+    def operators(self) -> Sequence[str]:
+        return ["AsyncIOBuilder"] if self.options.offload == "nvme" else []
 
     def prepare(self, setting: Setting) -> None:
         deepspeed = require("deepspeed", EXTRA)
         store = ExpertStore.open(setting.store_path)
-        if self._options.offload == "cpu":
-            check_room(setting, store.total_bytes, f"{self.card.name} with offload=cpu")
-        self._group = SingleProcessGroup(setting)
+        if self.options.offload == "cpu":
+            check_fits_limit(setting, store.total_bytes, f"{self.card.name} with offload=cpu")
+        self.open_group(setting)
         self._swap = setting.scratch / "zero_stage_3"
         model = shell_without_experts(setting, torch.device("cpu"))
-        chosen = config(model, setting, store, self._options)
-        in_memory = config(model, setting, store, self._options.model_copy(update={"offload": "cpu"}))
+        chosen = config(model, setting, store, self.options)
+        in_memory = config(model, setting, store, self.options.model_copy(update={"offload": "cpu"}))
         modules, swapper = expert_modules(model), None
         for spec, tensors in fused.layers(store):  # one block in memory at a time
             module = modules[spec.module]
@@ -106,19 +105,14 @@ class DeepSpeedZeroSystem:
             swapper = deepspeed.zero.Init(
                 module=module, config_dict_or_path=chosen, param_swapper=swapper
             ).param_swapper
-        deepspeed.zero.Init(module=model, config_dict_or_path=in_memory)  # what is left
+        deepspeed.zero.Init(module=model, config_dict_or_path=in_memory)  # all but the experts
         self._engine, *_ = deepspeed.initialize(model=model, config=chosen)
-        self._engine.module.eval()
-
-    def generate(self, request: Request) -> Generation:
-        return greedy(self._engine.module, request)
+        self._model = self._engine.module.eval()
 
     def close(self) -> None:
         if self._engine is not None:
             self._engine.destroy()
             self._engine = None
-        if self._group is not None:
-            self._group.close()
-            self._group = None
+        super().close()
         if self._swap is not None:
             shutil.rmtree(self._swap, ignore_errors=True)

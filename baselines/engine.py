@@ -1,7 +1,6 @@
-"""Systems built on our own engine: SpecMoE itself, MoE-OnDemand and MoE-Caching.
+"""Systems built on our own engine: SpecMoE, MoE-OnDemand and MoE-Caching.
 
-They share store, link, arena and decode loop, so that a difference between them is a difference of
-policy and of nothing else.
+They share store, link, arena and decode loop, so they differ only in placement and drafting.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ from typing import Any, ClassVar
 from pydantic import Field
 from transformers import AutoTokenizer
 
-from baselines.contract import CapabilityCard, Counters, Generation, Request, Setting, SystemOptions, register
+from baselines.contract import CapabilityCard, Counters, Generation, Request, Setting, SystemOptions, prepared, register
 from specmoe import SpecMoE, SpecOptions
 from specmoe.drafting import affinity
 from specmoe.drafting.calibration import FILE as CALIBRATION
@@ -20,14 +19,10 @@ from specmoe.options import PlacementName
 from specmoe.stats import GenerationStats
 
 
-class NoOptions(SystemOptions):
-    """A system with nothing to choose."""
-
-
 class _EngineSystem:
-    """Drives ``SpecMoE``; subclasses say with which arguments."""
+    """Drives ``SpecMoE`` with the ``arguments`` of a subclass."""
 
-    Options: ClassVar[type[SystemOptions]] = NoOptions
+    Options: ClassVar[type[SystemOptions]] = SystemOptions
 
     def __init__(self, options: Any) -> None:
         self.options = options
@@ -50,19 +45,18 @@ class _EngineSystem:
         )
 
     def generate(self, request: Request) -> Generation:
-        assert self._engine is not None
-        output = self._engine.generate(
+        engine = prepared(self._engine)
+        output = engine.generate(
             request.input_ids,
             request.attention_mask,
             max_new_tokens=request.lengths,
             eos_token_id=None,
             on_first_token=request.on_prefill_done,
         )
-        assert output.sequences is not None
-        assert output.stats is not None
-        counters = _counters(output.stats)
-        counters.affinity_table_bytes = affinity.table_bytes(self._engine.store)
-        return Generation(request.cut(output.sequences[:, request.input_ids.shape[1] :]), counters)
+        sequences, stats = output.to_tuple()
+        counters = _counters(stats)
+        counters.affinity_table_bytes = affinity.table_bytes(engine.store)
+        return Generation(request.cut(sequences[:, request.input_ids.shape[1] :]), counters)
 
     def close(self) -> None:
         if self._engine is not None:
@@ -95,7 +89,7 @@ def _counters(stats: GenerationStats) -> Counters:
 
 
 class SpecMoEOptions(SpecOptions, SystemOptions):
-    """Every option of the engine; N is 8 unless said, for models with 64 experts a layer."""
+    """Every option of the engine; N defaults to 8, for models with 64 experts per layer."""
 
     draft_experts: int = Field(default=8, ge=1)
 
@@ -117,7 +111,7 @@ class SpecMoESystem(_EngineSystem):
         return {"options": SpecOptions.of(**self.options.model_dump())}
 
     def build(self, setting: Setting) -> None:
-        """The store, and its calibration on the setting's texts when there is none yet."""
+        """Make the store and, unless it has one, its calibration on the setting's texts."""
         super().build(setting)
         if setting.calibration_texts and not (setting.store_path / CALIBRATION).exists():
             tokenizer = AutoTokenizer.from_pretrained(setting.model_path, padding_side="left")
@@ -130,7 +124,7 @@ class SpecMoESystem(_EngineSystem):
 
 @register
 class OnDemandSystem(_EngineSystem):
-    """MoE-OnDemand of the paper: after each gate, bring that step's experts; keep none."""
+    """The paper's MoE-OnDemand: after each gate, move the experts of that step; keep none."""
 
     card = CapabilityCard(
         name="on-demand",
@@ -146,9 +140,9 @@ class OnDemandSystem(_EngineSystem):
 
 @register
 class CachingSystem(_EngineSystem):
-    """MoE-Caching of the paper: the most frequently used experts of each layer stay.
+    """The paper's MoE-Caching: the most frequently used experts of each layer stay on the device.
 
-    Memory-matched when it gets the cell's budget; the paper's own setting is a budget of 10 %.
+    With the cell's budget it has as much memory as the other systems; the paper gives it a budget of 10 %.
     """
 
     card = CapabilityCard(

@@ -12,7 +12,7 @@ from specmoe.offload.store import ExpertStore, LayerSpec
 def layers(store: ExpertStore) -> Iterator[tuple[LayerSpec, dict[str, torch.Tensor]]]:
     """Each MoE layer with its tensors by name (``gate_up_proj`` [E, 2I, H], ``down_proj`` [E, H, I], ...).
 
-    They are views of a private mapping of the layer's file: nothing is read before it is touched.
+    They are views of a private mapping of the layer's file: bytes are read when they are first accessed.
     """
     for layer, spec in enumerate(store.layers):
         nbytes = spec.experts * spec.stride_bytes

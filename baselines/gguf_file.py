@@ -1,7 +1,7 @@
 """A GGUF file of a Qwen3-MoE checkpoint for llama.cpp, written layer by layer from the expert store.
 
-Weights keep the cell's dtype; norms and routers are float32, as llama.cpp expects.  The vocabulary is a
-placeholder of the right size (``tokenizer.ggml.model = none``): token ids are fed directly.
+Weights keep the cell's dtype; norms and routers are float32, as llama.cpp expects.  The vocabulary is a placeholder of
+the right size (``tokenizer.ggml.model = none``), because token ids are passed directly.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def write(model_path: Path, store: ExpertStore, out: Path) -> None:
     """Write ``out``; it appears under its name only when complete.
 
     Raises:
-        NotSupported: another family, or a Qwen3-MoE that llama.cpp's graph does not compute.
+        NotSupported: another model family, or a Qwen3-MoE variant that llama.cpp's graph does not implement.
     """
     gguf = require("gguf", "llamacpp")
     model = build_shell(model_path)
@@ -73,9 +73,11 @@ def write(model_path: Path, store: ExpertStore, out: Path) -> None:
 
 def _check(config: Any, moe_layers: int) -> None:
     if config.model_type != "qwen3_moe":
-        raise NotSupported(f"the GGUF writer knows qwen3_moe, this checkpoint is {config.model_type}")
+        raise NotSupported(f"the GGUF writer supports qwen3_moe, this checkpoint is {config.model_type}")
     if moe_layers != config.num_hidden_layers:
-        raise NotSupported("llama.cpp's qwen3moe graph has experts in every layer, this checkpoint has dense ones too")
+        raise NotSupported(
+            "llama.cpp's qwen3moe graph has experts in every layer, this checkpoint has dense layers too"
+        )
     if not config.norm_topk_prob or config.attention_bias:
         raise NotSupported("llama.cpp's qwen3moe graph normalises gate weights and has no attention bias")
 
@@ -103,7 +105,7 @@ def _add_settings(writer: Any, config: Any) -> None:
 
 
 def _tensors(checkpoint: Checkpoint, store: ExpertStore) -> Iterator[Named]:
-    """Every tensor under its GGUF name, the rest of the model first; read as it is asked for."""
+    """Every tensor with its GGUF name, experts last; each is read when the iterator reaches it."""
     for _, opened, key in checkpoint.entries():
         if checkpoint.expert_key(key) is None:
             yield _name(key), opened.get_tensor(key)
@@ -119,7 +121,7 @@ def _name(key: str) -> str:
     layer, _, rest = key.removeprefix("model.layers.").partition(".")
     part = rest.removesuffix(".weight")
     if not layer.isdigit() or part not in _LAYER:
-        raise NotSupported(f"checkpoint key {key} has no place in a {ARCH} GGUF file")
+        raise NotSupported(f"checkpoint key {key} has no name in a {ARCH} GGUF file")
     return f"blk.{layer}.{_LAYER[part]}.weight"
 
 

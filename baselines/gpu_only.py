@@ -1,7 +1,7 @@
-"""Systems that cannot run this comparison without a GPU, each with its reason, so that none just goes missing.
+"""Systems that need a GPU for this comparison, each with its reason, so that none is missing without an explanation.
 
-Their cards are listed and their cells recorded as ``not_supported``.  What is written here is what their
-documentation and packages said in November 2026; an adapter replaces the entry once one of them can.
+Their cards are listed and their cells recorded as ``not_supported``.  The reasons are those of their documentation and
+packages in November 2026; an adapter replaces an entry once the system can run here.
 """
 
 from __future__ import annotations
@@ -22,25 +22,23 @@ from baselines.contract import (
 
 
 class _GpuOnly:
-    """Refuses to be built; ``why`` is what the record says."""
+    """Refuses every call with ``reason``, which the record holds."""
 
     card: ClassVar[CapabilityCard]
-    why: ClassVar[str]
-
-    class Options(SystemOptions):
-        pass
+    reason: ClassVar[str]
+    Options: ClassVar[type[SystemOptions]] = SystemOptions
 
     def __init__(self, options: Any) -> None:
         pass
 
     def build(self, setting: Setting) -> None:
-        raise NotSupported(self.why)
+        raise NotSupported(self.reason)
 
     def prepare(self, setting: Setting) -> None:
-        raise NotSupported(self.why)
+        raise NotSupported(self.reason)
 
     def generate(self, request: Request) -> Generation:
-        raise NotSupported(self.why)
+        raise NotSupported(self.reason)
 
     def close(self) -> None:
         pass
@@ -50,7 +48,7 @@ def _card(name: str, title: str, grain: Grain, tiers: tuple[Tier, ...]) -> Capab
     return CapabilityCard(
         name=name,
         title=title,
-        summary="not supported here, with the reason in its record",
+        summary="not supported without a GPU; its record holds the reason",
         grain=grain,
         knows_budget=False,
         tiers=tiers,
@@ -62,9 +60,9 @@ class VllmSystem(_GpuOnly):
     """https://docs.vllm.ai (CPU backend; ``cpu_offload_gb``), vllm-project/vllm issues 33869 and 38256."""
 
     card = _card("vllm", "vLLM", "modules", ("gpu", "ram"))
-    why = (
+    reason = (
         "vLLM offloads weights and experts from a GPU to host memory (cpu_offload_gb); its CPU backend holds every "
-        "weight in memory and has no slow tier to offload to"
+        "weight in memory and has no slower tier to offload to"
     )
 
 
@@ -73,9 +71,9 @@ class SglangSystem(_GpuOnly):
     """https://docs.sglang.io/platforms/cpu_server.html: from source or as a container, weights in memory."""
 
     card = _card("sglang", "SGLang", "modules", ("gpu", "ram"))
-    why = (
+    reason = (
         "SGLang's CPU engine (AMX kernels, built from source) holds every weight in memory; its weight offload "
-        "(cpu_offload_gb) has a GPU as the other tier"
+        "(cpu_offload_gb) moves weights between host memory and a GPU"
     )
 
 
@@ -84,9 +82,9 @@ class KTransformersSystem(_GpuOnly):
     """https://github.com/kvcache-ai/ktransformers, issues 296 and 337: no CPU-only operation."""
 
     card = _card("ktransformers", "KTransformers", "experts", ("gpu", "ram"))
-    why = (
-        "KTransformers computes experts on the CPU beside a GPU that runs the rest of the model, and needs that GPU; "
-        "all experts stay in host memory, there is no disk tier"
+    reason = (
+        "KTransformers computes experts on the CPU and the rest of the model on a GPU, which it requires; all experts "
+        "stay in host memory, there is no disk tier"
     )
 
 
@@ -95,7 +93,7 @@ class MoeInfinitySystem(_GpuOnly):
     """https://github.com/EfficientMoE/MoE-Infinity: expert offloading for memory-constrained GPUs."""
 
     card = _card("moe-infinity", "MoE-Infinity", "experts", ("gpu", "ram", "disk"))
-    why = (
+    reason = (
         "MoE-Infinity caches experts in GPU memory and prefetches them from host memory; its runtime is built on CUDA "
         "and has no CPU device"
     )

@@ -1,4 +1,4 @@
-"""What adapters over a transformers model share: the timed greedy call, and loading without experts."""
+"""Shared by adapters over a transformers model: the timed greedy call, and loading without experts."""
 
 from __future__ import annotations
 
@@ -10,7 +10,16 @@ from typing import Any, ClassVar, Literal
 import torch
 from transformers import PreTrainedModel, StoppingCriteria, StoppingCriteriaList
 
-from baselines.contract import Counters, Generation, NotSupported, Request, Setting, SystemOptions
+from baselines.contract import (
+    CapabilityCard,
+    Counters,
+    Generation,
+    NotSupported,
+    Request,
+    Setting,
+    SystemOptions,
+    prepared,
+)
 from specmoe.model.checkpoint import Checkpoint, build_shell
 from specmoe.model.convert import open_or_build
 
@@ -18,7 +27,7 @@ Experts = Literal["grouped_mm", "batched_mm", "eager"]
 
 
 class _FirstToken:
-    """A streamer that only reports when the first new token is there; transformers puts the prompt first."""
+    """A streamer that reports the first new token; transformers calls ``put`` with the prompt before it."""
 
     def __init__(self, report: Callable[[], None]) -> None:
         self._report, self._puts = report, 0
@@ -45,9 +54,9 @@ class _OwnLengths(StoppingCriteria):
 
 
 def greedy(model: Any, request: Request) -> Generation:
-    """``transformers``' own greedy loop; rows end at their own length, as those do that meet a stop token.
+    """transformers' own greedy loop, in which each row ends at its own length as it would at a stop token.
 
-    An ended row stays in the batch until the last one ends, and is fed padding: that is what transformers does.
+    As transformers does it, an ended row stays in the batch and is fed padding until the last row ends.
     """
     sequences = model.generate(
         input_ids=request.input_ids.to(model.device),
@@ -63,12 +72,19 @@ def greedy(model: Any, request: Request) -> Generation:
     return Generation(request.cut(new_ids), Counters(decode_steps=request.new_tokens - 1, tokens_per_step=1.0))
 
 
+class ExpertsOptions(SystemOptions):
+    """Options of an adapter that runs transformers' own experts functions."""
+
+    experts: Experts = "grouped_mm"
+
+
 class GreedySystem:
-    """The shape of an adapter whose whole state is one transformers model.
+    """Base of an adapter that decodes with one transformers model.
 
     A subclass gives its card, its options and ``prepare``, which sets ``_model``; ``build`` makes the expert store.
     """
 
+    card: ClassVar[CapabilityCard]
     Options: ClassVar[type[SystemOptions]] = SystemOptions
 
     def __init__(self, options: Any) -> None:
@@ -79,26 +95,31 @@ class GreedySystem:
         open_or_build(setting.model_path, setting.store_path, setting.dtype)
 
     def generate(self, request: Request) -> Generation:
-        return greedy(self._model, request)
+        return greedy(prepared(self._model), request)
 
     def close(self) -> None:
         self._model = None
 
 
+def accelerator() -> torch.device:
+    """The first GPU, or the CPU where there is none."""
+    return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+
+
 def shell_without_experts(setting: Setting, device: torch.device) -> PreTrainedModel:
-    """The model with everything but its experts on ``device``; those are still on ``meta``."""
+    """The model with all but its experts on ``device``; the experts are on ``meta``."""
     model = build_shell(setting.model_path)
     Checkpoint(setting.model_path, model).load_non_experts(setting.dtype, device)
     return model
 
 
-def check_room(setting: Setting, nbytes: int, what: str) -> None:
-    """Refuse what the kernel would kill: ``nbytes`` more than this process holds now, against its limit.
+def check_fits_limit(setting: Setting, nbytes: int, what: str) -> None:
+    """Refuse to allocate ``nbytes`` if the kernel would kill this process for it.
 
-    Mapped files are left out of what it holds: the kernel drops them before it kills.
+    Memory of mapped files is not counted as used: the kernel drops it before it kills.
 
     Raises:
-        NotSupported: they do not fit.
+        NotSupported: ``nbytes`` and the memory in use exceed the process limit.
     """
     status = Path("/proc/self/status")
     found = re.search(r"^RssAnon:\s*(\d+) kB$", status.read_text() if status.exists() else "", re.MULTILINE)
@@ -106,12 +127,12 @@ def check_room(setting: Setting, nbytes: int, what: str) -> None:
     limit = setting.process_limit_bytes
     if limit is not None and held + nbytes > limit:
         raise NotSupported(
-            f"{what} keeps all experts in host memory: {nbytes / 1e6:.0f} MB beside {held / 1e6:.0f} MB already "
-            f"held exceed the process limit of {limit / 1e6:.0f} MB"
+            f"{what} keeps all experts in host memory: {nbytes / 1e6:.0f} MB on top of {held / 1e6:.0f} MB in use "
+            f"exceed the process limit of {limit / 1e6:.0f} MB; raise process_overhead or expert_budget"
         )
 
 
 def place_experts(module: Any, tensors: dict[str, torch.Tensor]) -> None:
-    """Make ``tensors`` the parameters of an experts module, as they are."""
+    """Make ``tensors`` the parameters of an experts module, without a copy."""
     for name, tensor in tensors.items():
         setattr(module, name, torch.nn.Parameter(tensor, requires_grad=False))

@@ -1,17 +1,16 @@
 """The upper bound: transformers with every expert in memory and no limit.
 
-Not a rival: it has memory the others do not, and its records say so (no limit enforced).
+It is not comparable with the other systems, which have less memory; its records say that no limit was enforced.
 """
 
 from __future__ import annotations
 
 from typing import ClassVar
 
-import torch
 from transformers import AutoModelForCausalLM
 
-from baselines.contract import CapabilityCard, Setting, SystemOptions, register
-from baselines.hf import Experts, GreedySystem
+from baselines.contract import CapabilityCard, Setting, register
+from baselines.hf import ExpertsOptions, GreedySystem, accelerator
 
 
 @register
@@ -27,15 +26,12 @@ class ResidentSystem(GreedySystem):
         tiers=("gpu", "ram"),
         limited=False,
     )
-
-    class Options(SystemOptions):
-        experts: Experts = "grouped_mm"
+    Options = ExpertsOptions
 
     def build(self, setting: Setting) -> None:
-        pass
+        """Nothing to make: it reads the checkpoint as it is."""
 
     def prepare(self, setting: Setting) -> None:
-        device = "cuda" if torch.cuda.is_available() else "cpu"
         model = AutoModelForCausalLM.from_pretrained(setting.model_path, dtype=setting.dtype)
         model.set_experts_implementation(self.options.experts)
-        self._model = model.eval().to(device)
+        self._model = model.eval().to(accelerator())

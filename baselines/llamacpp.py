@@ -1,8 +1,8 @@
-"""llama.cpp over a memory-mapped GGUF file of the same checkpoint: what many would use instead.
+"""llama.cpp over a memory-mapped GGUF file of the same checkpoint.
 
-Rows are sequences of one ``llama_batch``.  The library runs in a process of its own (``baselines.llamacpp_engine``),
-as its users run it, and that process has the limit to itself.  The file is mapped; weights are not repacked, since
-repacked copies would leave the mapping and stay in memory.
+Rows are sequences of one ``llama_batch``.  The library runs in a process of its own (``baselines.llamacpp_engine``), as
+its users run it, and only that process is under the limit.  The file is mapped and weights are not repacked: repacked
+copies would stay in memory outside the mapping.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -25,6 +24,7 @@ from baselines.contract import (
     Setting,
     SystemOptions,
     missing,
+    prepared,
     register,
     require,
 )
@@ -35,24 +35,24 @@ _END_TIMEOUT_S = 10.0
 
 
 class _Driver:
-    """The engine's process; a method of ``llamacpp_engine.Engine`` is called by name, one at a time."""
+    """The engine's process; calls methods of ``llamacpp_engine.Engine`` by name, one at a time."""
 
     def __init__(self, setting: Setting) -> None:
         command = [sys.executable, "-m", "baselines.llamacpp_engine"]
         self._process = setting.start_engine(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self._requests: Any = self._process.stdin
+        self._answers: Any = self._process.stdout
 
     def call(self, method: str, **arguments: Any) -> Any:
-        """What the method returns.
+        """The method's result.
 
         Raises:
             RuntimeError: it failed, or the process has ended.
             ImportError: the engine cannot import llama_cpp.
         """
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
         try:
-            print(json.dumps([method, arguments]), file=self._process.stdin, flush=True)
-            line = self._process.stdout.readline()
+            print(json.dumps([method, arguments]), file=self._requests, flush=True)
+            line = self._answers.readline()
         except BrokenPipeError:
             line = ""
         if not line:
@@ -79,7 +79,7 @@ class LlamaCppSystem:
     card: ClassVar[CapabilityCard] = CapabilityCard(
         name="llama-cpp",
         title="llama.cpp, mmap",
-        summary="GGUF of the same checkpoint, memory-mapped; the page cache decides what stays",
+        summary="GGUF of the same checkpoint, memory-mapped; the page cache decides which stay in memory",
         grain="pages",
         knows_budget=False,
         own_process=True,
@@ -92,7 +92,7 @@ class LlamaCppSystem:
     def __init__(self, options: Any) -> None:
         self._ubatch = options.ubatch
         self._engine: _Driver | None = None
-        self._setting: Setting | None = None
+        self._context: dict[str, Any] = {}
 
     def build(self, setting: Setting) -> None:
         require("llama_cpp", "llamacpp")
@@ -103,7 +103,9 @@ class LlamaCppSystem:
             )
 
     def prepare(self, setting: Setting) -> None:
-        self._setting, self._engine = setting, _Driver(setting)
+        dtype = str(setting.dtype).removeprefix("torch.")
+        self._context = {"ubatch": self._ubatch, "threads": setting.threads, "dtype": dtype}
+        self._engine = _Driver(setting)
         try:
             loaded = self._engine.call("load", path=str(setting.scratch / _FILE))
         except ImportError as error:
@@ -112,40 +114,28 @@ class LlamaCppSystem:
             raise NotSupported(f"llama.cpp cannot load {_FILE}: delete the scratch folder to write it again")
 
     def generate(self, request: Request) -> Generation:
-        assert self._engine is not None
+        engine = prepared(self._engine)
         prompts = [
             row[keep.bool()].tolist() for row, keep in zip(request.input_ids, request.attention_mask, strict=True)
         ]
-        self._open(request)
-        new = [[token] for token in self._step(range(len(prompts)), prompts, [0] * len(prompts))]
+        self._open_context(engine, request)
+        first = engine.call("step", rows=list(range(len(prompts))), tokens=prompts, starts=[0] * len(prompts))
+        new = [[token] for token in first]
         request.on_prefill_done()
-        while going := [row for row, length in enumerate(request.lengths) if len(new[row]) < length]:
-            places = [len(prompts[row]) + len(new[row]) - 1 for row in going]
-            for row, token in zip(going, self._step(going, [new[row][-1:] for row in going], places), strict=True):
+        while rows := [row for row, length in enumerate(request.lengths) if len(new[row]) < length]:
+            starts = [len(prompts[row]) + len(new[row]) - 1 for row in rows]
+            following = engine.call("step", rows=rows, tokens=[new[row][-1:] for row in rows], starts=starts)
+            for row, token in zip(rows, following, strict=True):
                 new[row].append(token)
-        self._engine.call("shut")
+        engine.call("shut")
         counters = Counters(decode_steps=request.new_tokens - 1, tokens_per_step=1.0)
         return Generation([torch.tensor(row) for row in new], counters)
 
-    def _open(self, request: Request) -> None:
-        """A context in the engine with room for the request."""
-        assert self._setting is not None
-        assert self._engine is not None
+    def _open_context(self, engine: _Driver, request: Request) -> None:
+        """Open a context in the engine that is large enough for the request."""
         rows, width = request.input_ids.shape
-        self._engine.call(
-            "open",
-            rows=rows,
-            batch=max(int(request.attention_mask.sum()), rows),
-            positions=width + request.new_tokens,
-            ubatch=self._ubatch,
-            threads=self._setting.threads,
-            dtype=str(self._setting.dtype).removeprefix("torch."),
-        )
-
-    def _step(self, rows: Sequence[int], tokens: Sequence[Sequence[int]], starts: Sequence[int]) -> list[int]:
-        assert self._engine is not None
-        new: list[int] = self._engine.call("step", rows=list(rows), tokens=tokens, starts=starts)
-        return new
+        batch = max(int(request.attention_mask.sum()), rows)
+        engine.call("open", rows=rows, batch=batch, positions=width + request.new_tokens, **self._context)
 
     def close(self) -> None:
         if self._engine is not None:

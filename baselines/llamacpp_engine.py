@@ -1,8 +1,8 @@
-"""llama.cpp in a process of its own, driven line by line by ``baselines.llamacpp``: no torch, nothing of the harness.
+"""llama.cpp in a process of its own, driven by ``baselines.llamacpp``; imports neither torch nor the harness.
 
-A line of standard input is ``[method, arguments]``, an object of arguments for a method of ``Engine``; the line of
-standard output that answers it is ``{"result": ...}`` or ``{"error": message, "kind": class of the exception}``.
-The process ends with its input.  What llama.cpp prints goes to standard error.
+A line of standard input is ``[method, arguments]``: a method of ``Engine`` and an object of its arguments.  The line of
+standard output that answers it is ``{"result": ...}`` or ``{"error": message, "kind": class of the exception}``.  The
+process ends at the end of its input.  llama.cpp's own output goes to standard error.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _KV_TYPES = {"float32": 0, "float16": 1, "bfloat16": 30}  # ggml type numbers
 
 
 class Engine:
-    """One mapped model and at most one context with room for a request."""
+    """One mapped model and at most one context, sized for one request."""
 
     def __init__(self) -> None:
         self._lib: Any = None
@@ -25,7 +25,7 @@ class Engine:
         self._context: _Context | None = None
 
     def load(self, path: str) -> bool:
-        """Map a GGUF file; False where llama.cpp refuses it.
+        """Map a GGUF file; False if llama.cpp cannot load it.
 
         Raises:
             ImportError: llama_cpp is not installed, or cannot be loaded here.
@@ -42,17 +42,22 @@ class Engine:
         return bool(self._model)
 
     def open(self, rows: int, batch: int, positions: int, **settings: Any) -> None:
-        """A new context for ``rows`` sequences of ``positions`` tokens each, ``batch`` tokens a step."""
+        """Open a context for ``rows`` sequences of ``positions`` tokens each, at most ``batch`` tokens per step."""
         self.shut()
         self._context = _Context(self._lib, self._model, rows, batch, positions, **settings)
 
     def step(self, rows: Sequence[int], tokens: Sequence[Sequence[int]], starts: Sequence[int]) -> list[int]:
-        """Feed tokens to some rows, each at its position; returns the most likely next token of each."""
-        assert self._context is not None
+        """Feed tokens to some rows, each from its start position; returns the most likely next token of each row.
+
+        Raises:
+            RuntimeError: no context is open, or llama.cpp fails.
+        """
+        if self._context is None:
+            raise RuntimeError("no context is open: call 'open' before 'step'")
         return self._context.step(rows, tokens, starts)
 
     def shut(self) -> None:
-        """Free the context, if there is one."""
+        """Free the context, if one is open."""
         if self._context is not None:
             self._context.close()
             self._context = None
@@ -65,7 +70,7 @@ class Engine:
 
 
 class _Context:
-    """One llama.cpp context; greedy over the rows of a batch."""
+    """One llama.cpp context; decodes the rows of a batch greedily."""
 
     def __init__(
         self, lib: Any, model: Any, rows: int, batch: int, positions: int, ubatch: int, threads: int, dtype: str
@@ -82,27 +87,29 @@ class _Context:
             params.flash_attn_type = lib.LLAMA_FLASH_ATTN_TYPE_DISABLED
         self._context = lib.llama_init_from_model(model, params)
         if not self._context:
-            raise RuntimeError(f"llama.cpp made no context for {rows} rows of {positions} tokens: lower the batch size")
+            raise RuntimeError(
+                f"llama.cpp cannot open a context for {rows} rows of {positions} tokens: lower the batch size"
+            )
         self._batch = lib.llama_batch_init(batch, 0, 1)
 
     def step(self, rows: Sequence[int], tokens: Sequence[Sequence[int]], starts: Sequence[int]) -> list[int]:
-        batch, place, last = self._batch, 0, []
+        batch, used, last = self._batch, 0, []
         for row, ids, start in zip(rows, tokens, starts, strict=True):
             for offset, token in enumerate(ids):
-                batch.token[place], batch.pos[place] = token, start + offset
-                batch.n_seq_id[place], batch.seq_id[place][0] = 1, row
-                batch.logits[place] = offset == len(ids) - 1
-                place += 1
-            last.append(place - 1)
-        batch.n_tokens = place
+                batch.token[used], batch.pos[used] = token, start + offset
+                batch.n_seq_id[used], batch.seq_id[used][0] = 1, row
+                batch.logits[used] = offset == len(ids) - 1
+                used += 1
+            last.append(used - 1)
+        batch.n_tokens = used
         if code := self._lib.llama_decode(self._context, batch):
-            raise RuntimeError(f"llama_decode failed with code {code} on {place} tokens")
-        return [self._likeliest(place) for place in last]
+            raise RuntimeError(f"llama_decode failed with code {code} on {used} tokens")
+        return [self._most_likely(index) for index in last]
 
-    def _likeliest(self, place: int) -> int:
+    def _most_likely(self, index: int) -> int:
         import numpy as np
 
-        logits = self._lib.llama_get_logits_ith(self._context, place)
+        logits = self._lib.llama_get_logits_ith(self._context, index)
         return int(np.argmax(np.ctypeslib.as_array(logits, (self._vocab,))))
 
     def close(self) -> None:

@@ -1,7 +1,7 @@
-"""transformers over memory-mapped safetensors: what moves is up to the kernel's page cache, under the limit.
+"""transformers over memory-mapped safetensors: the kernel's page cache, under the limit, decides what moves.
 
-Checkpoints on the hub hold one key per expert, which the loader would copy into fused tensors.  ``build``
-writes them fused, so that the mapped file is the parameter and nothing is copied.
+Checkpoints on the hub hold one key per expert, which the loader would copy into fused tensors.  ``build`` writes them
+fused, so that the mapped file is the parameter and nothing is copied.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from baselines import fused
-from baselines.contract import CapabilityCard, Setting, SystemOptions, register
-from baselines.hf import Experts, GreedySystem, place_experts, shell_without_experts
+from baselines.contract import CapabilityCard, Setting, register
+from baselines.hf import ExpertsOptions, GreedySystem, place_experts, shell_without_experts
 from specmoe.files import folder_appears
 from specmoe.model.checkpoint import expert_modules
 from specmoe.model.convert import open_or_build
@@ -29,13 +29,12 @@ class MmapSystem(GreedySystem):
     card: ClassVar[CapabilityCard] = CapabilityCard(
         name="mmap",
         title="transformers, mmap",
-        summary="experts are memory-mapped safetensors; the page cache decides what stays",
+        summary="experts are memory-mapped safetensors; the page cache decides which stay in memory",
         grain="pages",
         knows_budget=False,
     )
 
-    class Options(SystemOptions):
-        experts: Experts = "grouped_mm"
+    Options = ExpertsOptions
 
     def build(self, setting: Setting) -> None:
         folder = setting.scratch / _FOLDER

@@ -1,22 +1,29 @@
-"""Whole-layer streaming: every visit of a MoE layer copies all its experts, wanted or not.
+"""Whole-layer streaming: every visit of a MoE layer copies all its experts, used or not.
 
-All layers share one buffer of one layer's size.  A hook fills it through ``specmoe``'s link before each
-experts module runs; what runs is transformers' own experts function on views of that buffer.
+All layers share one buffer of the size of the largest layer.  A hook fills it through ``specmoe``'s link before each
+experts module runs; transformers' own experts function then computes on views of that buffer.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
 
 from baselines import fused
-from baselines.contract import CapabilityCard, Generation, NotSupported, Request, Setting, SystemOptions, register
-from baselines.hf import Experts, greedy, place_experts, shell_without_experts
+from baselines.contract import (
+    CapabilityCard,
+    Generation,
+    NotSupported,
+    Request,
+    Setting,
+    before_first_token,
+    prepared,
+    register,
+)
+from baselines.hf import ExpertsOptions, GreedySystem, place_experts, shell_without_experts
 from specmoe.model.checkpoint import expert_modules
-from specmoe.model.convert import open_or_build
 from specmoe.offload.device import open_device
 from specmoe.offload.link import Link
 from specmoe.offload.sources import DiskSource
@@ -24,7 +31,7 @@ from specmoe.offload.store import ExpertStore
 
 
 def _copy_layer(store: ExpertStore, link: Link, buffer: torch.Tensor, layer: int) -> Callable[..., None]:
-    """A forward pre-hook that brings the whole layer into ``buffer``."""
+    """A forward pre-hook that copies all experts of ``layer`` into ``buffer``."""
     spec = store.layers[layer]
     slots = buffer[: spec.experts * spec.stride_bytes].split(spec.stride_bytes)
 
@@ -36,7 +43,7 @@ def _copy_layer(store: ExpertStore, link: Link, buffer: torch.Tensor, layer: int
 
 
 @register
-class NaiveSystem:
+class NaiveSystem(GreedySystem):
     """Copies whole layers through the link, keeps one at a time."""
 
     card: ClassVar[CapabilityCard] = CapabilityCard(
@@ -46,18 +53,12 @@ class NaiveSystem:
         grain="layers",
         knows_budget=True,
     )
-
-    class Options(SystemOptions):
-        experts: Experts = "grouped_mm"
+    Options = ExpertsOptions
 
     def __init__(self, options: Any) -> None:
-        self._experts = options.experts
-        self._model: Any = None
+        super().__init__(options)
         self._link: Link | None = None
         self._layer_bytes = 0
-
-    def build(self, setting: Setting) -> None:
-        open_or_build(setting.model_path, setting.store_path, setting.dtype)
 
     def prepare(self, setting: Setting) -> None:
         store = ExpertStore.open(setting.store_path)
@@ -76,19 +77,13 @@ class NaiveSystem:
             module = modules[spec.module]
             place_experts(module, fused.views(spec, buffer, store.dtype))
             module.register_forward_pre_hook(_copy_layer(store, self._link, buffer, layer))
-        model.set_experts_implementation(self._experts)
+        model.set_experts_implementation(self.options.experts)
         self._model = model
 
     def generate(self, request: Request) -> Generation:
-        link = self._link
-        assert link is not None
+        link = prepared(self._link)
         marks = [link.snapshot()]
-
-        def first_token() -> None:
-            marks.append(link.snapshot())
-            request.on_prefill_done()
-
-        generation = greedy(self._model, replace(request, on_prefill_done=first_token))
+        generation = super().generate(before_first_token(request, lambda: marks.append(link.snapshot())))
         start, first = marks
         decode, counters = link.since(first), generation.counters
         counters.prefill_link_bytes = first.moved_bytes - start.moved_bytes
@@ -98,6 +93,7 @@ class NaiveSystem:
         return generation
 
     def close(self) -> None:
+        super().close()
         if self._link is not None:
             self._link.close()
-        self._model = self._link = None
+            self._link = None

@@ -1,32 +1,31 @@
-"""MoE-Overlap of the paper, an oracle: the same tokens and bytes as on-demand, time as if transfers were hidden.
+"""The paper's MoE-Overlap, an oracle: tokens and bytes of on-demand, time as if its transfers were hidden.
 
-The tokens are real.  The time is computed from the same run: compute is wall time less the time compute stood
-still for the link.  ``behind-compute`` (the paper's: the next block's migration runs wholly beside this block's
-compute, over the same link) takes the longer of compute and link busy time; ``entirely`` takes compute alone.
+The tokens are real.  The time is computed from the same run: compute time is wall time minus the time that compute
+waited for the link.  ``behind-compute`` (the paper's definition: the next block's migration overlaps this block's
+compute, over the same link) is the longer of compute time and link busy time; ``entirely`` is compute time alone.
 """
 
 from __future__ import annotations
 
 import time
-from dataclasses import replace
 from itertools import pairwise
 from typing import Literal
 
-from baselines.contract import CapabilityCard, Generation, Request, SystemOptions, register
+from baselines.contract import CapabilityCard, Generation, Request, SystemOptions, before_first_token, register
 from baselines.engine import OnDemandSystem
 
 Hidden = Literal["behind-compute", "entirely"]
 
 
 def hidden_s(wall_s: float, wait_s: float, busy_s: float, hidden: Hidden) -> float:
-    """Seconds a phase would have taken with its transfers hidden; never less than its compute."""
+    """Seconds that a phase would take with its transfers hidden; at least its compute time."""
     compute_s = max(wall_s - wait_s, 0.0)
     return compute_s if hidden == "entirely" else max(compute_s, busy_s)
 
 
 @register
 class OverlapSystem(OnDemandSystem):
-    """On-demand for its tokens and bytes, with computed time."""
+    """Tokens and bytes of on-demand, computed time."""
 
     card = CapabilityCard(
         name="overlap",
@@ -42,12 +41,7 @@ class OverlapSystem(OnDemandSystem):
 
     def generate(self, request: Request) -> Generation:
         marks = [time.perf_counter()]
-
-        def first_token() -> None:
-            marks.append(time.perf_counter())
-            request.on_prefill_done()
-
-        generation = super().generate(replace(request, on_prefill_done=first_token))
+        generation = super().generate(before_first_token(request, lambda: marks.append(time.perf_counter())))
         marks.append(time.perf_counter())
         prefill_s, decode_s = (after - before for before, after in pairwise(marks))
         c, hidden = generation.counters, self.options.hidden

@@ -190,7 +190,7 @@ def test_fused_tensors_of_the_store_are_the_models_own(tiny: tuple[Path, PreTrai
 
 @_needs("gguf")
 @pytest.mark.parametrize(
-    ("family", "why"), [("olmoe", "knows qwen3_moe"), ("qwen3-dense-between", "experts in every layer")]
+    ("family", "why"), [("olmoe", "supports qwen3_moe"), ("qwen3-dense-between", "experts in every layer")]
 )
 def test_gguf_is_written_only_for_what_llama_cpp_computes_alike(family: str, why: str, tmp_path: Path) -> None:
     build(family, tmp_path)
@@ -239,6 +239,41 @@ def test_computed_times_come_from_oracles_and_only_from_them() -> None:
 def test_a_bad_request_cannot_be_made(ids: list, mask: list, new_tokens: int, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Request(torch.tensor(ids), torch.tensor(mask), new_tokens, lambda: None)
+
+
+LONG, FLOAT = torch.zeros(2, 3, dtype=torch.long), torch.zeros(2, 3)
+
+
+@pytest.mark.parametrize(
+    ("new_ids", "held"),
+    [
+        ([[1, 2], [3, 4]], "a value of type list"),
+        ([1, 2], "a value of type int"),
+        (None, "a value of type NoneType"),
+        ("ab", "a value of type str"),
+        (LONG[0], r"a tensor \[3\] of int64"),
+        (LONG[None], r"a tensor \[1, 2, 3\] of int64"),
+        (FLOAT, r"a tensor \[3\] of float32"),
+        ([LONG[0], FLOAT[0]], r"a tensor \[3\] of float32"),
+        ([LONG[0], LONG[:1]], r"a tensor \[1, 3\] of int64"),
+    ],
+)
+def test_a_generation_of_the_wrong_type_is_one_clear_error(new_ids: Any, held: str) -> None:
+    with pytest.raises(TypeError, match=rf"^Generation.new_ids holds {held}: give a long tensor \[B, new_tokens\], or"):
+        contract.Generation(new_ids).rows()
+
+
+def test_a_generation_is_a_matrix_or_a_row_for_each_prompt() -> None:
+    ids = torch.tensor([[1, 2], [3, 4]])
+    assert contract.Generation(ids).rows() == [[1, 2], [3, 4]]
+    assert contract.Generation([ids[0], ids[1, :1]]).rows() == [[1, 2], [3]]
+
+
+def test_generate_before_prepare_is_an_error_that_says_so() -> None:
+    request = Request(torch.ones(1, 2, dtype=torch.long), torch.ones(1, 2, dtype=torch.long), 1, lambda: None)
+    for name in ("on-demand", "naive", "hf-resident", "mmap", "llama-cpp"):
+        with pytest.raises(RuntimeError, match="call prepare first"):
+            contract.create(name, {}).generate(request)
 
 
 def test_a_card_refuses_what_it_does_not_name() -> None:

@@ -248,8 +248,8 @@ def test_as_many_lengths_as_rows_are_asked_for(tiny: tuple[Path, PreTrainedModel
 def test_an_answer_with_a_row_too_long_or_missing_is_an_error_of_the_system() -> None:
     ids, mask = random_prompts(2)
     request = Request(ids, mask, 4, lambda: None, (4, 3))
-    _check_lengths(Generation([torch.zeros(4), torch.zeros(3)]), request)
+    _check_lengths(Generation([torch.zeros(4, dtype=torch.long), torch.zeros(3, dtype=torch.long)]), request)
     with pytest.raises(RuntimeError, match="row 1 came back with 4 tokens, 3 were asked for"):
-        _check_lengths(Generation(torch.zeros(2, 4)), request)
+        _check_lengths(Generation(torch.zeros(2, 4, dtype=torch.long)), request)
     with pytest.raises(RuntimeError, match="1 rows came back, 2 were asked for"):
-        _check_lengths(Generation(torch.zeros(1, 4)), request)
+        _check_lengths(Generation(torch.zeros(1, 4, dtype=torch.long)), request)
