@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from specmoe.files import write_text
+
 Track = Literal["cycle", "compute", "wait", "link"]
 TRACKS: tuple[Track, ...] = ("cycle", "compute", "wait", "link")
 
@@ -82,4 +84,4 @@ class Timeline:
 
     def save(self, path: Path) -> None:
         """Write the Chrome trace to a JSON file."""
-        path.write_text(json.dumps(self.chrome()))
+        write_text(path, json.dumps(self.chrome()))

@@ -17,6 +17,7 @@ import torch
 
 from specmoe.drafting import affinity
 from specmoe.errors import StoreError
+from specmoe.files import replacing
 from specmoe.offload.store import ExpertStore
 
 FILE = "calibration.npz"
@@ -40,9 +41,8 @@ class Calibration:
         for layer, (counts, distances) in enumerate(zip(self.counts, self.distances, strict=True)):
             arrays[f"counts_{layer}"] = counts.numpy()
             arrays[f"distances_{layer}"] = distances.numpy()
-        partial = path.with_name("calibration.partial.npz")
-        np.savez(partial, allow_pickle=False, **arrays)
-        partial.rename(path)
+        with replacing(path) as partial:
+            np.savez(partial, allow_pickle=False, **arrays)
         return path
 
 

@@ -7,8 +7,6 @@ experts, under ids from E on.  Not in the paper; a public re-implementation repo
 
 from __future__ import annotations
 
-import os
-import shutil
 from dataclasses import replace
 from pathlib import Path
 from zipfile import BadZipFile
@@ -20,6 +18,7 @@ from scipy.spatial.distance import squareform
 
 from specmoe.drafting.calibration import Calibration
 from specmoe.errors import StoreError
+from specmoe.files import folder_appears
 from specmoe.offload.device import allocate_pages, host_bytes
 from specmoe.offload.sources import DiskSource
 from specmoe.offload.store import ExpertStore, LayerSpec, write_expert, write_index
@@ -57,24 +56,20 @@ def open_or_build(store: ExpertStore, calibration: Calibration, slices: int) -> 
 
 
 def _build(store: ExpertStore, calibration: Calibration, slices: int, path: Path) -> None:
-    partial = path.with_name(f"{path.name}.partial-{os.getpid()}")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
     source = DiskSource(store)
+    assigned = [clusters(table, slices) for table in calibration.distances]
     try:
-        assigned = [clusters(table, slices) for table in calibration.distances]
-        layers = [
-            _merge_layer(store, source, layer, assigned[layer], calibration.counts[layer], partial)
-            for layer in range(len(store.layers))
-        ]
-        np.savez(partial / _SLICES, allow_pickle=False, **{f"layer_{i}": a.numpy() for i, a in enumerate(assigned)})
-        write_index(partial, store.dtype, layers, store.source)
-        partial.rename(path)
+        with folder_appears(path) as partial:
+            layers = [
+                _merge_layer(store, source, layer, assigned[layer], calibration.counts[layer], partial)
+                for layer in range(len(store.layers))
+            ]
+            np.savez(partial / _SLICES, allow_pickle=False, **{f"layer_{i}": a.numpy() for i, a in enumerate(assigned)})
+            write_index(partial, store.dtype, layers, store.source)
     except OSError as error:
         raise StoreError(f"cannot write merged experts at {path} ({error}): free disk space") from error
     finally:
         source.close()
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _merge_layer(

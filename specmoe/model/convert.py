@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -15,6 +13,7 @@ from transformers import PreTrainedModel
 
 from specmoe.drafting import affinity
 from specmoe.errors import StoreError, UnsupportedModelError
+from specmoe.files import folder_appears
 from specmoe.model.checkpoint import Checkpoint, ExpertKey, build_shell, checkpoint_files, expert_modules, open_shard
 from specmoe.offload.store import (
     ExpertStore,
@@ -70,19 +69,14 @@ def build_store(
     model = build_shell(checkpoint)
     reader = Checkpoint(checkpoint, model)
     sources = _collect(reader, model)
-    partial = out.with_name(f"{out.name}.partial-{os.getpid()}")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
     try:
-        stored = _write(reader, model, sources, partial, dtype, progress)
-        affinity.build_tables(stored)
-        partial.rename(out)
+        with folder_appears(out) as partial:
+            stored = _write(reader, model, sources, partial, dtype, progress)
+            affinity.build_tables(stored)
     except OSError as error:
         raise StoreError(
             f"cannot write the expert store at {out} ({error}): free disk space or choose another"
         ) from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return ExpertStore.open(out)
 
 

@@ -20,6 +20,7 @@ import torch
 import xxhash
 
 from specmoe.errors import StoreError
+from specmoe.files import write_text
 from specmoe.offload.device import PAGE_BYTES, allocate_pages, host_bytes
 
 FORMAT = "specmoe-expert-store"
@@ -80,7 +81,7 @@ def write_index(path: Path, dtype: torch.dtype, layers: list[LayerSpec], source:
         "source": source,
         "layers": [_layer_to_json(spec) for spec in layers],
     }
-    (path / INDEX).write_text(json.dumps(index) + "\n")
+    write_text(path / INDEX, json.dumps(index) + "\n")
 
 
 class ExpertStore:
