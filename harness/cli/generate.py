@@ -1,77 +1,97 @@
-"""``specmoe-bench generate``: text in, text out as it becomes certain, and what it cost."""
+"""``specmoe-bench generate``."""
 
 from __future__ import annotations
 
-import argparse
 import sys
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import yaml
+import typer
 
+from harness.cli.arguments import ExpertBudget, Options, parse_options
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Options of the command; those of the algorithm go through ``--option NAME=VALUE``."""
-    parser.add_argument("prompt", nargs="+", help="one text, or several as a batch")
-    parser.add_argument("--model", default="embedded", help="model name or folder (default: embedded)")
-    parser.add_argument("--gamma", type=int, default=5, help="draft tokens per cycle, 0 for none (default: 5)")
-    parser.add_argument("--draft-experts", type=int, default=8, help="pinned experts per layer (default: 8)")
-    parser.add_argument("--expert-budget", default="25%", help="bytes, 400MB or a share (default: 25%%)")
-    parser.add_argument("--option", action="append", default=[], metavar="NAME=VALUE", help="any option of SpecOptions")
-    parser.add_argument("--max-new-tokens", type=int, default=64)
-    parser.add_argument("--sample", action="store_true", help="draw tokens instead of taking the most likely")
-    parser.add_argument("--temperature", type=float, default=1.0)
-    parser.add_argument("--top-k", type=int, default=0)
-    parser.add_argument("--top-p", type=float, default=1.0)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--trace", type=Path, help="write a Chrome/Perfetto trace to this JSON file")
+if TYPE_CHECKING:
+    from specmoe import GenerateOutput, SpecOptions
+    from specmoe.stats import GenerationStats
 
 
-def run(args: argparse.Namespace) -> None:
-    """Generate and print; one prompt streams, several print when done.
+def command(
+    prompt: Annotated[list[str], typer.Argument(metavar="PROMPT", help="A text, or several as one batch.")],
+    model: Annotated[str, typer.Option(help="Model name or folder.")] = "embedded",
+    gamma: Annotated[int, typer.Option(help="Draft tokens per cycle; 0 decodes without drafts.")] = 5,
+    draft_experts: Annotated[int, typer.Option(help="Pinned draft experts per layer.")] = 8,
+    expert_budget: ExpertBudget = "25%",
+    option: Options = None,
+    max_new_tokens: Annotated[int, typer.Option(help="Tokens to generate per prompt.")] = 64,
+    sample: Annotated[bool, typer.Option("--sample", help="Sample instead of greedy decoding.")] = False,
+    temperature: Annotated[float, typer.Option(help="Sampling temperature.")] = 1.0,
+    top_k: Annotated[int, typer.Option(help="Sample from the k most likely tokens; 0 for all.")] = 0,
+    top_p: Annotated[float, typer.Option(help="Sample from the most likely tokens of this total probability.")] = 1.0,
+    seed: Annotated[int, typer.Option(help="Seed for sampling.")] = 0,
+    timeline: Annotated[Path | None, typer.Option(help="Write a Chrome/Perfetto timeline to this JSON file.")] = None,
+) -> None:
+    """Continue a text with SpecMoE and show the speed.
 
-    Raises:
-        ValueError: a malformed option or size, or an unknown model.
-        SpecMoEError: what loading or the options raise.
+    One prompt is printed as its tokens are accepted, several when all are done. Options of the algorithm beyond gamma
+    and draft experts go through --option; see docs/options.md.
     """
+    from specmoe import SpecOptions
+
+    options = SpecOptions.of(gamma=gamma, draft_experts=draft_experts, **parse_options(option))
+    sampling = {"do_sample": sample, "temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
+    stats = _generate(prompt, _Engine(model, expert_budget, options), max_new_tokens, sampling, timeline).stats
+    if stats is not None:
+        _show_speed(stats)
+
+
+@dataclass(frozen=True)
+class _Engine:
+    """The engine to load: ``model`` is a name or folder."""
+
+    model: str
+    expert_budget: str
+    options: SpecOptions
+
+
+def _generate(
+    prompts: list[str], engine: _Engine, max_new_tokens: int, sampling: dict[str, Any], timeline_file: Path | None
+) -> GenerateOutput:
+    """Load the engine, generate, print the text, write the timeline."""
     import torch
     from transformers import AutoTokenizer
 
-    from specmoe import SpecMoE, SpecOptions, Timeline
+    from specmoe import SpecMoE, Timeline
     from workloads import models
 
-    options = SpecOptions.of(gamma=args.gamma, draft_experts=args.draft_experts, **parse_options(args.option))
-    folder = models.path(args.model)
+    folder = models.path(engine.model)
     tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
-    encoded = tokenizer(args.prompt, return_tensors="pt", padding=True)
-    timeline = Timeline(enabled=args.trace is not None)
-    printer = _Printer(tokenizer, args.prompt[0]) if len(args.prompt) == 1 else None
+    encoded = tokenizer(prompts, return_tensors="pt", padding=True)
+    timeline = Timeline(enabled=timeline_file is not None)
+    printer = _Printer(tokenizer, prompts[0]) if len(prompts) == 1 else None
     with SpecMoE.from_pretrained(
         folder,
-        expert_budget=args.expert_budget,
-        options=options,
+        expert_budget=engine.expert_budget,
+        options=engine.options,
         dtype=torch.float32,
-        store=models.store_path(args.model, "float32"),
+        store=models.store_path(engine.model, "float32"),
     ) as model:
         output = model.generate(
             encoded["input_ids"],
             encoded["attention_mask"],
-            max_new_tokens=args.max_new_tokens,
-            do_sample=args.sample,
-            temperature=args.temperature,
-            top_k=args.top_k,
-            top_p=args.top_p,
-            seed=args.seed,
+            max_new_tokens=max_new_tokens,
             on_tokens=printer,
             timeline=timeline,
+            **sampling,
         )
-    assert output.sequences is not None
-    assert output.stats is not None
     for text in [""] if printer else tokenizer.batch_decode(output.sequences, skip_special_tokens=True):
         print(text)
-    if args.trace is not None:
-        timeline.save(args.trace)
-    stats = output.stats
+    if timeline_file is not None:
+        timeline.save(timeline_file)
+    return output
+
+
+def _show_speed(stats: GenerationStats) -> None:
     rate = stats.decode_tokens / stats.decode.seconds if stats.decode.seconds else float("nan")
     print(
         f"{rate:.1f} tok/s, {stats.tokens_per_step:.2f} tokens per step, "
@@ -81,7 +101,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 class _Printer:
-    """Prints one row's text as far as it is settled: a multi-byte character waits for its last token."""
+    """Prints the text of one row as tokens are accepted; an incomplete multi-byte character waits for its rest."""
 
     def __init__(self, tokenizer: Any, prompt: str) -> None:
         self._tokenizer = tokenizer
@@ -95,14 +115,3 @@ class _Printer:
         if not text.endswith("\ufffd"):
             print(text[self._shown :], end="", flush=True)
             self._shown = len(text)
-
-
-def parse_options(pairs: list[str]) -> dict[str, Any]:
-    """``NAME=VALUE`` pairs, values read as YAML."""
-    options = {}
-    for pair in pairs:
-        name, separator, value = pair.partition("=")
-        if not separator:
-            raise ValueError(f"--option {pair!r}: write NAME=VALUE, such as substitution=drop")
-        options[name] = yaml.safe_load(value)
-    return options

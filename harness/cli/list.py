@@ -1,11 +1,12 @@
-"""``specmoe-bench list``: systems, models, workloads, presets and suites, one section each."""
+"""``specmoe-bench list``."""
 
 from __future__ import annotations
 
-import argparse
 import statistics
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
+
+import typer
 
 if TYPE_CHECKING:
     from baselines.contract import CapabilityCard
@@ -15,21 +16,19 @@ if TYPE_CHECKING:
 BFLOAT16_BYTES = 2
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The sections that can be asked for; all of them by default."""
-    parser.add_argument("sections", nargs="*", metavar="SECTION", help=f"of {', '.join(SECTIONS)} (default: all)")
+def command(
+    sections: Annotated[
+        list[str] | None, typer.Argument(metavar="SECTION", help="systems, models, workloads, presets, suites.")
+    ] = None,
+) -> None:
+    """List systems, models, workloads, presets and suites.
 
-
-def run(args: argparse.Namespace) -> None:
-    """Print the sections.
-
-    Raises:
-        ValueError: there is no such section.
+    Without a section all are listed.
     """
-    for section in args.sections:
+    for section in sections or ():
         if section not in SECTIONS:
             raise ValueError(f"nothing to list under {section!r}: use {', '.join(SECTIONS)}")
-    for section in args.sections or SECTIONS:
+    for section in sections or SECTIONS:
         print(section)
         for line in SECTIONS[section]():
             print(f"  {line}")

@@ -1,15 +1,14 @@
-"""The page of algorithm options: default, meaning, and the preset that tries each; made from the code."""
+"""``specmoe-bench options``: the page of algorithm options with default, meaning and the preset that tries each."""
 
 from __future__ import annotations
 
-from typing import Any, get_args
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
-from pydantic.fields import FieldInfo
+import typer
 
-from harness.plan.experiment import presets
-from reports import text
-from reports.text import NONE
-from specmoe import SpecOptions
+if TYPE_CHECKING:
+    from pydantic.fields import FieldInfo
 
 _HEAD = """# Options of the algorithm
 
@@ -21,8 +20,18 @@ names the experiment that tries the option: `specmoe-bench run PRESET`; results 
 """
 
 
+def command(out: Annotated[Path, typer.Option(help="Markdown file to write.")] = Path("docs/options.md")) -> None:
+    """Write the page of algorithm options from the code."""
+    out.write_text(markdown(), encoding="utf-8")
+    print(out)
+
+
 def markdown() -> str:
     """The page: one row per field of ``SpecOptions``."""
+    from reports import text
+    from reports.text import NONE
+    from specmoe import SpecOptions
+
     tried = _presets_by_option()
     rows = [
         (f"`{name}`", _values(field), f"`{field.default}`", str(field.description), ", ".join(tried.get(name, [NONE])))
@@ -45,6 +54,9 @@ def _values(field: FieldInfo) -> str:
 
 def _presets_by_option() -> dict[str, list[str]]:
     """For each option the presets in which systems differ in it."""
+    from harness.plan.experiment import presets
+    from specmoe import SpecOptions
+
     found: dict[str, list[str]] = {}
     for name, experiment in presets().items():
         given: list[dict[str, Any]] = [entry.options for entry in experiment.systems if entry.system == "specmoe"]

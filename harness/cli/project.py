@@ -1,54 +1,59 @@
-"""``specmoe-bench project``: what the systems would do on another machine, with both validations."""
+"""``specmoe-bench project``."""
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
 
 RECORDS = Path("docs/records")
 ONE_RUN = RECORDS / "full"
-"""Cells of one run: what a shared machine does on another day is nothing that calibration could know."""
+"""Cells of a single run: a shared machine performs differently on another day, which calibration cannot know."""
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Options of the command."""
-    parser.add_argument("--preset", choices=("paper",), default="paper", help="what to project (default: paper)")
-    parser.add_argument("--out", type=Path, default=Path("results/projection/projection.json"))
-    parser.add_argument(
-        "--results", type=Path, nargs="*", help=f"measured cells to validate with (default: {ONE_RUN}/*.jsonl)"
-    )
-    parser.add_argument(
-        "--traces", type=Path, default=RECORDS / "traces", help=f"their traces (default: {RECORDS}/traces)"
-    )
-    parser.add_argument("--record-missing", action="store_true", help="record traces that are missing (runs the model)")
-    parser.add_argument("--from", type=Path, dest="source", metavar="FILE", help="show this projection, compute none")
-    parser.add_argument("--page", type=Path, help="also write the page with its figures, such as docs/projection.md")
-    parser.add_argument("--no-machines", action="store_true", help="leave the table of other machines out (faster)")
+def command(
+    preset: Annotated[Literal["paper"], typer.Option(help="What to project.")] = "paper",
+    out: Annotated[Path, typer.Option(help="Projection file to write.")] = Path("results/projection/projection.json"),
+    results: Annotated[
+        list[Path] | None,
+        typer.Option(help=f"Measured cells to validate with; repeatable (default: {ONE_RUN}/*.jsonl)."),
+    ] = None,
+    validate: Annotated[
+        bool, typer.Option("--validate/--no-validate", help="Compare projections with measured cells.")
+    ] = True,
+    traces: Annotated[Path, typer.Option(help="Folder of the measured cells' routing traces.")] = RECORDS / "traces",
+    record_missing: Annotated[
+        bool, typer.Option("--record-missing", help="Record traces that are missing (runs the model).")
+    ] = False,
+    source: Annotated[
+        Path | None, typer.Option("--from", metavar="FILE", help="Show this projection file; compute nothing.")
+    ] = None,
+    page: Annotated[
+        Path | None, typer.Option(help="Also write the page with its figures, such as docs/projection.md.")
+    ] = None,
+    no_machines: Annotated[
+        bool, typer.Option("--no-machines", help="Leave out the table of other machines (faster).")
+    ] = False,
+) -> None:
+    """Project the paper's table to the paper's machine.
 
-
-def run(args: argparse.Namespace) -> int:
-    """Project, write the file, print its tables; returns the exit code.
-
-    Raises:
-        ValueError: no calibration cell in the results.
-        TraceError: a missing trace.
-        RecordError: a result file that cannot be read.
-        OSError: the output cannot be written.
+    The projection is validated against the paper's numbers and against cells measured here.
     """
     from reports.pages import projection_page
     from reports.pages.projection import markdown
 
-    path = args.source or _compute(args)
-    print(markdown(path))
-    if args.page is not None:
-        print(f"page: {projection_page.write(path, args.page)}")
-    print(f"projection: {path}")
-    return 0
+    if source is None:
+        measured = (results or sorted(ONE_RUN.glob("*.jsonl"))) if validate else []
+        source = _compute(measured, traces, out, record_missing, machines=not no_machines)
+    print(markdown(source))
+    if page is not None:
+        print(f"page: {projection_page.write(source, page)}")
+    print(f"projection: {source}")
 
 
-def _compute(args: argparse.Namespace) -> Path:
+def _compute(results: list[Path], traces: Path, out: Path, record_missing: bool, machines: bool) -> Path:
     from harness.projection import output, validate
 
-    results = sorted(ONE_RUN.glob("*.jsonl")) if args.results is None else args.results
-    validation = validate.validate(results, args.traces, args.record_missing) if results else None
-    return output.write(output.document(validation, not args.no_machines), args.out)
+    validation = validate.validate(results, traces, record_missing) if results else None
+    return output.write(output.document(validation, machines), out)

@@ -1,13 +1,16 @@
-"""``specmoe-bench run``: an experiment or a suite, from its name to its page."""
+"""``specmoe-bench run``."""
 
 from __future__ import annotations
 
-import argparse
 import shlex
 import sys
-from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from harness.cli import report as report_command
 
 if TYPE_CHECKING:
     from harness.plan.suite import Suite
@@ -17,68 +20,94 @@ if TYPE_CHECKING:
 DEFAULT_OUT = Path("results")
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """What the command takes."""
-    parser.add_argument("experiment", help="name of a preset or suite (see list), or a YAML file of either")
-    parser.add_argument("--only", action="append", default=[], metavar="NAME", help="of a suite, this experiment alone")
-    parser.add_argument("--out", type=Path, help=f"result folder (default: {DEFAULT_OUT}/NAME)")
-    parser.add_argument("--report", action="store_true", help="write the report when done")
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="change a field; lists are swept"
-    )
-    parser.add_argument("--resume", action="store_true", help="go on in a folder that holds another configuration")
-    parser.add_argument("--executor", choices=("local", "ray"), default="local", help="where cells run")
-    parser.add_argument("--address", help="of the Ray cluster (default: a running one, or a new local one)")
+def command(
+    experiment: Annotated[
+        str, typer.Argument(help="Preset or suite (see `specmoe-bench list`), or a YAML file of either.")
+    ],
+    only: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="Run only this experiment of a suite; repeatable.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Result folder (default: results/NAME).")] = None,
+    report: Annotated[bool, typer.Option("--report", help="Write the report when done.")] = False,
+    assignments: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="KEY=VALUE", help="Change a field, the value as YAML; lists are swept; repeatable."
+        ),
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue in a folder that holds results of another configuration.")
+    ] = False,
+    executor: Annotated[Literal["local", "ray"], typer.Option(help="Where cells run.")] = "local",
+    address: Annotated[
+        str | None, typer.Option(help="Address of a Ray cluster (default: a running one, or a new local one).")
+    ] = None,
+) -> int:
+    """Run an experiment or a suite, or continue one.
 
-
-def run(args: argparse.Namespace) -> int:
-    """Run what is named; returns 0 if every cell finished, 1 if some did not.
-
-    Raises:
-        ConfigError: nothing of that name, or a field out of place.
+    Finished cells of an earlier run are kept. Exit code 1: some cells did not finish.
     """
     from harness.plan import suite
 
-    chosen = suite.find(args.experiment, args.set)
+    request = _Request(experiment, only or [], out, report, assignments or [], resume, executor, address)
+    chosen = suite.find(experiment, request.assignments)
     if chosen is not None:
-        return _suite(chosen.only(args.only), args)
-    if args.only:
-        raise ValueError(f"--only {args.only[0]} chooses from a suite, and {args.experiment!r} is one experiment")
-    return _experiment(args)
+        return _run_suite(chosen.only(request.only), request)
+    if request.only:
+        raise ValueError(f"--only {request.only[0]} selects from a suite, but {experiment!r} is a single experiment")
+    return _run_experiment(request)
 
 
-def _experiment(args: argparse.Namespace) -> int:
-    from harness.plan import experiment as config
+@dataclass(frozen=True)
+class _Request:
+    """The arguments of the command."""
+
+    experiment: str
+    only: list[str]
+    out: Path | None
+    report: bool
+    assignments: list[str]
+    resume: bool
+    executor: str
+    address: str | None
+
+    def as_typed(self) -> str:
+        """The command that makes these results, as a user would type it."""
+        changes = [word for assignment in self.assignments for word in ("--set", assignment)]
+        return shlex.join(["specmoe-bench", "run", self.experiment, *changes, "--report"])
+
+
+def _run_experiment(request: _Request) -> int:
+    from harness.plan.experiment import from_yaml, is_file, preset
     from harness.run.runner import Runner
 
-    is_file = config.is_file(args.experiment)
-    experiment = (
-        config.from_yaml(Path(args.experiment), args.set) if is_file else config.preset(args.experiment, args.set)
-    )
-    out = args.out or DEFAULT_OUT / experiment.name
-    runner = Runner(experiment, out, executor=make_executor(args.executor, args.address), command=_typed(args))
-    results = runner.run(args.resume)
-    failed = _tell(runner.results.read() if results.exists() else [])
+    named, assignments = request.experiment, request.assignments
+    experiment = from_yaml(Path(named), assignments) if is_file(named) else preset(named, assignments)
+    out = request.out or DEFAULT_OUT / experiment.name
+    executor = make_executor(request.executor, request.address)
+    runner = Runner(experiment, out, executor=executor, command=request.as_typed())
+    results = runner.run(request.resume)
+    failed = _print_failures(runner.results.read() if results.exists() else [])
     print(f"results: {results}")
-    if args.report:
-        write_report([results], out)
+    if request.report:
+        report_command.write([results], out)
     return 1 if failed else 0
 
 
-def _suite(chosen: Suite, args: argparse.Namespace) -> int:
+def _run_suite(chosen: Suite, request: _Request) -> int:
     from harness.plan import suite
     from harness.run import suite_runner
 
-    out = args.out or DEFAULT_OUT / chosen.name
+    out = request.out or DEFAULT_OUT / chosen.name
     print(suite.announce(chosen))
-    done = suite_runner.run(chosen, out, lambda: make_executor(args.executor, args.address), args.resume)
+    done = suite_runner.run(chosen, out, lambda: make_executor(request.executor, request.address), request.resume)
     for outcome in done:
-        _tell(outcome.failed)
+        _print_failures(outcome.failed)
         if outcome.error:
             print(f"{outcome.name} cannot be run: {outcome.error}", file=sys.stderr)
     results = [outcome.results for outcome in done if outcome.results]
-    if args.report and results:
-        write_report(results, out, chosen.title)
+    if request.report and results:
+        report_command.write(results, out, chosen.title)
     return 1 if any(outcome.failed or outcome.error for outcome in done) else 0
 
 
@@ -99,33 +128,17 @@ def make_executor(name: str, address: str | None = None) -> Executor:
     return RayExecutor(address)
 
 
-def write_report(results: Sequence[Path], out: Path, title: str | None = None) -> None:
-    """Write the report and end with the headline table and where the page is."""
-    from reports import write_report as write
-
-    paths = write(results, out, title)
-    print(paths.glance)
-    print(f"markdown: {paths.markdown}")
-    print(f"page: {paths.page}")
-
-
-def _typed(args: argparse.Namespace) -> str:
-    """The command that makes these results, as a user would type it."""
-    words = ["specmoe-bench", "run", args.experiment]
-    return shlex.join([*words, *(word for assignment in args.set for word in ("--set", assignment)), "--report"])
-
-
-def _tell(records: list[Record]) -> list[Record]:
-    """Print what failed and what finished only later; returns the cells that never finished."""
+def _print_failures(records: list[Record]) -> list[Record]:
+    """Print cells that failed, and those that finished after a failure; returns the ones that never finished."""
     from harness.plan import schedule
 
     failed = schedule.unresolved(records)
     for record in schedule.recovered(records):
-        print(f"{record.status}, then finished: {_told(record)}", file=sys.stderr)
+        print(f"{record.status}, then finished: {_failure(record)}", file=sys.stderr)
     for record in failed:
-        print(f"{record.status}: {_told(record)}", file=sys.stderr)
+        print(f"{record.status}: {_failure(record)}", file=sys.stderr)
     return failed
 
 
-def _told(record: Record) -> str:
+def _failure(record: Record) -> str:
     return f"{record.label}, batch {record.cell.batch_size}, round {record.round + 1}: {record.error}"

@@ -33,27 +33,35 @@ def percentage(text: str) -> float:
     return value
 
 
-def of(args: Any) -> Iterator[Evidence]:
-    """The evidence that the command line asks for.
+def of(
+    against: Path,
+    *,
+    results: Path | None = None,
+    revision: str | None = None,
+    reference: str = REFERENCE,
+    max_rounds: int = 20,
+    out: Path | None = None,
+) -> Iterator[Evidence]:
+    """The evidence for a decision against a baseline: ``results``, reruns in ``out``, or reruns of two revisions.
 
     Raises:
         RecordError: the baseline cannot be read.
         ValueError: options that contradict each other.
     """
-    then = ResultFile(args.against).read()
-    if args.max_rounds < 1:
-        raise ValueError(f"--max-rounds {args.max_rounds}: at least one round is needed")
-    if args.results and args.revision:
+    then = ResultFile(against).read()
+    if max_rounds < 1:
+        raise ValueError(f"--max-rounds {max_rounds}: at least one round is needed")
+    if results and revision:
         raise ValueError("--results and --revision exclude each other: compare files, or run two revisions")
-    if args.results:
-        return recorded(then, args.results, args.reference)
-    out = args.out or Path("results") / "check" / time.strftime("%Y%m%d-%H%M%S")
+    if results:
+        return recorded(then, results, reference)
+    out = out or Path("results") / "check" / time.strftime("%Y%m%d-%H%M%S")
     if out.exists() and any(out.iterdir()):
         raise ValueError(f"{out} is not empty: choose another --out")
-    if args.revision:
-        return both_revisions(then, args.revision, out, args.max_rounds)
-    _enough(then, args.reference)
-    return rerun(then, out, args.max_rounds, args.reference)
+    if revision:
+        return both_revisions(then, revision, out, max_rounds)
+    _enough(then, reference)
+    return rerun(then, out, max_rounds, reference)
 
 
 def _enough(then: list[Record], reference: str) -> None:

@@ -58,4 +58,4 @@ def _spans(trace: Path) -> list[dict[str, Any]]:
         tracks = {e["tid"]: e["args"]["name"] for e in events if e["ph"] == "M"}
         return [{**e, "track": tracks[e["tid"]]} for e in events if e["ph"] == "X"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ReportError(f"{trace} is not a trace of specmoe-bench generate --trace: {error!r}") from error
+        raise ReportError(f"{trace} is not a timeline of specmoe-bench generate --timeline: {error!r}") from error

@@ -7,6 +7,7 @@ import re
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -179,14 +180,22 @@ def test_reruns_repeat_the_recorded_experiment_exactly(tmp_path: Path, cache: Pa
     assert (tmp_path / "now" / "results.jsonl").read_bytes() == before, "nothing is overwritten"
 
 
-def test_the_example_workflow_uses_options_that_exist() -> None:
+def test_the_example_workflow_uses_options_that_exist(monkeypatch: pytest.MonkeyPatch) -> None:
     workflow = yaml.safe_load((ROOT / "docs" / "examples" / "performance-gate.yml").read_text())
     steps = workflow["jobs"]["check"]["steps"]
     commands = " ".join(step.get("run", "") for step in steps).replace("\\\n", " ")
     (check,) = re.findall(r"specmoe-bench (check .*?) \|\|", commands)
     arguments = check.replace('"origin/${{ github.base_ref }}"', "origin/main").split()
-    parsed = cli._parser().parse_args(arguments)
-    assert (parsed.revision, parsed.max_slowdown, parsed.max_rounds) == ("origin/main", "5%", 12)
+    seen: dict[str, Any] = {}
+
+    def stop(options: dict[str, Any], max_slowdown: float) -> None:
+        seen.update(options, max_slowdown=max_slowdown)
+        raise ValueError("seen enough")
+
+    monkeypatch.setattr(evidence, "of", lambda against, **options: options)
+    monkeypatch.setattr("harness.gate.judge.gate", stop)
+    assert cli.main(arguments) == 2
+    assert (seen["revision"], seen["max_slowdown"], seen["max_rounds"]) == ("origin/main", 0.05, 12)
 
 
 def test_a_baseline_of_few_rounds_is_refused_before_anything_runs(

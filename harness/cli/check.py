@@ -1,0 +1,34 @@
+"""``specmoe-bench check``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from harness.cli.arguments import Reference
+
+
+def command(
+    against: Annotated[Path, typer.Option(metavar="BASELINE", help="Baseline results.jsonl to compare with.")],
+    max_slowdown: Annotated[str, typer.Option(help="Allowed slowdown.")] = "5%",
+    results: Annotated[Path | None, typer.Option(help="Compare this result file instead of running anything.")] = None,
+    revision: Annotated[str | None, typer.Option(help="Run this git revision and the present code in turns.")] = None,
+    reference: Reference = "on-demand",
+    max_rounds: Annotated[int, typer.Option(help="Stop undecided after this many rounds.")] = 20,
+    out: Annotated[Path | None, typer.Option(help="Folder for new results (default: results/check/TIME).")] = None,
+) -> int:
+    """Check for a performance regression.
+
+    Exit code 0: passed, 1: regression, 2: cannot tell.
+    """
+    from harness.gate import evidence, judge
+
+    allowed = evidence.percentage(max_slowdown)
+    found = evidence.of(
+        against, results=results, revision=revision, reference=reference, max_rounds=max_rounds, out=out
+    )
+    judgement = judge.gate(found, allowed)
+    print(judgement)
+    return judge.EXIT_CODES[judgement.verdict]

@@ -1,0 +1,30 @@
+"""``specmoe-bench compare``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from harness.cli.arguments import Reference
+
+
+def command(
+    first: Annotated[Path, typer.Argument(metavar="A", help="results.jsonl of one run.")],
+    second: Annotated[Path, typer.Argument(metavar="B", help="results.jsonl of the other run.")],
+    reference: Reference = "on-demand",
+    out: Annotated[Path | None, typer.Option(help="Also write the comparison to this markdown file.")] = None,
+) -> None:
+    """Compare two result files cell by cell.
+
+    They may differ by run, revision or machine.
+    """
+    from reports.pages.compare import compare
+
+    comparison = compare(first, second, reference)
+    print(comparison.as_text())
+    if out:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(comparison.as_markdown(), encoding="utf-8")
+        print(f"markdown: {out}")
