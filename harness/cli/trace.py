@@ -84,16 +84,13 @@ def make(
 ) -> None:
     """Make a synthetic trace from stated statistics."""
     from harness.projection.record_trace import parse_geometry
-    from harness.projection.traces import TraceError, files, synthetic
+    from harness.projection.traces import files, synthetic
 
-    measure, _, value = skew.partition("=")
-    if measure not in ("zipf", "top-10%", "gini"):
-        raise TraceError(f"--skew {skew!r}: write zipf=1.2, top-10%=0.6 or gini=0.7")
     recipe = synthetic.Recipe(
         rows=rows,
         new_tokens=new_tokens,
         gamma=gamma,
-        skew=synthetic.Skew(measure, float(value)),
+        skew=synthetic.Skew.parse(skew),
         acceptance=acceptance,
         repeat=repeat,
         correlation=correlation,

@@ -9,7 +9,7 @@ skew stays what was asked for.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 
@@ -20,12 +20,32 @@ _SAMPLED = 4096  # draws by which a law's skew is found
 _STEEPEST = 8.0
 
 
+Measure = Literal["zipf", "top-10%", "gini"]
+
+
 @dataclass(frozen=True)
 class Skew:
     """How uneven use is: the exponent of a Zipf law, the share of the top 10 % of experts, or the Gini coefficient."""
 
-    measure: Literal["zipf", "top-10%", "gini"]
+    measure: Measure
     value: float
+
+    @classmethod
+    def parse(cls, text: str) -> Skew:
+        """From ``MEASURE=VALUE``, such as ``gini=0.7``.
+
+        Raises:
+            TraceError: another measure, or a value that is not a number.
+        """
+        name, _, value = text.partition("=")
+        measure = next((known for known in get_args(Measure) if known == name), None)
+        try:
+            number = float(value)
+        except ValueError:
+            measure = None
+        if measure is None:
+            raise TraceError(f"skew {text!r}: write zipf=1.2, top-10%=0.6 or gini=0.7")
+        return cls(measure, number)
 
 
 @dataclass(frozen=True)

@@ -338,7 +338,7 @@ def test_replaying_a_committed_trace_needs_no_model(capsys: pytest.CaptureFixtur
     monkeypatch.setattr(ExpertStore, "open", refuse)
     file = next((RECORDS / "traces").glob("embedded-x32-b8-t32-g5-*.parquet"))
     assert cli.main(["trace", "replay", str(file)]) == 0
-    assert "call 1: 1228 experts asked for" in capsys.readouterr().out
+    assert "call 1: 1228 expert requests" in capsys.readouterr().out
 
 
 def test_a_geometry_may_be_written_short() -> None:

@@ -1,0 +1,171 @@
+"""A command is one module; help comes without heavy imports, and a wrong command or option is one line and code 2."""
+
+from __future__ import annotations
+
+import pkgutil
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import harness.cli
+from harness.cli import main as cli
+from tests import ROOT
+
+GREET = '''
+from typing import Annotated
+
+import typer
+
+
+def command(name: str, times: Annotated[int, typer.Option(help="How often.")] = 1) -> int:
+    """Greet someone."""
+    print(f"hello {name}" * times)
+    return 1 if times == 0 else 0
+'''
+NOT_COMMANDS = {"__main__", "arguments", "main"}
+
+
+@pytest.fixture
+def add_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], None]:
+    """Adds a command as a developer would: a module in the package, and its name in the list."""
+
+    def add(name: str, code: str) -> None:
+        (tmp_path / f"{name}.py").write_text(code)
+        monkeypatch.setattr(harness.cli, "__path__", [*harness.cli.__path__, str(tmp_path)])
+        monkeypatch.setattr(cli, "COMMANDS", (*cli.COMMANDS, name))
+        monkeypatch.delitem(sys.modules, f"harness.cli.{name}", raising=False)
+
+    return add
+
+
+def test_a_command_costs_one_module_and_its_name(
+    add_command: Callable[[str, str], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    add_command("greet", GREET)
+    assert cli.main(["--help"]) == 0
+    assert "greet        Greet someone." in capsys.readouterr().out
+    assert cli.main(["greet", "--help"]) == 0
+    assert "How often.  [default: 1]" in capsys.readouterr().out
+    assert cli.main(["greet", "Ada", "--times", "2"]) == 0
+    assert capsys.readouterr().out == "hello Adahello Ada\n"
+    assert cli.main(["greet", "Ada", "--times", "0"]) == 1, "the number that a command returns is the exit code"
+
+
+def test_the_example_of_the_guide_works(
+    add_command: Callable[[str, str], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    guide = (ROOT / "docs" / "adding-a-command.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", guide, re.DOTALL)
+    add_command("cells", code)
+    results = str(ROOT / "docs" / "records" / "full" / "quick.jsonl")
+    assert cli.main(["cells", results]) == 0
+    assert int(capsys.readouterr().out) > 1
+
+
+def test_every_module_of_the_package_is_a_command() -> None:
+    modules = {module.name for module in pkgutil.iter_modules(harness.cli.__path__)}
+    assert modules - NOT_COMMANDS == set(cli.COMMANDS)
+
+
+def test_help_imports_neither_torch_nor_pandas() -> None:
+    heavy = ("torch", "transformers", "pandas", "matplotlib", "numpy", "yaml", "specmoe", "reports", "baselines")
+    code = f"""
+import sys
+from harness.cli.main import main
+assert main(["--help"]) == main(["run", "--help"]) == 0
+assert main(["run", "quick", "--nothing"]) == 2
+print("loaded:", *[name for name in {heavy} if name in sys.modules])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stdout.splitlines()[-1] == "loaded:"
+
+
+def test_the_bare_command_and_a_bare_group_list_what_they_have(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([]) == 0
+    text = capsys.readouterr().out
+    assert all(f"\n  {name} " in text for name in cli.COMMANDS)
+    assert cli.main(["trace"]) == 0
+    text = capsys.readouterr().out
+    assert all(f"\n  {name} " in text for name in ("record", "record-cells", "make", "show", "replay"))
+
+
+def test_the_version_is_that_of_the_package(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cli, "version", lambda name: f"1.2.3 of {name}")
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr().out == "specmoe-bench 1.2.3 of specmoe-bench\n"
+
+
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_help_is_plain_text_and_says_what_the_command_does(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([name, "-h"]) == 0
+    text = capsys.readouterr().out
+    assert text.startswith(f"Usage: specmoe-bench {name} ")
+    assert "Raises:" not in text
+    assert text.isascii(), "no box drawing, no colours"
+    assert "\x1b" not in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["reprot"], "No such command 'reprot'. Did you mean 'report'"),
+        (["--debug", "reprot"], "No such command 'reprot'. Did you mean 'report'"),
+        (["trace", "rekord"], "(see specmoe-bench trace --help)"),
+        (["run"], "Missing argument 'experiment' (see specmoe-bench run --help)"),
+        (["check"], "Missing option '--against' (see specmoe-bench check --help)"),
+        (["run", "quick", "--rounds", "5"], "No such option: --rounds"),
+        (["run", "quick", "--executor", "slurm"], "'slurm' is not one of 'local', 'ray'"),
+        (["generate", "x", "--gamma", "many"], "'--gamma'"),
+        (["generate", "x", "--option", "substitution"], "write NAME=VALUE"),
+        (["conformance", "specmoe", "--option", "gamma=["], "the value is not YAML"),
+        (["generate", "x", "--trace", "t.json"], "No such option: --trace"),
+    ],
+)
+def test_a_wrong_command_option_or_value_is_one_line(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(arguments) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("specmoe-bench: ")
+    assert captured.err.count("\n") == 1
+    assert message in captured.err
+
+
+def test_an_interrupted_command_ends_with_130(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("harness.machine.doctor.examine", interrupted)
+    assert cli.main(["doctor"]) == 130
+    assert "finished cells are kept" in capsys.readouterr().err
+
+
+def test_options_of_a_system_are_read_as_yaml(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Any] = []
+
+    def examine(system: str, options: dict[str, Any], work: Path, only: list[str]) -> list[Any]:
+        seen.extend((system, options, only))
+        return []
+
+    monkeypatch.setattr("harness.conformance.examine.examine", examine)
+    given = ["--option", "window=8", "--option", "policy=lru", "--option", "share=0.5", "--check", "equal-tokens"]
+    assert cli.main(["conformance", "specmoe", *given]) == 0
+    assert seen == ["specmoe", {"window": 8, "policy": "lru", "share": 0.5}, ["equal-tokens"]]
+
+
+@pytest.mark.slow
+def test_a_timeline_of_generate_can_be_drawn(tmp_path: Path, cache: Path) -> None:
+    timeline, figure = tmp_path / "timeline.json", tmp_path / "timeline.png"
+    assert cli.main(["generate", "import os", "--max-new-tokens", "12", "--timeline", str(timeline)]) == 0
+    assert cli.main(["timeline", str(timeline), "--out", str(figure), "--cycles", "1"]) == 0
+    assert figure.stat().st_size > 1000
