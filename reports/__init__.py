@@ -1,4 +1,7 @@
-"""Reports of result files: a self-contained page, markdown, figures and their data.  Reads files only."""
+"""Reports of result files: a self-contained page, markdown, figures and their data.  Reads files only.
+
+Importing this package loads no pandas: workers read the record schema under their memory limit.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from reports.results.load import ReportError, configured_order, load, workload_names
-
-__all__ = ["ReportError", "ReportPaths", "configured_order", "load", "write_report"]
+__all__ = ["ReportPaths", "write_report"]
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,7 @@ def write_report(results: Sequence[Path], out_dir: Path, title: str | None = Non
     from reports.pages import parts
     from reports.pages import sections as page
     from reports.results import aggregate
+    from reports.results.load import configured_order, load, workload_names
 
     files = [Path(path) for path in results]
     projections = [path for path in files if path.suffix == ".json"]

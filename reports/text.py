@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
-import pandas as pd
 from tabulate import DataRow, TableFormat, tabulate
 
 NONE = "–"  # shown where a figure does not apply
@@ -13,7 +12,7 @@ NONE = "–"  # shown where a figure does not apply
 
 def number(value: Any) -> str:
     """Three significant digits without exponent, with thousands separators; ``NONE`` for a missing value."""
-    if value is None or pd.isna(value):
+    if _missing(value):
         return NONE
     size = abs(float(value))
     digits = 0 if size >= 100 else 1 if size >= 10 else 2 if size >= 1 else 3
@@ -22,10 +21,14 @@ def number(value: Any) -> str:
 
 def percent(value: Any) -> str:
     """A share of one in percent; a share below one never rounds up to 100."""
-    if value is None or pd.isna(value):
+    if _missing(value):
         return NONE
     text = f"{100 * value:.1f}"
     return "99.9 %" if text == "100.0" and value < 1 else f"{text} %"
+
+
+def _missing(value: Any) -> bool:
+    return value is None or bool(value != value)  # NaN; without pandas, which is heavy
 
 
 def ratio(median: float | None, low: float | None = None, high: float | None = None) -> str:

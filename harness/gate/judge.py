@@ -11,12 +11,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from reports.results.metrics import METRICS
 from reports.results.record import Record
 from reports.results.stats import FEW_ROUNDS, Ratio, bootstrap, geometric_mean, quotient
 
 Verdict = Literal["pass", "regression", "cannot tell"]
 EXIT_CODES: dict[Verdict, int] = {"pass": 0, "regression": 1, "cannot tell": 2}
-EXACT = ("fidelity", "acceptance_rate", "tokens_per_step", "link_bytes_per_token")
+EXACT = tuple(name for name, metric in METRICS.items() if metric.repeats == "exactly")
 CONFIDENCE = 0.99  # an interval is looked at after every round: wider than 95 %, so that the looks add up to about that
 REFERENCE = "on-demand"
 

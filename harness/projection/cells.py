@@ -13,7 +13,8 @@ from typing import Any
 from baselines import contract
 from harness.projection.record_trace import RunToRecord, record
 from harness.projection.traces import Trace, TraceError, files
-from reports.results.record import Cell, Record, Repetition, ResultFile
+from reports.results.record import Cell, Record, ResultFile
+from reports.results.repetition import Repetition
 from specmoe import SpecOptions
 
 ENGINE_SYSTEMS = ("on-demand", "caching", "specmoe")

@@ -49,11 +49,10 @@ class Job(_Message):
 
 @dataclass
 class Answer:
-    """What a worker reports; ``repetitions`` are fields of ``reports.results.record.Repetition``."""
+    """What a worker reports; ``repetitions`` are fields of ``reports.results.repetition.Repetition``."""
 
     status: Status = "ok"
     error: str | None = None
     repetitions: list[dict[str, Any]] = field(default_factory=list)
     phases_s: dict[str, float] = field(default_factory=dict)
-    peak_expert_bytes: int | None = None
     notes: list[str] = field(default_factory=list)

@@ -23,14 +23,16 @@ from harness.machine.throttle import Throttle
 from harness.plan import schedule
 from harness.plan.experiment import Experiment, PlannedCell, plan
 from harness.plan.schedule import Unit
-from harness.run import achieved, manifest
 from harness.run import launch as worker_process
+from harness.run import manifest
 from harness.run.executor import Executor, LocalExecutor
 from harness.run.job import Action, Answer, Job, Paths, WorkerLimit
 from harness.run.launch import Outcome
-from harness.run.summary import summarise
+from harness.run.metrics import Weights, measured
 from harness.timestamp import now
-from reports.results.record import Cell, Covers, Limit, Metrics, Record, Repetition, ResultFile
+from reports.results.metrics import Metrics
+from reports.results.record import Cell, Covers, Limit, Record, ResultFile
+from reports.results.repetition import Repetition
 from specmoe.drafting.affinity import table_bytes
 from specmoe.model.checkpoint import checkpoint_files
 from specmoe.model.convert import open_or_build
@@ -75,7 +77,7 @@ class Runner:
         self.cells = plan(experiment, store.slot_bytes, store.total_experts)
         for name in set(experiment.prompts):  # refused now rather than in every worker
             prompts.load(self._prompts(name))
-        self._weights = achieved.Weights.of(self._model_path, store)
+        self._weights = Weights.of(self._model_path, store)
         self._ceilings = ceilings.latest()
         self._environment = (
             environment.capture() | {"seed": experiment.seed} | ({"command": command} if command else {})
@@ -236,8 +238,7 @@ class Runner:
             return [], None
         try:
             repetitions = [Repetition(**r) for r in answer.repetitions]
-            metrics = summarise(repetitions, cell.batch_size, answer.peak_expert_bytes, outcome.usage)
-            return repetitions, achieved.complete(metrics, repetitions, cell, self._ceilings, self._weights)
+            return repetitions, measured(repetitions, cell, outcome.usage, self._ceilings, self._weights)
         except (ValueError, TypeError, ArithmeticError) as error:
             answer.status = "failed"
             answer.error = (

@@ -10,7 +10,7 @@ import json
 import time
 import traceback
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, fields
 from typing import Any
 
 import torch
@@ -20,6 +20,7 @@ from baselines.contract import Generation, NotSupported, Request, Setting
 from harness.run import leaks
 from harness.run.engines import Engines
 from harness.run.job import LEFT_BEHIND, Answer, Job
+from harness.run.repetition import Mark, raw_figures
 from specmoe.files import write_text
 from workloads import prompts, requests
 from workloads.prompt import Prompt
@@ -138,32 +139,18 @@ def _measure(job: Job, system: Any, prepare_s: float, engines: Engines) -> Answe
     if job.cell.warmup_tokens:
         system.generate(Request(ids, mask, job.cell.warmup_tokens, lambda: None))
     for _ in range(job.cell.repetitions):
-        marks = [_Mark.now(engines)]
-        request = Request(ids, mask, max(lengths), lambda: marks.append(_Mark.now(engines)), ragged)  # noqa: B023
+        marks = [Mark.now(engines)]
+        request = Request(ids, mask, max(lengths), lambda: marks.append(Mark.now(engines)), ragged)  # noqa: B023
         generation = system.generate(request)
-        marks.append(_Mark.now(engines))
+        marks.append(Mark.now(engines))
         if len(marks) != 3:
             raise RuntimeError(
                 f"{job.cell.system} reported its first token {len(marks) - 2} times: exactly once is asked"
             )
         _check_lengths(generation, request)
-        repetition = _repetition(marks, generation, request, reference)
-        answer.repetitions.append(repetition | _oracle_times(system.card, generation.counters))
+        answer.repetitions.append(raw_figures(marks, generation, request, reference, system.card))
         answer.phases_s |= generation.counters.phases_s
-        answer.peak_expert_bytes = generation.counters.peak_expert_bytes
     return answer
-
-
-@dataclass(frozen=True)
-class _Mark:
-    """A moment: time and what the kernel had read for this process and its engines by then."""
-
-    seconds: float
-    read_bytes: int | None
-
-    @classmethod
-    def now(cls, engines: Engines) -> _Mark:
-        return cls(time.perf_counter(), engines.read_bytes())
 
 
 def _check_lengths(generation: Generation, request: Request) -> None:
@@ -178,62 +165,3 @@ def _check_lengths(generation: Generation, request: Request) -> None:
     for row, (length, asked) in enumerate(zip(given, request.lengths, strict=True)):
         if length != asked:
             raise RuntimeError(f"row {row} came back with {length} tokens, {asked} were asked for")
-
-
-def _repetition(marks: list[_Mark], generation: Generation, request: Request, reference: Any) -> dict[str, Any]:
-    counters, tokens = generation.counters, generation.rows()
-    start, first, end = marks
-    drafted, accepted = counters.drafted_by_position, counters.accepted_by_position
-    return {
-        "prefill_s": first.seconds - start.seconds,
-        "decode_s": end.seconds - first.seconds,
-        "prompt_tokens": int(request.attention_mask.sum()),
-        "new_tokens": sum(map(len, tokens)),
-        "new_tokens_by_row": list(request.lengths) if request.output_tokens else None,
-        "decode_steps": counters.decode_steps or request.new_tokens - 1,
-        "tokens_per_step": counters.tokens_per_step,
-        "prefill_link_bytes": counters.prefill_link_bytes,
-        "decode_link_bytes": counters.decode_link_bytes,
-        "decode_link_busy_s": counters.decode_link_busy_s,
-        "decode_link_wait_s": counters.decode_link_wait_s,
-        "prefill_kernel_read_bytes": _difference(start.read_bytes, first.read_bytes),
-        "decode_kernel_read_bytes": _difference(first.read_bytes, end.read_bytes),
-        "drafted_by_position": drafted,
-        "accepted_by_position": accepted,
-        "drafted_tokens": sum(drafted) if drafted is not None else None,
-        "accepted_tokens": sum(accepted) if accepted is not None else None,
-        "expert_requests": counters.expert_requests,
-        "expert_hits": counters.expert_hits,
-        "prefetched_bytes": counters.prefetched_bytes,
-        "prefetch_useful_bytes": counters.prefetch_useful_bytes,
-        "prefetch_late_bytes": counters.prefetch_late_bytes,
-        "prefetch_wasted_bytes": counters.prefetch_wasted_bytes,
-        "phases_s": counters.phases_s,
-        "affinity_table_bytes": counters.affinity_table_bytes,
-        "cycles": counters.cycles,
-        "fidelity": fidelity(tokens, reference),
-    }
-
-
-def _oracle_times(card: Any, counters: Any) -> dict[str, float]:
-    """Times an oracle computed, in place of the clock's; from any other system they are an error."""
-    times = {"prefill_s": counters.oracle_prefill_s, "decode_s": counters.oracle_decode_s}
-    given = {name: value for name, value in times.items() if value is not None}
-    if bool(given) != (card.kind == "oracle"):
-        raise RuntimeError(
-            f"{card.name} is of kind {card.kind!r}: computed times come from oracles, and only from them"
-        )
-    return given
-
-
-def _difference(before: int | None, after: int | None) -> int | None:
-    return None if before is None or after is None else after - before
-
-
-def fidelity(tokens: list[list[int]], reference: list[list[int]]) -> float:
-    """Mean over rows of the common prefix's length over the reference's: 1.0 is token for token equal."""
-    shares = []
-    for row, expected in zip(tokens, reference, strict=True):
-        same = next((i for i, pair in enumerate(zip(row, expected, strict=False)) if pair[0] != pair[1]), len(expected))
-        shares.append(same / len(expected) if len(row) == len(expected) else 0.0)
-    return sum(shares) / len(shares)

@@ -16,8 +16,9 @@ import pandas as pd
 
 from reports.results.aggregate import REFERENCE, first_named, round_ratios
 from reports.results.load import ReportError, configured_order, load
+from reports.results.metrics import METRICS
 from reports.results.stats import Ratio, bootstrap, quotient
-from reports.text import NONE, number, percent
+from reports.text import NONE, number
 from reports.wording.tables import Table, TableCell, markdown, plain
 
 _PLACE = ["kind", "model", "dtype", "new_tokens", "prompt_offset", "threads", "disk_read_limit_bytes_s", "batch_size"]
@@ -25,12 +26,7 @@ _PLACE += ["prompts", "lengths"]  # where records tell them
 _MACHINE = ("cpu", "cores", "ram_bytes", "gpu")
 _EVER_NEW = ("date", "command", "seed")  # differ between any two runs, or are told with the configuration
 _SIDE = "AB"
-_FIGURES = (
-    ("output equals reference", "fidelity", 1.0, percent),
-    ("tokens per step", "tokens_per_step", 1.0, number),
-    ("link MB per token", "link_bytes_per_token", 1e-6, number),
-    ("hit rate", "hit_rate", 1.0, percent),
-)
+_FIGURES = {name: metric for name, metric in METRICS.items() if metric.repeats}
 WARNING = (
     "Same machine, two sessions: absolute speeds below drift with whatever else the machine did; the ratios within "
     "a round are what the two runs say of the systems."
@@ -110,7 +106,8 @@ def _cell(key: tuple[Any, ...], frames: list[pd.DataFrame], reference: str, same
     titles = [title for title in dict.fromkeys(places[0]["title"]) if title in set(places[1]["title"])]
     over = _reference(places, frames, key, reference)
     headers = ["system", "A ÷ reference", "B ÷ reference", "B over A [95 % CI]", "verdict"]
-    headers += [name for name, *_ in _FIGURES] + (["A tok/s", "B tok/s", "B over A"] if same else []) + ["notes"]
+    headers += [metric.header or name for name, metric in _FIGURES.items()]
+    headers += [*(["A tok/s", "B tok/s", "B over A"] if same else []), "notes"]
     rows = []
     for title in titles:
         pair = [place[place["title"] == title] for place in places]
@@ -156,8 +153,8 @@ def _ratios(finished: list[pd.DataFrame], places: list[pd.DataFrame], title: str
 def _figures(finished: list[pd.DataFrame]) -> list[str]:
     """Figures that do not depend on the machine's speed: one text where both agree, else both."""
     out = []
-    for _, column, scale, text in _FIGURES:
-        a, b = (text(part[column].median() * scale) for part in finished)
+    for name, metric in _FIGURES.items():
+        a, b = (metric.shown(part[name].median()) for part in finished)
         out.append(a if a == b else f"{a} → {b}")
     return out
 

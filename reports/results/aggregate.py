@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 
-from reports.results.load import METRICS
+from reports.results.metrics import METRICS
 from reports.results.stats import Ratio, bootstrap, geometric_mean, stability
 
 REFERENCE = "on-demand"

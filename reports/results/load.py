@@ -11,30 +11,9 @@ from typing import Any
 import pandas as pd
 
 from reports.results.lines import read_lines
+from reports.results.metrics import METRICS
 from reports.results.migrate import SCHEMA
 
-METRICS = (
-    "prefill_tok_s",
-    "decode_tok_s",
-    "ttft_s",
-    "tpot_s",
-    "tokens_per_step",
-    "acceptance_rate",
-    "hit_rate",
-    "link_bytes",
-    "link_bytes_per_token",
-    "kernel_read_bytes",
-    "kernel_read_bytes_per_token",
-    "achieved_link_gb_s",
-    "peak_device_expert_bytes",
-    "peak_rss_bytes",
-    "fidelity",
-    "link_of_ceiling",
-    "kernel_read_gb_s",
-    "disk_of_ceiling",
-    "modelled_memory_gb_s",
-    "memory_of_ceiling",
-)
 _TOP = ("run_id", "cell_id", "round", "kind", "status", "error", "label", "lossless", "grain", "started_at", "wall_s")
 _REQUIRED = ("run_id", "cell_id", "round", "status", "label", "cell", "limit")
 _CELL_REQUIRED = ("system", "model", "batch_size", "new_tokens")

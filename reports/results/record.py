@@ -16,10 +16,12 @@ import os
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from reports.results.lines import read_lines, seal
+from reports.results.metrics import Metrics
 from reports.results.migrate import SCHEMA
+from reports.results.repetition import Repetition, Strict
 from specmoe.files import sync_folder
 from workloads.lengths import Fixed, Length, RequestShape
 
@@ -32,11 +34,7 @@ class RecordError(ValueError):
     """A result file that cannot be read or written; the message names the file, line and mend."""
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
-
-
-class Cell(_Strict):
+class Cell(Strict):
     """What is run: equal cells have equal ``cell_id``.  ``docs/adding-a-setting.md`` says how to add a field."""
 
     system: str
@@ -96,7 +94,7 @@ _ALWAYS_COUNTED = {
 """Fields of the first schema.  Any later field is left out of ``cell_id`` at its default: old ids stay valid."""
 
 
-class Limit(_Strict):
+class Limit(Strict):
     """The kernel's memory limit for a whole process, page cache included, and its disk throttle."""
 
     enforced: bool
@@ -110,7 +108,7 @@ class Limit(_Strict):
     """Whose process: the worker's, with the system in it, or the system's engine's, driven by a worker outside."""
 
 
-class Usage(_Strict):
+class Usage(Strict):
     """What the kernel and the GPU driver said of the whole worker process, warm-up and loading included; where the
     limit covers an engine, peaks are the engine's, totals (CPU time, disk) those of engine and worker together.
 
@@ -144,7 +142,7 @@ class Usage(_Strict):
     """Memory traffic of the whole machine by the memory controllers' counters."""
 
 
-class Ceilings(_Strict):
+class Ceilings(Strict):
     """What ``specmoe-bench calibrate`` measured on this machine; the last calibration before the cell."""
 
     date: str
@@ -159,73 +157,7 @@ class Ceilings(_Strict):
     threads: int | None = None
 
 
-class Repetition(_Strict):
-    """One timed ``generate`` call; decode figures leave the prefill and its first token out."""
-
-    prefill_s: float
-    decode_s: float
-    prompt_tokens: int
-    new_tokens: int
-    """Of all rows: what each row was asked for, no more."""
-    decode_steps: int
-    tokens_per_step: float | None = None
-    prefill_link_bytes: int | None = None
-    decode_link_bytes: int | None = None
-    decode_link_busy_s: float | None = None
-    decode_link_wait_s: float | None = None
-    decode_kernel_read_bytes: int | None = None
-    prefill_kernel_read_bytes: int | None = None
-    drafted_tokens: int | None = None
-    accepted_tokens: int | None = None
-    accepted_by_position: list[int] | None = None
-    drafted_by_position: list[int] | None = None
-    expert_requests: int | None = None
-    expert_hits: int | None = None
-    prefetched_bytes: int | None = None
-    prefetch_useful_bytes: int | None = None
-    prefetch_late_bytes: int | None = None
-    prefetch_wasted_bytes: int | None = None
-    phases_s: dict[str, float] = Field(default_factory=dict)
-    affinity_table_bytes: int | None = None
-    """All layers' tables of expert distances, 16 bits an entry."""
-    cycles: list[dict[str, Any]] = Field(default_factory=list)
-    """One object per decode cycle; the fields are those of ``specmoe.stats.CycleStats``."""
-    new_tokens_by_row: list[int] | None = None
-    """Where rows were asked for different numbers."""
-    fidelity: float | None = None
-
-
-class Metrics(_Strict):
-    """Medians over the repetitions of one cell in one round."""
-
-    prefill_tok_s: float
-    decode_tok_s: float
-    ttft_s: float
-    tpot_s: float
-    tokens_per_step: float
-    acceptance_rate: float | None = None
-    hit_rate: float | None = None
-    link_bytes: int | None = None
-    link_bytes_per_token: float | None = None
-    kernel_read_bytes: int | None = None
-    kernel_read_bytes_per_token: float | None = None
-    achieved_link_gb_s: float | None = None
-    peak_device_expert_bytes: int | None = None
-    peak_rss_bytes: int | None = None
-    fidelity: float | None = None
-    link_of_ceiling: float | None = None
-    """``achieved_link_gb_s`` over the calibrated rate of the same medium (disk or PCIe)."""
-    kernel_read_gb_s: float | None = None
-    """Bytes the kernel read over decode time, waiting included."""
-    disk_of_ceiling: float | None = None
-    """``kernel_read_gb_s`` over the calibrated disk rate, or over the throttle where that is lower."""
-    modelled_memory_gb_s: float | None = None
-    """Weight bytes that target passes read, over decode time: modelled, a lower bound (drafting not counted)."""
-    memory_of_ceiling: float | None = None
-    """``modelled_memory_gb_s`` over the calibrated memory bandwidth."""
-
-
-class Record(_Strict):
+class Record(Strict):
     """One line of a result file."""
 
     schema_version: Literal["specmoe-bench.result/2"] = "specmoe-bench.result/2"

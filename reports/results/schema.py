@@ -12,13 +12,17 @@ from types import UnionType
 from typing import Annotated, Any, Union, get_args, get_origin
 
 from pydantic import BaseModel
+from pydantic.fields import FieldInfo
 
 from reports import text
+from reports.results.metrics import METRICS, Metrics
 from reports.results.migrate import SCHEMA
-from reports.results.record import Ceilings, Cell, Limit, Metrics, Record, Repetition, Usage
+from reports.results.record import Ceilings, Cell, Limit, Record, Usage
+from reports.results.repetition import Repetition
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 MARK = "<!-- fields: written by python -m reports.results.schema -->"
+_HEADERS = ("field", "type", "default", "meaning")
 _MODELS: tuple[type[BaseModel], ...] = (Record, Cell, Limit, Metrics, Repetition, Usage, Ceilings)
 
 
@@ -48,12 +52,26 @@ def field_tables() -> str:
 
 def _table(model: type[BaseModel]) -> str:
     summary = " ".join((model.__doc__ or "").split("\n\n")[0].split())
-    rows = []
-    for name, field in model.model_fields.items():
-        default = "required" if field.is_required() else f"`{field.get_default(call_default_factory=True)}`"
-        meaning = " ".join((field.description or "").split())
-        rows.append((f"`{name}`", _type_name(field.annotation), default.replace("`None`", ""), meaning))
-    return f"### {model.__name__}\n\n{summary}\n\n{text.markdown(('field', 'type', 'default', 'meaning'), rows)}"
+    rows = _metric_rows() if model is Metrics else [_row(name, field) for name, field in model.model_fields.items()]
+    headers = ("field", "type", "unit", "column in tables", "meaning") if model is Metrics else _HEADERS
+    return f"### {model.__name__}\n\n{summary}\n\n{text.markdown(headers, rows)}"
+
+
+def _row(name: str, field: FieldInfo) -> tuple[str, ...]:
+    default = "required" if field.is_required() else f"`{field.get_default(call_default_factory=True)}`"
+    return f"`{name}`", _type_name(field.annotation), default.replace("`None`", ""), _meaning(field)
+
+
+def _metric_rows() -> list[tuple[str, ...]]:
+    fields = Metrics.model_fields
+    return [
+        (f"`{name}`", _type_name(fields[name].annotation), metric.unit, metric.header or "", _meaning(fields[name]))
+        for name, metric in METRICS.items()
+    ]
+
+
+def _meaning(field: FieldInfo) -> str:
+    return " ".join((field.description or "").split())
 
 
 def _type_name(annotation: Any) -> str:

@@ -11,7 +11,8 @@ import pandas as pd
 
 from reports import text
 from reports.results.aggregate import KINDS, ratio_of
-from reports.text import NONE, number, percent
+from reports.results.metrics import METRICS, Metric
+from reports.text import NONE, number
 
 Row = dict[str, Any]
 Key = float | str | None
@@ -102,32 +103,23 @@ def _short(text: str, limit: int = 160) -> str:
     return text if len(text) <= limit else text[: limit - 1].rstrip() + "…"
 
 
-def _number(name: str, header: str, scale: float = 1.0, text: Callable[[Any], str] = number) -> Column:
+def _column(name: str, metric: Metric) -> Column:
+    def value(row: Row) -> float | None:
+        return None if pd.isna(row[name]) else float(row[name])
+
     def key(row: Row) -> Key:
-        return None if pd.isna(row[name]) else float(row[name]) / scale
+        return None if (known := value(row)) is None else known / metric.scale
 
-    return Column(header, lambda row: text(key(row)), key)
+    return Column(metric.header or name, lambda row: metric.shown(value(row)), key)
 
 
+_SHOWN = {name: _column(name, metric) for name, metric in METRICS.items() if metric.header}
 COLUMNS = (
     Column("system", system_text, system_text),
     Column("batch", lambda row: str(row["batch_size"]), lambda row: float(row["batch_size"])),
-    _number("decode_tok_s", "decode tok/s"),
+    _SHOWN.pop("decode_tok_s"),
     Column("ratio to reference [95 % CI]", _ratio_text, lambda row: ratio_of(row).median),
-    _number("ttft_s", "TTFT s"),
-    _number("tpot_s", "TPOT s"),
-    _number("link_bytes_per_token", "link MB per token", 1e6),
-    _number("kernel_read_bytes_per_token", "kernel-read MB per token", 1e6),
-    _number("tokens_per_step", "tokens per step T(γ)"),
-    _number("acceptance_rate", "acceptance", text=percent),
-    _number("hit_rate", "hit rate", text=percent),
-    _number("peak_device_expert_bytes", "peak expert MB", 1e6),
-    _number("peak_rss_bytes", "peak process GB", 1e9),
-    _number("achieved_link_gb_s", "link GB/s"),
-    _number("link_of_ceiling", "link of ceiling", text=percent),
-    _number("disk_of_ceiling", "disk of ceiling", text=percent),
-    _number("memory_of_ceiling", "memory of ceiling (modelled)", text=percent),
-    _number("fidelity", "fidelity", text=percent),
+    *_SHOWN.values(),
     Column("rounds", lambda row: f"n={row['rounds_ok']}", lambda row: float(row["rounds_ok"])),
     Column("notes", notes, notes),
 )

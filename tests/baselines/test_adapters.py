@@ -23,7 +23,8 @@ from baselines.contract import NotSupported, Request, Setting
 from harness.cli import main as cli
 from harness.conformance.examine import CHECKS, Check
 from harness.plan.experiment import validate
-from harness.run import leaks, worker
+from harness.run import leaks
+from harness.run.repetition import oracle_times
 from harness.run.runner import Runner, scratch_path
 from reports.results.record import Record
 from specmoe.model.checkpoint import expert_modules
@@ -220,11 +221,11 @@ def test_hidden_transfers_cost_the_longer_of_compute_and_link(wall_s: float, wai
 def test_computed_times_come_from_oracles_and_only_from_them() -> None:
     known = contract.systems()
     computed = contract.Counters(oracle_prefill_s=1.0, oracle_decode_s=2.0)
-    assert worker._oracle_times(known["overlap"].card, computed) == {"prefill_s": 1.0, "decode_s": 2.0}
-    assert worker._oracle_times(known["naive"].card, contract.Counters()) == {}
+    assert oracle_times(known["overlap"].card, computed) == {"prefill_s": 1.0, "decode_s": 2.0}
+    assert oracle_times(known["naive"].card, contract.Counters()) == {}
     for name, counters in (("overlap", contract.Counters()), ("naive", computed)):
         with pytest.raises(RuntimeError, match="computed times come from oracles"):
-            worker._oracle_times(known[name].card, counters)
+            oracle_times(known[name].card, counters)
 
 
 @pytest.mark.parametrize(

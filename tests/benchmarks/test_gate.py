@@ -24,7 +24,8 @@ import pytest
 from harness.gate.judge import Evidence, gate
 from harness.machine import environment
 from harness.timestamp import now
-from reports.results.record import Cell, Limit, Metrics, Record
+from reports.results.metrics import Metrics
+from reports.results.record import Cell, Limit, Record
 from tests import ROOT
 
 RECORD = ROOT / "docs" / "records" / "gate.json"

@@ -9,7 +9,9 @@ import pandas as pd
 
 from reports.results.aggregate import summarize
 from reports.results.load import load
-from reports.results.record import Cell, Covers, Kind, Limit, Metrics, Record, Repetition, ResultFile, Status
+from reports.results.metrics import Metrics
+from reports.results.record import Cell, Covers, Kind, Limit, Record, ResultFile, Status
+from reports.results.repetition import Repetition
 
 BUDGET = 100_000_000
 

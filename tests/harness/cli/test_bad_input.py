@@ -21,8 +21,7 @@ from hypothesis import strategies as st
 from harness.cli import main as cli
 from harness.plan import overrides
 from harness.plan.experiment import ConfigError, plan, validate
-from reports import ReportError
-from reports.results.load import load
+from reports.results.load import ReportError, load
 from reports.results.record import RecordError, ResultFile
 from specmoe.errors import StoreError
 from specmoe.model.convert import build_store

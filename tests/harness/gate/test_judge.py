@@ -18,7 +18,8 @@ from harness.gate import evidence
 from harness.gate.judge import EXIT_CODES, Evidence, gate, judge
 from harness.plan.experiment import validate
 from harness.run.runner import RunError
-from reports.results.record import Cell, Limit, Metrics, Record, ResultFile
+from reports.results.metrics import Metrics
+from reports.results.record import Cell, Limit, Record, ResultFile
 from tests import ROOT
 
 

@@ -20,8 +20,7 @@ from harness.machine.gpu import Gpu
 from harness.machine.limits import MemoryLimit, detect
 from harness.machine.perf_events import MemoryCounters, encode
 from harness.machine.throttle import Throttle, ThrottleError, block_device
-from harness.run import achieved
-from reports.results.record import Ceilings, Cell, Metrics, Repetition
+from reports.results.record import Ceilings
 
 SUPPORT = detect()
 KEPT = Ceilings(date="2026-01-01T00:00:00+00:00", disk_read_gb_s=2.0, memory_gb_s=10.0)
@@ -54,40 +53,6 @@ def test_a_full_disk_is_refused_before_anything_is_written(tmp_path: Path) -> No
     with pytest.raises(ValueError, match="SPECMOE_CACHE"):
         calibrate.disk_read_gb_s(tmp_path, 1 << 60)
     assert list(tmp_path.iterdir()) == []
-
-
-CELL = Cell(system="specmoe", model="m", batch_size=2, new_tokens=5)
-METRICS = Metrics(prefill_tok_s=1, decode_tok_s=1, ttft_s=1, tpot_s=1, tokens_per_step=1, achieved_link_gb_s=1.0)
-REPETITION = Repetition(
-    prefill_s=1,
-    decode_s=2.0,
-    prompt_tokens=4,
-    new_tokens=10,
-    decode_steps=4,
-    expert_requests=6,
-    decode_kernel_read_bytes=1_000_000_000,
-)
-WEIGHTS = achieved.Weights(expert_bytes=500_000_000, other_bytes=250_000_000)
-
-
-def test_results_state_achieved_over_ceiling() -> None:
-    got = achieved.complete(METRICS, [REPETITION], CELL, KEPT, WEIGHTS)
-    assert got.link_of_ceiling == 0.5
-    assert (got.kernel_read_gb_s, got.disk_of_ceiling) == (0.5, 0.25)
-    assert (got.modelled_memory_gb_s, got.memory_of_ceiling) == (2.0, 0.2)
-
-
-def test_a_throttle_below_the_disk_is_the_ceiling() -> None:
-    cell = CELL.model_copy(update={"disk_read_limit_bytes_s": 1_000_000_000})
-    assert achieved.complete(METRICS, [REPETITION], cell, KEPT, WEIGHTS).link_of_ceiling == 1.0
-    assert achieved.complete(METRICS, [REPETITION], cell, None, WEIGHTS).link_of_ceiling == 1.0
-
-
-def test_without_a_calibration_shares_are_missing_and_not_guessed() -> None:
-    got = achieved.complete(METRICS, [REPETITION], CELL, None, WEIGHTS)
-    assert (got.link_of_ceiling, got.disk_of_ceiling, got.memory_of_ceiling) == (None, None, None)
-    silent = REPETITION.model_copy(update={"expert_requests": None})
-    assert achieved.complete(METRICS, [silent], CELL, KEPT, WEIGHTS).modelled_memory_gb_s is None
 
 
 @pytest.mark.parametrize(("kib", "fine"), [(128, True), (None, True), (8192, False)])

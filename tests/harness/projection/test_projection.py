@@ -21,10 +21,10 @@ from harness.projection.scenario import Routing
 from harness.projection.timeline import Overlap, Timed, Timeline
 from harness.projection.traces import Geometry, TraceError
 from harness.projection.traces.synthetic import Recipe, Skew, make
-from reports import ReportError
 from reports.figures import projection as projection_figures
 from reports.pages import projection, projection_page
 from reports.results import paper
+from reports.results.load import ReportError
 from reports.results.projection import load
 from reports.results.record import ResultFile
 from specmoe import SpecOptions

@@ -20,7 +20,6 @@ from harness.cli import main as cli
 from harness.machine.limits import detect
 from harness.plan.experiment import Experiment, validate
 from harness.run.runner import Runner
-from harness.run.worker import fidelity
 from reports.results.record import Record, ResultFile
 from tests import ROOT
 from tests.conftest import system_package
@@ -213,13 +212,6 @@ def test_trouble_becomes_a_record_and_never_stops_the_run(how: str, troubled: di
         assert record.metrics.fidelity < 1.0, "tokens that differ from the reference must show"
     else:
         assert message in record.error
-
-
-def test_fidelity_is_the_share_of_the_common_prefix() -> None:
-    assert fidelity([[1, 2, 3, 4]], [[1, 2, 3, 4]]) == 1.0
-    assert fidelity([[1, 2, 9, 4]], [[1, 2, 3, 4]]) == 0.5
-    assert fidelity([[1, 2, 3, 4], [9, 2, 3, 4]], [[1, 2, 3, 4], [1, 2, 3, 4]]) == 0.5
-    assert fidelity([[1, 2]], [[1, 2, 3, 4]]) == 0.0
 
 
 def test_bad_input_ends_with_code_two_and_one_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

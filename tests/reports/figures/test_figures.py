@@ -10,11 +10,11 @@ import pandas as pd
 import pytest
 
 from baselines.engine import SpecMoEOptions
-from reports import configured_order, figures
+from reports import figures
 from reports.figures import REGISTRY, Material, looks_of, sweeps
 from reports.figures.style import KINDS, KNOWN, assign, bar_marks, line_marks
 from reports.results import aggregate
-from reports.results.load import load
+from reports.results.load import configured_order, load
 from reports.results.stats import bootstrap
 from tests.reports.records import write
 from tests.reports.sample_report import everything

@@ -7,10 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from reports import ReportError
 from reports.figures.cycle_timeline import draw_timeline
 from reports.pages.ablation import write_ablation
-from reports.results.record import Cell, Limit, Metrics, Record, Repetition, ResultFile
+from reports.results.load import ReportError
+from reports.results.metrics import Metrics
+from reports.results.record import Cell, Limit, Record, ResultFile
+from reports.results.repetition import Repetition
 from specmoe import Timeline
 
 

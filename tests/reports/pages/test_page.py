@@ -11,7 +11,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from reports import ReportError, write_report
+from reports import write_report
+from reports.results.load import ReportError
 from reports.wording.tables import COLUMNS
 from tests.reports.records import experiment, record, write
 

@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from reports import ReportError
-from reports.results.load import METRICS, SCHEMA, load, workload_names
+from reports.results.load import ReportError, load, workload_names
+from reports.results.metrics import METRICS
+from reports.results.migrate import SCHEMA
 from tests.reports.records import BUDGET, experiment, record, summary_of, write
 
 

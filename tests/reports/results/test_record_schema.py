@@ -10,11 +10,10 @@ import pandas as pd
 import pytest
 
 from harness.cli import main as cli
-from reports import ReportError
 from reports.pages.export import export, frame_of
 from reports.results import schema
 from reports.results.lines import DamagedLine, seal, unseal
-from reports.results.load import load
+from reports.results.load import ReportError, load
 from reports.results.migrate import SCHEMA, upgrade
 from reports.results.record import Record, RecordError, ResultFile
 from tests import ROOT

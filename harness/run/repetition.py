@@ -1,0 +1,88 @@
+"""The raw figures of one repetition: clock, kernel counters, the system's own counters and the check of its output.
+
+The runner validates what the worker hands over as a ``reports.results.repetition.Repetition``.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from baselines.contract import CapabilityCard, Counters, Generation, Request
+from harness.run.engines import Engines
+
+_ORACLE_TIMES = {"oracle_prefill_s": "prefill_s", "oracle_decode_s": "decode_s"}
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A point in time, and the bytes that the kernel had read for this process and its engines until then."""
+
+    seconds: float
+    read_bytes: int | None
+
+    @classmethod
+    def now(cls, engines: Engines) -> Mark:
+        return cls(time.perf_counter(), engines.read_bytes())
+
+
+def raw_figures(
+    marks: Sequence[Mark], generation: Generation, request: Request, reference: list[list[int]], card: CapabilityCard
+) -> dict[str, Any]:
+    """Fields of a ``Repetition``; ``marks`` are start, first token and end of the call.
+
+    Counters are copied under their own names. ``reference`` holds the expected tokens of each row.
+
+    Raises:
+        RuntimeError: computed times from a system that is not an oracle, or an oracle without them.
+    """
+    counters, tokens = generation.counters, generation.rows()
+    start, first, end = marks
+    counted = {name: value for name, value in vars(counters).items() if name not in _ORACLE_TIMES}
+    measured = {
+        "prefill_s": first.seconds - start.seconds,
+        "decode_s": end.seconds - first.seconds,
+        "prompt_tokens": int(request.attention_mask.sum()),
+        "new_tokens": sum(map(len, tokens)),
+        "new_tokens_by_row": list(request.lengths) if request.output_tokens else None,
+        "decode_steps": counters.decode_steps or request.new_tokens - 1,
+        "prefill_kernel_read_bytes": _difference(start.read_bytes, first.read_bytes),
+        "decode_kernel_read_bytes": _difference(first.read_bytes, end.read_bytes),
+        "drafted_tokens": _total(counters.drafted_by_position),
+        "accepted_tokens": _total(counters.accepted_by_position),
+        "fidelity": fidelity(tokens, reference),
+    }
+    return counted | measured | oracle_times(card, counters)
+
+
+def oracle_times(card: CapabilityCard, counters: Counters) -> dict[str, float]:
+    """The times an oracle computed, which replace the clock's.
+
+    Raises:
+        RuntimeError: they come from another kind of system, or are missing from an oracle.
+    """
+    given = {name: value for source, name in _ORACLE_TIMES.items() if (value := getattr(counters, source)) is not None}
+    if bool(given) != (card.kind == "oracle"):
+        raise RuntimeError(
+            f"{card.name} is of kind {card.kind!r}: computed times come from oracles, and only from them"
+        )
+    return given
+
+
+def fidelity(tokens: list[list[int]], reference: list[list[int]]) -> float:
+    """Length of the common prefix over the reference's length, mean over rows; 1.0 if all tokens are equal."""
+    shares = []
+    for row, expected in zip(tokens, reference, strict=True):
+        same = next((i for i, pair in enumerate(zip(row, expected, strict=False)) if pair[0] != pair[1]), len(expected))
+        shares.append(same / len(expected) if len(row) == len(expected) else 0.0)
+    return sum(shares) / len(shares)
+
+
+def _difference(before: int | None, after: int | None) -> int | None:
+    return None if before is None or after is None else after - before
+
+
+def _total(counts: list[int] | None) -> int | None:
+    return None if counts is None else sum(counts)

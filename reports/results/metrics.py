@@ -1,0 +1,229 @@
+"""The metrics of a record: one entry each, from which everything else about a metric follows.
+
+A field of ``Metrics`` with its ``Metric`` defines how the figure is computed from a repetition and combined over
+repetitions, its unit, and its column in tables. The record schema, the loaded data frame, result tables, exports,
+comparisons, the gate and ``docs/record.md`` are derived from it. ``docs/adding-a-metric.md`` shows an example.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from reports.results.repetition import Repetition, Strict
+from reports.text import number, percent
+
+
+@dataclass(frozen=True)
+class Context:
+    """What is known of a cell besides its repetitions; None where it is unknown.
+
+    ``expert_bytes`` and ``other_bytes`` are the weights of one expert and of everything else, in the cell's dtype.
+    """
+
+    batch_size: int
+    expert_bytes: int
+    other_bytes: int
+    peak_rss_bytes: int | None = None
+    link_ceiling_gb_s: float | None = None
+    disk_ceiling_gb_s: float | None = None
+    memory_ceiling_gb_s: float | None = None
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What a metric is computed from: one repetition and its cell."""
+
+    raw: Repetition
+    cell: Context
+
+    @property
+    def decoded_tokens(self) -> int:
+        """New tokens without the first of each row, which belongs to the prefill."""
+        return self.raw.new_tokens - self.cell.batch_size
+
+
+Formula = Callable[[Sample], float | None]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """How a metric is computed and shown; its name and its meaning are those of the field.
+
+    ``combine`` reduces the values of the repetitions that have one. ``header`` is the metric's column in result
+    tables (None: no column), with values divided by ``scale`` and formatted by ``text``. ``repeats`` tells whether the
+    figure is independent of the machine's speed: ``exactly`` must be equal in every run of the same code (the gate
+    checks it), ``nearly`` may vary a little with timing; both are compared across machines.
+    """
+
+    formula: Formula
+    unit: str
+    header: str | None = None
+    scale: float = 1.0
+    text: Callable[[Any], str] = number
+    combine: Callable[[Sequence[float]], float] = statistics.median
+    repeats: Literal["exactly", "nearly"] | None = None
+
+    def of(self, samples: Sequence[Sample]) -> float | None:
+        """The metric of a cell; None where no repetition has a value."""
+        values = [value for sample in samples if (value := self.formula(sample)) is not None]
+        return self.combine(values) if values else None
+
+    def shown(self, value: float | None) -> str:
+        """A value as a table shows it, without its unit."""
+        return self.text(None if value is None else value / self.scale)
+
+
+def _over(part: float | None, whole: float | None) -> float | None:
+    return None if part is None or not whole else part / whole
+
+
+def _median_bytes(values: Sequence[float]) -> int:
+    return int(statistics.median(values))
+
+
+def _tokens_per_step(sample: Sample) -> float:
+    counted = sample.raw.tokens_per_step
+    return counted or sample.decoded_tokens / (sample.raw.decode_steps * sample.cell.batch_size)
+
+
+def _link_gb_s(sample: Sample) -> float | None:
+    rate = _over(sample.raw.decode_link_bytes, sample.raw.decode_link_busy_s)
+    return None if rate is None else rate * 1e-9
+
+
+def _decode_gb_s(nbytes: int | None, sample: Sample) -> float | None:
+    return None if nbytes is None or sample.raw.decode_s <= 0 else nbytes / sample.raw.decode_s / 1e9
+
+
+def _kernel_gb_s(sample: Sample) -> float | None:
+    return _decode_gb_s(sample.raw.decode_kernel_read_bytes, sample)
+
+
+def _memory_gb_s(sample: Sample) -> float | None:
+    raw, cell = sample.raw, sample.cell
+    if raw.expert_requests is None:
+        return None
+    return _decode_gb_s(raw.decode_steps * cell.other_bytes + raw.expert_requests * cell.expert_bytes, sample)
+
+
+class Metrics(Strict):
+    """Figures of one cell in one round, combined over its repetitions: medians unless stated otherwise."""
+
+    prefill_tok_s: Annotated[float, Metric(lambda s: s.raw.prompt_tokens / s.raw.prefill_s, "tok/s")]
+    """Prompt tokens of all rows over the time to first token."""
+    decode_tok_s: Annotated[float, Metric(lambda s: s.decoded_tokens / s.raw.decode_s, "tok/s", "decode tok/s")]
+    """New tokens of all rows over decode time, the first token of each row excluded."""
+    ttft_s: Annotated[float, Metric(lambda s: s.raw.prefill_s, "s", "TTFT s")]
+    """Time to first token: until every row has one."""
+    tpot_s: Annotated[float, Metric(lambda s: s.raw.decode_s * s.cell.batch_size / s.decoded_tokens, "s", "TPOT s")]
+    """Time per output token of a row after the first."""
+    tokens_per_step: Annotated[float, Metric(_tokens_per_step, "tokens", "tokens per step T(γ)", repeats="exactly")]
+    """Tokens that a row gains per target pass: 1 without speculation."""
+    acceptance_rate: Annotated[
+        float | None,
+        Metric(
+            lambda s: _over(s.raw.accepted_tokens, s.raw.drafted_tokens),
+            "share",
+            "acceptance",
+            text=percent,
+            repeats="exactly",
+        ),
+    ] = None
+    """Accepted over drafted tokens."""
+    hit_rate: Annotated[
+        float | None,
+        Metric(
+            lambda s: _over(s.raw.expert_hits, s.raw.expert_requests),
+            "share",
+            "hit rate",
+            text=percent,
+            repeats="nearly",
+        ),
+    ] = None
+    """Share of requested experts that were already on the device."""
+    link_bytes: Annotated[int | None, Metric(lambda s: s.raw.decode_link_bytes, "bytes", combine=_median_bytes)] = None
+    """Expert bytes moved over the link during decoding."""
+    link_bytes_per_token: Annotated[
+        float | None,
+        Metric(
+            lambda s: _over(s.raw.decode_link_bytes, s.decoded_tokens),
+            "bytes",
+            "link MB per token",
+            scale=1e6,
+            repeats="exactly",
+        ),
+    ] = None
+    """``link_bytes`` per decoded token."""
+    kernel_read_bytes: Annotated[
+        int | None, Metric(lambda s: s.raw.decode_kernel_read_bytes, "bytes", combine=_median_bytes)
+    ] = None
+    """Bytes that the kernel read from disk for the process during decoding."""
+    kernel_read_bytes_per_token: Annotated[
+        float | None,
+        Metric(
+            lambda s: _over(s.raw.decode_kernel_read_bytes, s.decoded_tokens),
+            "bytes",
+            "kernel-read MB per token",
+            scale=1e6,
+        ),
+    ] = None
+    """``kernel_read_bytes`` per decoded token."""
+    achieved_link_gb_s: Annotated[float | None, Metric(_link_gb_s, "GB/s", "link GB/s")] = None
+    """Bytes moved over the link, over the time in which it was transferring."""
+    peak_device_expert_bytes: Annotated[
+        int | None, Metric(lambda s: s.raw.peak_expert_bytes, "bytes", "peak expert MB", scale=1e6, combine=max)
+    ] = None
+    """Most expert bytes on the device at one time, as counted by the system; maximum over repetitions."""
+    peak_rss_bytes: Annotated[
+        int | None, Metric(lambda s: s.cell.peak_rss_bytes, "bytes", "peak process GB", scale=1e9, combine=max)
+    ] = None
+    """Peak resident memory of the process, sampled over the whole cell."""
+    fidelity: Annotated[
+        float | None,
+        Metric(lambda s: s.raw.fidelity, "share", "fidelity", text=percent, combine=min, repeats="exactly"),
+    ] = None
+    """Agreement of the output with the reference model's tokens, 1 if equal; minimum over repetitions."""
+    link_of_ceiling: Annotated[
+        float | None,
+        Metric(lambda s: _over(_link_gb_s(s), s.cell.link_ceiling_gb_s), "share", "link of ceiling", text=percent),
+    ] = None
+    """``achieved_link_gb_s`` over the calibrated rate of the same medium (disk or PCIe)."""
+    kernel_read_gb_s: Annotated[float | None, Metric(_kernel_gb_s, "GB/s")] = None
+    """Bytes that the kernel read over decode time, waiting included."""
+    disk_of_ceiling: Annotated[
+        float | None,
+        Metric(lambda s: _over(_kernel_gb_s(s), s.cell.disk_ceiling_gb_s), "share", "disk of ceiling", text=percent),
+    ] = None
+    """``kernel_read_gb_s`` over the calibrated disk rate, or over the throttle where that is lower."""
+    modelled_memory_gb_s: Annotated[float | None, Metric(_memory_gb_s, "GB/s")] = None
+    """Weight bytes that target passes read, over decode time: modelled, a lower bound (drafting not counted)."""
+    memory_of_ceiling: Annotated[
+        float | None,
+        Metric(
+            lambda s: _over(_memory_gb_s(s), s.cell.memory_ceiling_gb_s),
+            "share",
+            "memory of ceiling (modelled)",
+            text=percent,
+        ),
+    ] = None
+    """``modelled_memory_gb_s`` over the calibrated memory bandwidth."""
+
+
+METRICS: dict[str, Metric] = {
+    name: next(entry for entry in field.metadata if isinstance(entry, Metric))
+    for name, field in Metrics.model_fields.items()
+}
+
+
+def combine(repetitions: Sequence[Repetition], cell: Context) -> Metrics:
+    """The metrics of a cell from its repetitions.
+
+    Raises:
+        ArithmeticError: a required rate divides by zero.
+        ValueError: a required metric has no value.
+    """
+    samples = [Sample(repetition, cell) for repetition in repetitions]
+    return Metrics(**{name: metric.of(samples) for name, metric in METRICS.items()})  # type: ignore[arg-type]

@@ -1,0 +1,100 @@
+"""Metrics follow from repetitions as defined, and recomputing committed records gives the figures they hold."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+from baselines.contract import Counters
+from harness.run.metrics import Weights, measured
+from harness.run.repetition import fidelity
+from reports.results.metrics import METRICS, Context, combine
+from reports.results.record import Ceilings, Cell, ResultFile
+from reports.results.repetition import Repetition
+from tests import ROOT
+
+CELL = Cell(system="specmoe", model="m", batch_size=2, new_tokens=5)
+CEILINGS = Ceilings(date="2026-01-01T00:00:00+00:00", disk_read_gb_s=2.0, memory_gb_s=10.0)
+REPETITION = Repetition(
+    prefill_s=1,
+    decode_s=2.0,
+    prompt_tokens=4,
+    new_tokens=10,
+    decode_steps=4,
+    expert_requests=6,
+    decode_link_bytes=1_000_000_000,
+    decode_link_busy_s=1.0,
+    decode_kernel_read_bytes=1_000_000_000,
+)
+WEIGHTS = Weights(expert_bytes=500_000_000, other_bytes=250_000_000)
+NO_WEIGHTS = Context(batch_size=2, expert_bytes=0, other_bytes=0)
+OF_THE_CELL = {"peak_device_expert_bytes", "peak_rss_bytes"}  # counters of the process, not in older repetitions
+
+
+def test_every_counter_of_an_adapter_is_a_field_of_the_repetition() -> None:
+    counted = {field.name for field in fields(Counters)} - {"oracle_prefill_s", "oracle_decode_s"}
+    assert counted <= set(Repetition.model_fields)
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "docs" / "records").rglob("*.jsonl")), ids=lambda path: path.relative_to(ROOT).as_posix()
+)
+def test_recomputed_metrics_equal_committed_records(path: Path) -> None:
+    names = [name for name in METRICS if name not in OF_THE_CELL and not name.startswith(("modelled", "memory_of"))]
+    for record in ResultFile(path).read():
+        if record.metrics is None:
+            continue
+        found = measured(record.repetitions, record.cell, record.usage, record.ceilings, WEIGHTS)
+        for name in names:
+            assert getattr(found, name) == getattr(record.metrics, name), name
+
+
+def test_a_worker_loads_no_pandas_under_its_memory_limit() -> None:
+    loaded = "import sys, harness.run.worker; print(*{'pandas', 'matplotlib', 'scipy'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", loaded], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []
+
+
+def test_decode_figures_leave_out_the_first_token_of_each_row() -> None:
+    found = combine([REPETITION], NO_WEIGHTS)
+    assert (found.decode_tok_s, found.tpot_s, found.tokens_per_step) == (4.0, 0.5, 1.0)
+    assert (found.prefill_tok_s, found.ttft_s) == (4.0, 1.0)
+    assert found.link_bytes_per_token == 125_000_000
+
+
+def test_repetitions_are_combined_by_their_median_and_fidelity_by_its_minimum() -> None:
+    times = [REPETITION.model_copy(update={"decode_s": s, "fidelity": f}) for s, f in ((1, 1.0), (2, 0.5), (8, None))]
+    found = combine(times, NO_WEIGHTS)
+    assert (found.decode_tok_s, found.fidelity) == (4.0, 0.5)
+    assert found.hit_rate is None
+
+
+def test_shares_of_the_calibrated_ceilings_are_stated() -> None:
+    found = measured([REPETITION], CELL, None, CEILINGS, WEIGHTS)
+    assert found.link_of_ceiling == 0.5
+    assert (found.kernel_read_gb_s, found.disk_of_ceiling) == (0.5, 0.25)
+    assert (found.modelled_memory_gb_s, found.memory_of_ceiling) == (2.0, 0.2)
+
+
+def test_a_throttle_below_the_disk_is_the_ceiling() -> None:
+    cell = CELL.model_copy(update={"disk_read_limit_bytes_s": 1_000_000_000})
+    assert measured([REPETITION], cell, None, CEILINGS, WEIGHTS).link_of_ceiling == 1.0
+    assert measured([REPETITION], cell, None, None, WEIGHTS).link_of_ceiling == 1.0
+
+
+def test_without_a_calibration_shares_are_missing_and_not_guessed() -> None:
+    found = measured([REPETITION], CELL, None, None, WEIGHTS)
+    assert (found.link_of_ceiling, found.disk_of_ceiling, found.memory_of_ceiling) == (None, None, None)
+    silent = REPETITION.model_copy(update={"expert_requests": None})
+    assert measured([silent], CELL, None, CEILINGS, WEIGHTS).modelled_memory_gb_s is None
+
+
+def test_fidelity_is_the_share_of_the_common_prefix() -> None:
+    assert fidelity([[1, 2, 3, 4]], [[1, 2, 3, 4]]) == 1.0
+    assert fidelity([[1, 2, 9, 4]], [[1, 2, 3, 4]]) == 0.5
+    assert fidelity([[1, 2, 3, 4], [9, 2, 3, 4]], [[1, 2, 3, 4], [1, 2, 3, 4]]) == 0.5
+    assert fidelity([[1, 2]], [[1, 2, 3, 4]]) == 0.0
