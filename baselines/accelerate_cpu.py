@@ -12,8 +12,9 @@ import torch
 from accelerate import cpu_offload
 
 from baselines import fused
-from baselines.contract import CapabilityCard, Setting, register
+from baselines.contract import CapabilityCard, Setting
 from baselines.hf import GreedySystem, accelerator, check_fits_limit, shell_without_experts
+from baselines.registry import register
 from specmoe.model.checkpoint import expert_modules
 from specmoe.offload.store import ExpertStore
 

@@ -13,8 +13,9 @@ import torch
 from accelerate import dispatch_model
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from baselines.contract import CapabilityCard, Setting, register
+from baselines.contract import CapabilityCard, Setting
 from baselines.hf import GreedySystem, shell_without_experts
+from baselines.registry import register
 from specmoe.files import folder_appears
 from specmoe.model.checkpoint import build_shell, expert_modules
 

@@ -1,24 +1,21 @@
-"""The adapter contract: what a system must implement to be measured, and the registry of systems.
+"""The adapter contract: what a system must implement to be measured.
 
-To add a system, put one file into this package (or expose the entry point ``specmoe_bench.systems`` from another
-package) that defines a class with a ``card``, an ``Options`` model and four methods, decorated with ``@register``.
-The harness drives every system only through this contract and times all of them with the same clock.
+A system is a class with a ``card``, an ``Options`` model and four methods (``System``), registered by
+``baselines.registry``.  The harness drives every system only through this contract and times all of them with the same
+clock.
 """
 
 from __future__ import annotations
 
 import importlib
-import pkgutil
 import subprocess
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol, TypeVar
 
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 Grain = Literal["experts", "modules", "layers", "pages", "nothing"]
 Tier = Literal["gpu", "ram", "disk"]
@@ -268,37 +265,6 @@ class System(Protocol):
     def close(self) -> None: ...
 
 
-_SYSTEMS: dict[str, Callable[[Any], System]] = {}
-_ENTRY_POINTS = "specmoe_bench.systems"
-
-
-def register(system: Any) -> Any:
-    """Class decorator: register a system under its card's name.
-
-    Raises:
-        ValueError: another system has this name.
-    """
-    name = system.card.name
-    if name in _SYSTEMS and _SYSTEMS[name] is not system:
-        raise ValueError(f"two systems are called {name!r}: rename one card")
-    _SYSTEMS[name] = system
-    return system
-
-
-def systems() -> dict[str, Any]:
-    """All system classes by name: those of this package, then those of other packages' entry points."""
-    import baselines
-
-    for module in pkgutil.iter_modules(baselines.__path__):
-        importlib.import_module(f"baselines.{module.name}")
-    for entry in entry_points(group=_ENTRY_POINTS):
-        try:
-            entry.load()
-        except Exception as error:  # a faulty package must not hide the other systems
-            warnings.warn(f"system {entry.name!r} of {entry.value} cannot be loaded: {error!r}", stacklevel=2)
-    return dict(sorted(_SYSTEMS.items()))
-
-
 def require(module: str, extra: str) -> Any:
     """Import an optional package.
 
@@ -314,24 +280,3 @@ def require(module: str, extra: str) -> Any:
 def missing(module: str, extra: str, reason: object) -> NotSupported:
     """The error to raise when an optional package cannot be imported."""
     return NotSupported(f"{module} cannot be imported ({reason}): pip install 'specmoe-bench[{extra}]'")
-
-
-def create(name: str, options: dict[str, Any]) -> System:
-    """A system with validated options.
-
-    Raises:
-        ValueError: unknown system or option; the message lists the known ones.
-    """
-    known = systems()
-    if name not in known:
-        raise ValueError(f"unknown system {name!r}: use one of {', '.join(known)}")
-    cls = known[name]
-    try:
-        validated = cls.Options(**options)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "options"
-        allowed = ", ".join(cls.Options.model_fields) or "none"
-        raise ValueError(f"system {name!r}, option {where}: {first['msg']} (options: {allowed})") from error
-    system: System = cls(validated)
-    return system

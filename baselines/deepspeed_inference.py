@@ -11,9 +11,10 @@ from typing import ClassVar
 
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from baselines.contract import CapabilityCard, NotSupported, Setting, SystemOptions, register, require
+from baselines.contract import CapabilityCard, NotSupported, Setting, SystemOptions, require
 from baselines.deepspeed_common import EXTRA, DeepSpeedSystem
 from baselines.hf import check_fits_limit
+from baselines.registry import register
 from specmoe.offload.store import ExpertStore
 
 

@@ -17,9 +17,10 @@ import torch
 from transformers import PreTrainedModel
 
 from baselines import fused
-from baselines.contract import CapabilityCard, Setting, SystemOptions, register, require
+from baselines.contract import CapabilityCard, Setting, SystemOptions, require
 from baselines.deepspeed_common import EXTRA, DeepSpeedSystem
 from baselines.hf import check_fits_limit, place_experts, shell_without_experts
+from baselines.registry import register
 from specmoe.model.checkpoint import expert_modules
 from specmoe.offload.store import ExpertStore
 

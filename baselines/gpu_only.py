@@ -17,8 +17,8 @@ from baselines.contract import (
     Setting,
     SystemOptions,
     Tier,
-    register,
 )
+from baselines.registry import register
 
 
 class _GpuOnly:

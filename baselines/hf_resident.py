@@ -9,8 +9,9 @@ from typing import ClassVar
 
 from transformers import AutoModelForCausalLM
 
-from baselines.contract import CapabilityCard, Setting, register
+from baselines.contract import CapabilityCard, Setting
 from baselines.hf import ExpertsOptions, GreedySystem, accelerator
+from baselines.registry import register
 
 
 @register

@@ -25,9 +25,9 @@ from baselines.contract import (
     SystemOptions,
     missing,
     prepared,
-    register,
     require,
 )
+from baselines.registry import register
 from specmoe.model.convert import open_or_build
 
 _FILE = "model.gguf"

@@ -13,8 +13,9 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from baselines import fused
-from baselines.contract import CapabilityCard, Setting, register
+from baselines.contract import CapabilityCard, Setting
 from baselines.hf import ExpertsOptions, GreedySystem, place_experts, shell_without_experts
+from baselines.registry import register
 from specmoe.files import folder_appears
 from specmoe.model.checkpoint import expert_modules
 from specmoe.model.convert import open_or_build

@@ -20,9 +20,9 @@ from baselines.contract import (
     Setting,
     before_first_token,
     prepared,
-    register,
 )
 from baselines.hf import ExpertsOptions, GreedySystem, place_experts, shell_without_experts
+from baselines.registry import register
 from specmoe.model.checkpoint import expert_modules
 from specmoe.offload.device import open_device
 from specmoe.offload.link import Link

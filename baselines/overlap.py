@@ -11,8 +11,9 @@ import time
 from itertools import pairwise
 from typing import Literal
 
-from baselines.contract import CapabilityCard, Generation, Request, SystemOptions, before_first_token, register
+from baselines.contract import CapabilityCard, Generation, Request, SystemOptions, before_first_token
 from baselines.engine import OnDemandSystem
+from baselines.registry import register
 
 Hidden = Literal["behind-compute", "entirely"]
 

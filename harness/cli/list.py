@@ -36,10 +36,10 @@ def command(
 
 def systems() -> list[str]:
     """Each system with its capabilities and its options' defaults."""
-    from baselines import contract
+    from baselines import registry
 
     lines = []
-    for name, system in contract.systems().items():
+    for name, system in registry.systems().items():
         card = system.card
         lines.append(f"{name:20} {card.summary}")
         lines.append(f"{'':20} moves {card.grain}; tiers {', '.join(card.tiers)}; {', '.join(_facts(card))}")

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from baselines import contract
+from baselines import registry
 from harness.conformance.checks import CHECKS, NEEDS, Check, Evidence, judge
 from harness.machine.limits import drop_page_cache
 from harness.machine.proc import kernel_read_bytes
@@ -53,7 +53,7 @@ def examine(name: str, options: dict[str, Any], work: Path, only: Collection[str
     if unknown:
         raise ValueError(f"unknown check {unknown[0]!r}: use one of {', '.join(CHECKS)}")
     chosen = [check for check in CHECKS if not only or check in only]
-    evidence = Evidence(contract.create(name, options).card)
+    evidence = Evidence(registry.create(name, options).card)
     with _private_temporary_folder(work) as (temporary, mark):
         _gather(name, options, work, frozenset().union(*(NEEDS[check] for check in chosen)), evidence)
         evidence.leftovers += [f"temporary file {path}" for path in leaks.listing([temporary])]
@@ -64,7 +64,7 @@ def examine(name: str, options: dict[str, Any], work: Path, only: Collection[str
 def _gather(name: str, options: dict[str, Any], work: Path, runs: frozenset[str], evidence: Evidence) -> None:
     """Run the system as often as the named runs need."""
     try:
-        contract.create(name, {**options, "no_such_option": 1})
+        registry.create(name, {**options, "no_such_option": 1})
     except ValueError as error:
         evidence.unknown_option = str(error)
     small, large = _Place(name, options, work, SMALL), _Place(name, options, work, LARGE)

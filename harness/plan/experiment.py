@@ -11,7 +11,7 @@ import yaml
 from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 from pydantic.fields import FieldInfo
 
-from baselines import contract
+from baselines import registry
 from harness.plan import overrides
 from reports.results.record import Cell
 from specmoe.sizes import parse_bytes
@@ -189,7 +189,7 @@ def _variants(experiment: Experiment, entry: SystemEntry) -> list[dict[str, Any]
         )
     for options in variants:
         try:
-            contract.create(entry.system, options)
+            registry.create(entry.system, options)
         except ValueError as error:
             raise ConfigError(f"experiment {experiment.name!r}: {error}") from error
     return variants

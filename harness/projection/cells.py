@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from baselines import contract
+from baselines import registry
 from harness.projection.record_trace import RunToRecord, record
 from harness.projection.traces import Trace, TraceError, files
 from reports.results.record import Cell, Record, ResultFile
@@ -74,7 +74,7 @@ def load(results: Sequence[Path]) -> list[MeasuredCell]:
 
 def options_of(cell: Cell) -> SpecOptions:
     """What the adapter of a cell's system asks of the engine."""
-    arguments: dict[str, Any] = dict(contract.create(cell.system, cell.options).arguments())  # type: ignore[attr-defined]
+    arguments: dict[str, Any] = dict(registry.create(cell.system, cell.options).arguments())  # type: ignore[attr-defined]
     options = arguments.pop("options", None)
     return options if options is not None else SpecOptions.of(**arguments)
 

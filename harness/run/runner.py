@@ -16,7 +16,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from baselines import contract
+from baselines import registry
 from harness.machine import ceilings, environment
 from harness.machine.limits import MemoryLimit, clean_stale_groups, detect, drop_page_cache
 from harness.machine.throttle import Throttle
@@ -189,7 +189,7 @@ class Runner:
             outcome = Outcome(built, none, None, 0.0)
         else:
             drop_page_cache([self._model_path, self._store_path, self._scratch(cell.system)])
-            limited = contract.systems()[cell.system].card.limited
+            limited = registry.systems()[cell.system].card.limited
             limit_bytes = cell.process_limit_bytes if limited else None
             outcome = self._work("measure", planned, limit_bytes, self.experiment.timeout_s)
         return self._record(planned, number, attempt, started_at, outcome)
@@ -202,7 +202,7 @@ class Runner:
 
     def _record(self, planned: PlannedCell, number: int, attempt: int, started_at: str, outcome: Outcome) -> Record:
         cell = planned.cell
-        card = contract.systems()[cell.system].card
+        card = registry.systems()[cell.system].card
         answer = outcome.answer
         repetitions, metrics = self._figures(cell, outcome)
         return Record(
@@ -253,7 +253,7 @@ class Runner:
         """Run one worker process to its end."""
         cell = planned.cell
         measuring = action == "measure"
-        own_process = contract.systems()[cell.system].card.own_process
+        own_process = registry.systems()[cell.system].card.own_process
         throttle = Throttle.of(self._store_path, cell.disk_read_limit_bytes_s if measuring else None)
         covers: Covers = "engine" if measuring and own_process else "worker"
         limit = MemoryLimit(limit_bytes, action, throttle=throttle, covers=covers)
@@ -283,7 +283,7 @@ def scratch_path(model_path: Path, store_path: Path, system: str) -> Path:
 
 def _build_key(planned: PlannedCell) -> str:
     """Cells of one key are built once: one system, and those of its options that its card says matter."""
-    card = contract.systems()[planned.cell.system].card
+    card = registry.systems()[planned.cell.system].card
     options = {name: planned.cell.options.get(name) for name in card.build_options}
     return json.dumps([planned.cell.system, options], sort_keys=True)
 

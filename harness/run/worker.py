@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from baselines import contract
+from baselines import registry
 from baselines.contract import Generation, NotSupported, Request, Setting
 from harness.run import leaks
 from harness.run.engines import Engines
@@ -46,7 +46,7 @@ def run(job: Job) -> Answer:
         return _reference(job)
     cell, limit = job.cell, job.limit
     engines = Engines(limit.engine_prefix, limit.engine_groups, limit.engine_ids)
-    system = contract.create(cell.system, cell.options)
+    system = registry.create(cell.system, cell.options)
     if refusal := system.card.refusal(cell.dtype, 1 if job.action == "build" else cell.batch_size):
         raise NotSupported(refusal)
     setting = setting_of(job, engines)

@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import PreTrainedModel
 
-from baselines import contract, fused, gguf_file, overlap
+from baselines import contract, fused, gguf_file, overlap, registry
 from baselines.contract import NotSupported, Request, Setting
 from harness.cli import main as cli
 from harness.conformance.examine import CHECKS, Check
@@ -159,7 +159,7 @@ def test_other_weights_under_the_same_name_get_another_scratch_folder(tmp_path: 
 def test_a_budget_below_one_layer_is_refused_by_whole_layer_streaming(
     tiny: tuple[Path, PreTrainedModel], tmp_path: Path
 ) -> None:
-    system = contract.create("naive", {})
+    system = registry.create("naive", {})
     setting = Setting(tiny[0], tiny[0] / "store", tmp_path, torch.float32, 4096, 1)
     system.build(setting)
     with pytest.raises(NotSupported, match="raise expert_budget"):
@@ -170,7 +170,7 @@ def test_a_budget_below_one_layer_is_refused_by_whole_layer_streaming(
 def test_what_needs_all_experts_in_memory_is_refused_under_a_limit_below_them(
     tiny: tuple[Path, PreTrainedModel], tmp_path: Path
 ) -> None:
-    system = contract.create("accelerate-cpu", {})
+    system = registry.create("accelerate-cpu", {})
     setting = Setting(tiny[0], tiny[0] / "store", tmp_path, torch.float32, None, 1, process_limit_bytes=1 << 20)
     system.build(setting)
     with pytest.raises(NotSupported, match="exceed the process limit of 1 MB"):
@@ -219,7 +219,7 @@ def test_hidden_transfers_cost_the_longer_of_compute_and_link(wall_s: float, wai
 
 
 def test_computed_times_come_from_oracles_and_only_from_them() -> None:
-    known = contract.systems()
+    known = registry.systems()
     computed = contract.Counters(oracle_prefill_s=1.0, oracle_decode_s=2.0)
     assert oracle_times(known["overlap"].card, computed) == {"prefill_s": 1.0, "decode_s": 2.0}
     assert oracle_times(known["naive"].card, contract.Counters()) == {}
@@ -274,7 +274,7 @@ def test_generate_before_prepare_is_an_error_that_says_so() -> None:
     request = Request(torch.ones(1, 2, dtype=torch.long), torch.ones(1, 2, dtype=torch.long), 1, lambda: None)
     for name in ("on-demand", "naive", "hf-resident", "mmap", "llama-cpp"):
         with pytest.raises(RuntimeError, match="call prepare first"):
-            contract.create(name, {}).generate(request)
+            registry.create(name, {}).generate(request)
 
 
 def test_a_card_refuses_what_it_does_not_name() -> None:

@@ -23,8 +23,8 @@ from baselines.contract import (
     Request,
     Setting,
     SystemOptions,
-    register,
 )
+from baselines.registry import register
 
 
 def experts(model: Any) -> dict[str, Any]:

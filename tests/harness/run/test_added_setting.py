@@ -32,13 +32,13 @@ from typing import ClassVar
 
 import torch
 
-from baselines import contract
+from baselines import contract, registry
 from harness.plan.experiment import plan, validate
 from harness.run.job import Job, Paths
 from harness.run.worker import work
 
 
-@contract.register
+@registry.register
 class Probe:
     card: ClassVar = contract.CapabilityCard("probe", "p", "p", grain="nothing", knows_budget=False)
     Options: ClassVar = contract.SystemOptions

@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 import pytest
 import torch
 
-from baselines import contract
+from baselines import contract, registry
 from baselines.contract import CapabilityCard, Generation, Request, Setting, SystemOptions
 from harness.machine.limits import LimitSupport, MemoryLimit, detect, drop_page_cache
 from harness.machine.telemetry import Telemetry
@@ -192,7 +192,7 @@ def test_a_setting_by_itself_starts_without_a_limit(tmp_path: Path) -> None:
         _tell(engine, "hold 1")
 
 
-@contract.register
+@registry.register
 class _Driven:
     """Drives ``ENGINE``, into trouble where its option says so."""
 

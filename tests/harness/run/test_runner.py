@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 import pytest
 import torch
 
-from baselines import contract
+from baselines import registry
 from baselines.contract import CapabilityCard, Generation, NotSupported, Request, Setting, SystemOptions
 from harness.cli import main as cli
 from harness.machine.limits import detect
@@ -142,7 +142,7 @@ def test_a_killed_run_goes_on_where_it_was(tmp_path: Path) -> None:
     assert len(records) == len({r.key for r in records}) == 6
 
 
-@contract.register
+@registry.register
 class _Troubled:
     """A system that fails in the way its option says."""
 
