@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from specmoe.offload.link import LinkStats
-from specmoe.offload.residency import ResidencyStats
+from specmoe.offload.counters import LinkStats, ResidencyStats
 
 
 @dataclass

@@ -249,18 +249,18 @@ class _Ahead:
         self._credit += self._per_step
         came = 0
         for key, demand in sorted(self._demand.items(), key=lambda item: (-item[1], item[0])):
-            if self._residency.holds(*key):
+            if self._residency.slots.holds(*key):
                 continue
             if self._credit < 1 or not self._left:
                 break
-            if self._residency.prefetch(key, float(demand), self._demand.__contains__):
+            if self._residency.prefetched.start(key, float(demand), self._demand.__contains__):
                 self._credit, self._left, came = self._credit - 1, self._left - 1, came + 1
         self._credit = min(self._credit, 1.0)
         return came
 
     def end(self) -> None:
         """A verification is over; what it did not ask for is given up."""
-        self._residency.end_prefetch()
+        self._residency.prefetched.end()
         self._demand.clear()
         self._credit, self._left = 0.0, self._most
 

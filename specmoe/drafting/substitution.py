@@ -103,7 +103,8 @@ def make_rule(
         chosen[drafting] = torch.tensor(drafting)
         return MapTo(chosen.to(device))
     if name == "merged":
-        assert slices is not None
+        if slices is None:
+            raise ValueError("substitution 'merged' needs the merged slice of each expert: give slices")
         stand_in = slices.clone()
         stand_in[drafting] = torch.tensor(drafting, dtype=torch.long)
         return MapTo(stand_in.to(device))

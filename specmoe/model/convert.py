@@ -173,32 +173,46 @@ def _write(
     dtype: torch.dtype | None,
     progress: Progress | None,
 ) -> ExpertStore:
+    """Write all layer files and the index; ``dtype`` defaults to that of the first expert."""
     tensors = _Reader()
+    first = next(iter(sources))
+    dtype = dtype or next(iter(_expert_tensors(tensors, sources[first], 0, None, first).values())).dtype
     total = sum(len(source.parts) for source in sources.values())
-    done = 0
     specs: list[LayerSpec] = []
     for module, source in sources.items():
-        model_layer = next(int(part) for part in module.split(".") if part.isdigit())
-        file = f"layer_{model_layer:03d}.bin"
-        checksums: list[str] = []
-        spec_tensors: tuple[TensorSpec, ...] = ()
-        size = 0
-        with (folder / file).open("wb") as out:
-            for expert in range(len(source.parts)):
-                named = _expert_tensors(tensors, source, expert, dtype, module)
-                dtype = dtype or next(iter(named.values())).dtype
-                spec_tensors, data = _pack(named)
-                size = len(data)
-                checksums.append(write_expert(out, data))
-                done += 1
-                if progress:
-                    progress(done, total)
-        stride = round_to_pages(size)
-        specs.append(LayerSpec(model_layer, module, len(checksums), size, stride, file, spec_tensors, tuple(checksums)))
-    assert dtype is not None
-    source_facts = {"model_type": model.config.model_type, **fingerprint(reader.path)}
-    write_index(folder, dtype, specs, source_facts)
-    return ExpertStore(folder, dtype, specs, source_facts)
+        done = sum(spec.experts for spec in specs)
+        specs.append(_write_layer(tensors, source, module, folder, dtype, _offset(progress, done, total)))
+    facts = {"model_type": model.config.model_type, **fingerprint(reader.path)}
+    write_index(folder, dtype, specs, facts)
+    return ExpertStore(folder, dtype, specs, facts)
+
+
+def _offset(progress: Progress | None, done: int, total: int) -> Callable[[int], None]:
+    """Reports experts of one layer as experts of all, of which ``done`` were written before."""
+    return lambda experts: progress(done + experts, total) if progress else None
+
+
+def _write_layer(
+    reader: _Reader,
+    source: _LayerSource,
+    module: str,
+    folder: Path,
+    dtype: torch.dtype,
+    progress: Callable[[int], None],
+) -> LayerSpec:
+    """Write the file of one layer's experts, one expert in memory at a time."""
+    model_layer = next(int(part) for part in module.split(".") if part.isdigit())
+    file = f"layer_{model_layer:03d}.bin"
+    checksums: list[str] = []
+    tensors: tuple[TensorSpec, ...] = ()
+    size = 0
+    with (folder / file).open("wb") as out:
+        for expert in range(len(source.parts)):
+            tensors, data = _pack(_expert_tensors(reader, source, expert, dtype, module))
+            size = len(data)
+            checksums.append(write_expert(out, data))
+            progress(expert + 1)
+    return LayerSpec(model_layer, module, len(checksums), size, round_to_pages(size), file, tensors, tuple(checksums))
 
 
 def _expert_tensors(

@@ -38,33 +38,35 @@ class RaggedLayer(CacheLayerMixin):
         self._lengths, self._max_length = lengths, max_length
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
-        rows, heads = key_states.shape[:2]
-        self.dtype, self.device = key_states.dtype, key_states.device
-        self.keys = key_states.new_zeros(rows, heads, self._max_length, key_states.shape[-1])
-        self.values = value_states.new_zeros(rows, heads, self._max_length, value_states.shape[-1])
+        self._allocate(key_states, value_states)
+
+    def _allocate(self, keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Zeros [B, heads, max_length, dim] for keys and values like these ([B, heads, Q, dim])."""
+        rows, heads = keys.shape[:2]
+        self.dtype, self.device = keys.dtype, keys.device
+        self.keys = keys.new_zeros(rows, heads, self._max_length, keys.shape[-1])
+        self.values = values.new_zeros(rows, heads, self._max_length, values.shape[-1])
         self.is_initialized = True
+        return self.keys, self.values
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Write [B, heads, Q, dim] at each row's length; returns all keys and values up to the longest row."""
-        if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
-        assert self.keys is not None
-        assert self.values is not None
+        keys, values = self.keys, self.values
+        if keys is None or values is None:
+            keys, values = self._allocate(key_states, value_states)
         queries = key_states.shape[-2]
         positions = self._lengths.positions(queries)  # [B, Q]
         rows = torch.arange(len(positions), device=positions.device)[:, None]
-        self.keys[rows, :, positions] = key_states.transpose(1, 2)
-        self.values[rows, :, positions] = value_states.transpose(1, 2)
+        keys[rows, :, positions] = key_states.transpose(1, 2)
+        values[rows, :, positions] = value_states.transpose(1, 2)
         longest = self.get_mask_sizes(queries)[0]
-        return self.keys[:, :, :longest], self.values[:, :, :longest]
+        return keys[:, :, :longest], values[:, :, :longest]
 
     def select(self, rows: torch.Tensor) -> None:
         """Keep only ``rows`` (long [B'])."""
-        if self.is_initialized:
-            assert self.keys is not None
-            assert self.values is not None
+        if self.keys is not None and self.values is not None:
             self.keys, self.values = self.keys[rows], self.values[rows]
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:

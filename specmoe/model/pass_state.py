@@ -92,7 +92,7 @@ class PassState:
         self._generator = torch.Generator().manual_seed(options.seed)
         self._picks: list[tuple[torch.Tensor, torch.Tensor] | None] = [None] * len(tables)
         for layer, assigned in enumerate(slices or []):
-            residency.keep_permanently(layer, sorted(set(assigned.tolist())))
+            residency.slots.keep_permanently(layer, sorted(set(assigned.tolist())))
 
     @contextmanager
     def running(self, current: Pass, recorder: Recorder) -> Iterator[None]:
@@ -127,20 +127,20 @@ class PassState:
             started = time.perf_counter()
             wanted |= self._refresh(self.selection, layer, index, counts, current)
             self.refresh_s += time.perf_counter() - started
-        missing_slices = {e for e in self.residency.permanent(layer) if not self.residency.holds(layer, e)}
+        missing_slices = {e for e in self.residency.slots.permanent(layer) if not self.residency.slots.holds(layer, e)}
         return sorted(wanted | missing_slices)
 
     def _refresh(
         self, selection: DraftSelection, layer: int, index: torch.Tensor, counts: torch.Tensor, current: Pass
     ) -> set[int]:
         """Let the selection see the pass and pin its choice; returns the pinned experts that are not resident."""
-        resident = self.residency.resident(layer)
+        resident = self.residency.slots.resident(layer)
         at_hand = resident | set(counts.nonzero().flatten().tolist())
         if current.counted is not None:
             counts = self._bincount(layer, index[current.valid & current.counted])
         pinned = selection.refresh(layer, counts, at_hand, current.is_prompt)
-        if pinned != self.residency.pinned(layer):
-            self.residency.pin(layer, pinned)
+        if pinned != self.residency.slots.pinned(layer):
+            self.residency.slots.pin(layer, pinned)
             self._rules[layer] = None
         if self.options.counted == "accepted" and not current.is_prompt:
             self._picks[layer] = (index, current.valid)
@@ -173,11 +173,11 @@ class PassState:
         """Experts of the layer that may draft now."""
         if self.options.draft_pool == "resident":
             return self.residency.ready(layer)
-        return self.residency.pinned(layer)
+        return self.residency.slots.pinned(layer)
 
     def _rule(self, layer: int, device: torch.device) -> SubstitutionRule:
         current = self._rules[layer]
-        version = self.residency.version[layer] if self.options.draft_pool == "resident" else 0
+        version = self.residency.slots.version[layer] if self.options.draft_pool == "resident" else 0
         if current is None or current.version != version:
             rule = make_rule(
                 self.options.substitution,

@@ -49,16 +49,16 @@ class ExpertArena:
         """Experts with a slot, in the order they came."""
         return list(self._slot_of)
 
-    def acquire(self, key: Key) -> torch.Tensor | None:
-        """Give ``key`` a free slot (uint8 [slot_bytes]), or None when there is none.
+    def acquire(self, key: Key) -> torch.Tensor:
+        """Give ``key`` one of the free slots (uint8 [slot_bytes]).
 
         Raises:
-            ValueError: ``key`` has a slot already.
+            ValueError: ``key`` has a slot already, or none is free.
         """
         if key in self._slot_of:
             raise ValueError(f"expert {key} already has a slot")
         if not self._free:
-            return None
+            raise ValueError(f"no slot is free for expert {key}: release one first")
         self._slot_of[key] = self._free.pop()
         self.peak_slots = max(self.peak_slots, len(self._slot_of))
         return self.buffer(key)

@@ -5,29 +5,16 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from dataclasses import dataclass, replace
+from typing import Protocol
 
 import torch
 
 from specmoe.errors import SpecMoEError
+from specmoe.offload.counters import LinkStats
 from specmoe.offload.device import Device, host_bytes
 from specmoe.offload.sources import Source
 from specmoe.offload.store import ExpertStore
 from specmoe.timeline import Timeline
-
-
-@dataclass
-class LinkStats:
-    """Running totals since the link was opened.
-
-    ``busy_s`` is time in which at least one transfer was under way; ``wait_s`` is time the compute
-    side stood still for one.
-    """
-
-    moved_bytes: int = 0
-    transfers: int = 0
-    busy_s: float = 0.0
-    wait_s: float = 0.0
 
 
 class Transfer:
@@ -61,6 +48,18 @@ class Transfer:
         if self._event is not None:
             torch.cuda.current_stream().wait_event(self._event)
         return time.perf_counter() - started
+
+
+class Mover(Protocol):
+    """What residency needs of a link; a replay that moves no bytes provides it too."""
+
+    def submit(self, layer: int, expert: int, slot: torch.Tensor, ahead: bool = False) -> Transfer: ...
+
+    def promote(self, transfer: Transfer) -> None: ...
+
+    def withdraw(self, transfer: Transfer) -> bool: ...
+
+    def wait(self, transfer: Transfer) -> None: ...
 
 
 class _Queue:
@@ -169,17 +168,11 @@ class Link:
 
     def snapshot(self) -> LinkStats:
         """A copy of the counters; subtract two with ``since``."""
-        return replace(self.stats)
+        return self.stats.copy()
 
     def since(self, before: LinkStats) -> LinkStats:
         """What happened after ``before`` was taken."""
-        now = self.stats
-        return LinkStats(
-            now.moved_bytes - before.moved_bytes,
-            now.transfers - before.transfers,
-            now.busy_s - before.busy_s,
-            now.wait_s - before.wait_s,
-        )
+        return self.stats.since(before)
 
     def close(self) -> None:
         """Finish queued transfers, stop the thread, close the source; safe to call twice."""

@@ -48,14 +48,14 @@ class Prefetcher:
 
     def end(self, verify_s: float) -> None:
         """The cycle's verification is over and took ``verify_s``; what it did not ask for is given up."""
-        self._residency.end_prefetch()
+        self._residency.prefetched.end()
         self._verify_s = verify_s if not self._verify_s else 0.7 * self._verify_s + 0.3 * verify_s
 
     def wanted(self, layer: int, counts: torch.Tensor) -> None:
         """One draft step asked this layer for experts ``counts`` (long [E]) times."""
         demand = self._demand[layer]
         demand += counts
-        resident = self._residency.resident(layer)
+        resident = self._residency.slots.resident(layer)
         absent = [e for e in counts.nonzero().flatten().tolist() if e not in resident]
         stride = self._store.layers[layer].stride_bytes
         for expert in sorted(absent, key=lambda e: -float(demand[e])):
@@ -64,7 +64,7 @@ class Prefetcher:
             if not self._arrives_in_time(layer, stride):
                 self.skipped_late += 1
                 continue
-            if self._residency.prefetch((layer, expert), float(demand[expert]), self._is_asked_for):
+            if self._residency.prefetched.start((layer, expert), float(demand[expert]), self._is_asked_for):
                 self._left_bytes -= stride
 
     def _is_asked_for(self, key: Key) -> bool:

@@ -73,7 +73,7 @@ def test_a_full_set_of_draft_experts_is_always_accepted(tiny: tuple[Path, PreTra
     ids, mask = prompts(2)
     with _engine(tiny, gamma=4, draft_experts=8) as engine:
         engine.generate(ids, mask, max_new_tokens=40)  # until every expert has been seen
-        pinned = [len(engine._state.residency.pinned(p)) for p in range(3)]
+        pinned = [len(engine._state.residency.slots.pinned(p)) for p in range(3)]
         stats = engine.generate(ids, mask, max_new_tokens=21).stats
     if pinned == [8, 8, 8]:
         assert stats.acceptance_rate == 1.0

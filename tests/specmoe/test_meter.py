@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 
 from specmoe.meter import Meter
-from specmoe.offload.link import LinkStats
-from specmoe.offload.residency import ResidencyStats
+from specmoe.offload.counters import LinkStats, ResidencyStats
 from specmoe.stats import GenerationStats, PhaseStats
 from specmoe.timeline import Timeline
 

@@ -177,21 +177,21 @@ def test_a_failed_transfer_fails_where_it_is_waited_for_and_nowhere_else(bench: 
 
 
 def test_a_prefetch_found_on_the_device_is_useful(bench: Bench) -> None:
-    assert bench.residency.prefetch((1, 4), 1.0, NONE_SPARED)
+    assert bench.residency.prefetched.start((1, 4), 1.0, NONE_SPARED)
     bench.let_through(1)
     bench.until_moved(1)
     bench.ask(1, 4)
-    bench.residency.end_prefetch()
+    bench.residency.prefetched.end()
     assert bench.counters() == {"prefetched": 1, "useful": 1, "late": 0, "wasted": 0}
     assert bench.residency.stats.hits == 1
 
 
 def test_a_prefetch_that_a_pass_waits_for_is_late(bench: Bench) -> None:
-    assert bench.residency.prefetch((1, 4), 1.0, NONE_SPARED)
+    assert bench.residency.prefetched.start((1, 4), 1.0, NONE_SPARED)
     bench.until_begun(1)
     threading.Timer(0.02, bench.let_through, [1]).start()
     bench.ask(1, 4)
-    bench.residency.end_prefetch()
+    bench.residency.prefetched.end()
     assert bench.counters() == {"prefetched": 1, "useful": 0, "late": 1, "wasted": 0}
     assert bench.residency.stats.hits == 0
     assert bench.link.stats.transfers == 1, "it is waited for, not moved twice"
@@ -199,23 +199,23 @@ def test_a_prefetch_that_a_pass_waits_for_is_late(bench: Bench) -> None:
 
 
 def test_a_prefetch_that_nobody_asks_for_is_wasted(bench: Bench) -> None:
-    assert bench.residency.prefetch((1, 4), 1.0, NONE_SPARED)
+    assert bench.residency.prefetched.start((1, 4), 1.0, NONE_SPARED)
     bench.let_through(1)
     bench.until_moved(1)
-    bench.residency.end_prefetch()
+    bench.residency.prefetched.end()
     assert bench.counters() == {"prefetched": 1, "useful": 0, "late": 0, "wasted": 1}
 
 
 def test_a_prefetch_that_never_began_is_taken_back_and_costs_nothing(bench: Bench) -> None:
-    assert bench.residency.prefetch((1, 4), 1.0, NONE_SPARED)
+    assert bench.residency.prefetched.start((1, 4), 1.0, NONE_SPARED)
     bench.until_begun(1)
-    assert bench.residency.prefetch((1, 5), 1.0, NONE_SPARED)
-    assert bench.residency.prefetch((1, 6), 1.0, NONE_SPARED)
+    assert bench.residency.prefetched.start((1, 5), 1.0, NONE_SPARED)
+    assert bench.residency.prefetched.start((1, 6), 1.0, NONE_SPARED)
     bench.let_through(1)  # the first ends while it is waited for, and the others must not follow it
-    bench.residency.end_prefetch()
+    bench.residency.prefetched.end()
     assert bench.source.began == [(1, 4)]
     assert bench.counters()["prefetched"] == 1
-    assert bench.residency.resident(1) == {4}
+    assert bench.residency.slots.resident(1) == {4}
     assert bench.arena.free_slots == 5
 
 
@@ -223,10 +223,10 @@ def test_an_unused_prefetch_leaves_unless_the_placement_keeps_it(store: ExpertSt
     kept = {}
     for placement in (OnDemand(), LeastRecentlyUsed()):
         bench = Bench(store, 6, placement, gated=False)
-        bench.residency.prefetch((1, 4), 1.0, NONE_SPARED)
+        bench.residency.prefetched.start((1, 4), 1.0, NONE_SPARED)
         bench.until_moved(1)
-        bench.residency.end_prefetch()
-        kept[type(placement).__name__] = bench.residency.holds(1, 4)
+        bench.residency.prefetched.end()
+        kept[type(placement).__name__] = bench.residency.slots.holds(1, 4)
         bench.link.close()
     assert kept == {"OnDemand": False, "LeastRecentlyUsed": True}
 
@@ -243,32 +243,32 @@ def _warm(store: ExpertStore, uses: dict[int, int]) -> Bench:
 
 def test_a_prefetch_replaces_the_least_valued_only_if_that_is_colder(store: ExpertStore) -> None:
     bench = _warm(store, {0: 5, 1: 2, 2: 9, 3: 7})
-    assert not bench.residency.prefetch((1, 0), 2.0, NONE_SPARED)  # expert 1 is used twice a pass: as hot
-    assert bench.residency.prefetch((1, 0), 3.0, NONE_SPARED)
-    assert bench.residency.resident(0) == {0, 2, 3}
-    bench.residency.end_prefetch()
+    assert not bench.residency.prefetched.start((1, 0), 2.0, NONE_SPARED)  # expert 1 is used twice a pass: as hot
+    assert bench.residency.prefetched.start((1, 0), 3.0, NONE_SPARED)
+    assert bench.residency.slots.resident(0) == {0, 2, 3}
+    bench.residency.prefetched.end()
     bench.link.close()
 
 
 def test_a_prefetch_never_replaces_pinned_spared_or_prefetched_experts(store: ExpertStore) -> None:
     bench = _warm(store, {0: 1, 1: 1, 2: 1, 3: 1})
-    bench.residency.pin(0, [0, 1])
+    bench.residency.slots.pin(0, [0, 1])
     spared = {(0, 2)}.__contains__
-    assert bench.residency.prefetch((1, 0), 100.0, spared)
-    assert bench.residency.resident(0) == {0, 1, 2}  # 3 gave way
-    assert not bench.residency.prefetch((1, 1), 100.0, spared)
-    assert bench.residency.resident(1) == {0}
-    bench.residency.end_prefetch()
+    assert bench.residency.prefetched.start((1, 0), 100.0, spared)
+    assert bench.residency.slots.resident(0) == {0, 1, 2}  # 3 gave way
+    assert not bench.residency.prefetched.start((1, 1), 100.0, spared)
+    assert bench.residency.slots.resident(1) == {0}
+    bench.residency.prefetched.end()
     bench.link.close()
 
 
 def test_demanded_experts_take_the_slot_of_a_prefetch_when_there_is_no_other(store: ExpertStore) -> None:
     bench = Bench(store, 3, OnDemand(), gated=False)
     for expert in (5, 6, 7):
-        assert bench.residency.prefetch((2, expert), 1.0, NONE_SPARED)
+        assert bench.residency.prefetched.start((2, expert), 1.0, NONE_SPARED)
     bench.until_moved(3)
     bench.ask(0, 1, 2)
-    bench.residency.end_prefetch()
+    bench.residency.prefetched.end()
     assert bench.counters() == {"prefetched": 3, "useful": 0, "late": 0, "wasted": 3}
     assert bench.arena.free_slots == 3
     bench.link.close()
@@ -279,17 +279,17 @@ def test_a_failed_prefetch_leaves_no_slot_and_no_bytes_behind(asked_for: bool, s
     """Whoever meets the failure, what is read afterwards is the expert and not what a failed read left."""
     bench = Bench(store, 6, LeastRecentlyUsed(), gated=False)
     bench.source.broken.add((1, 4))
-    bench.residency.prefetch((1, 4), 1.0, NONE_SPARED)
-    bench.residency.prefetch((1, 5), 1.0, NONE_SPARED)
+    bench.residency.prefetched.start((1, 4), 1.0, NONE_SPARED)
+    bench.residency.prefetched.start((1, 5), 1.0, NONE_SPARED)
     bench.until_moved(1)
     if asked_for:
         with pytest.raises(StoreError, match="unreadable"):
             bench.ask(1, 4, 5)
     else:
         try:
-            bench.residency.end_prefetch()
+            bench.residency.prefetched.end()
         except StoreError:
-            bench.residency.end_prefetch()  # a second call must not fail on the same transfer again
+            bench.residency.prefetched.end()  # a second call must not fail on the same transfer again
     bench.source.broken.clear()
     moved = bench.link.stats.transfers
     bench.ask(1, 4)
@@ -330,7 +330,7 @@ def test_the_most_wanted_go_first(bench: Bench) -> None:
     prefetcher = _prefetcher(bench, 2)
     prefetcher.begin(100, 1.0)
     prefetcher.wanted(0, _counts(e0=1, e1=2, e2=5))
-    assert bench.residency.resident(0) == {1, 2}
+    assert bench.residency.slots.resident(0) == {1, 2}
 
 
 def test_residents_are_not_brought_again(bench: Bench) -> None:
@@ -368,9 +368,9 @@ def test_the_measured_rate_decides_what_arrives_in_time(store: ExpertStore) -> N
     prefetcher = _prefetcher(bench, 6)
     prefetcher.begin(2, 0.01)
     prefetcher.wanted(0, _counts(e0=4, e1=3, e2=2, e3=1))
-    assert 1 <= len(bench.residency.resident(0)) <= 2
+    assert 1 <= len(bench.residency.slots.resident(0)) <= 2
     assert prefetcher.skipped_late >= 2
-    bench.residency.end_prefetch()
+    bench.residency.prefetched.end()
     bench.link.close()
 
 
@@ -380,8 +380,8 @@ def test_what_this_cycles_draft_wants_is_not_given_up(store: ExpertStore) -> Non
     prefetcher.begin(100, 1.0)
     prefetcher.wanted(0, _counts(e0=1, e1=1, e2=1, e3=1))
     prefetcher.wanted(1, _counts(e0=9))
-    assert bench.residency.resident(0) == {0, 1, 2, 3}
-    assert bench.residency.resident(1) == set()
+    assert bench.residency.slots.resident(0) == {0, 1, 2, 3}
+    assert bench.residency.slots.resident(1) == set()
     bench.link.close()
 
 
@@ -467,6 +467,6 @@ def test_an_engine_recovers_from_a_failed_read(prefetch: str, reset: bool, tiny:
             engine.reset()
             assert engine.arena.free_slots == engine.arena.slots
         output = engine.generate(ids, mask, max_new_tokens=24)
-        pinned = {(p, e) for p in range(3) for e in engine._state.residency.pinned(p)}
+        pinned = {(p, e) for p in range(3) for e in engine._state.residency.slots.pinned(p)}
         assert set(engine.arena.occupants()) == pinned
     assert output.sequences.tolist() == reference(tiny[1], ids, mask, 24).tolist()

@@ -64,7 +64,7 @@ def test_least_frequently_used_gives_up_only_what_it_values_less(store: ExpertSt
     bench = make(slots, placement)
     counts = [9, 9] + [1] * (experts[0] - 2)
     assert min(_passes(bench, placement, counts, 5)[1:]) >= 2 * len(experts)
-    assert all({0, 1} <= bench.residency.resident(layer) for layer in range(len(experts)))
+    assert all({0, 1} <= bench.residency.slots.resident(layer) for layer in range(len(experts)))
 
 
 def test_what_was_just_asked_for_goes_before_what_was_not_in_a_cache_by_recency(store: ExpertStore, make: Make) -> None:
@@ -73,8 +73,8 @@ def test_what_was_just_asked_for_goes_before_what_was_not_in_a_cache_by_recency(
     for layer, asked in ((0, [0, 1, 2, 3]), (1, [0, 1, 2, 3])):
         placement.observe(layer, torch.tensor([1, 1, 1, 1] + [0] * (store.layers[layer].experts - 4)))
         bench.ask(layer, *asked)
-    assert bench.residency.resident(0) == set()
-    assert bench.residency.resident(1) == {0, 1, 2, 3}
+    assert bench.residency.slots.resident(0) == set()
+    assert bench.residency.slots.resident(1) == {0, 1, 2, 3}
 
 
 def test_a_single_slot_is_slow_but_serves_every_expert(store: ExpertStore, make: Make) -> None:
@@ -88,9 +88,9 @@ def test_a_single_slot_is_slow_but_serves_every_expert(store: ExpertStore, make:
 def test_residents_make_room_where_nothing_else_can(store: ExpertStore, make: Make) -> None:
     placement = make_placement("on-demand", [layer.experts for layer in store.layers], 4)
     bench = make(4, placement)
-    bench.residency.pin(1, [0, 1])
+    bench.residency.slots.pin(1, [0, 1])
     bench.ask(1, 0, 1)
-    bench.residency.pin(0, [0, 1])
+    bench.residency.slots.pin(0, [0, 1])
     bench.ask(0, 0, 1)
-    bench.residency.pin(0, [0])  # 1 is a former draft expert: no slot is free until the pass is done with it
+    bench.residency.slots.pin(0, [0])  # 1 is a former draft expert: no slot is free until the pass is done with it
     assert sorted(e for e, _ in bench.residency.stream(0, [0, 1, 2, 3])) == [0, 1, 2, 3]
