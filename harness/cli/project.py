@@ -40,15 +40,14 @@ def command(
 
     The projection is validated against the paper's numbers and against cells measured here.
     """
-    from reports.pages import projection_page
-    from reports.pages.projection import markdown
+    from reports.pages import projection
 
     if source is None:
         measured = (results or sorted(ONE_RUN.glob("*.jsonl"))) if validate else []
         source = _compute(measured, traces, out, record_missing, machines=not no_machines)
-    print(markdown(source))
+    print(projection.markdown(source))
     if page is not None:
-        print(f"page: {projection_page.write(source, page)}")
+        print(f"page: {projection.write(source, page)}")
     print(f"projection: {source}")
 
 

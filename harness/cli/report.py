@@ -27,6 +27,6 @@ def write(results: Sequence[Path], out: Path, title: str | None = None) -> None:
     from reports import write_report
 
     paths = write_report(results, out, title)
-    print(paths.glance)
+    print(paths.overview)
     print(f"markdown: {paths.markdown}")
     print(f"page: {paths.page}")

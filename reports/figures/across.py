@@ -76,7 +76,7 @@ def _alt_models(data: pd.DataFrame) -> str:
 
 
 def _by_link(material: Material) -> pd.DataFrame:
-    """Mean speed-up over batch sizes for every system, on the disk as it is and on a slower one."""
+    """Mean speed-up over batch sizes for every system, on the full disk rate and on a slower one."""
     rows = _compared(material)
     out = []
     rows = rows[rows["on_disk"].astype(bool)]
@@ -86,7 +86,7 @@ def _by_link(material: Material) -> pd.DataFrame:
         cells = part.to_dict("records")
         mean = mean_over_batches(material.records, cells) if len(cells) > 1 else ratio_of(cells[0])
         throttle = part["throttle"].iloc[0]
-        link = "disk as it is" if pd.isna(throttle) else f"disk held to {throttle / 1e9:.3g} GB/s"
+        link = "full disk rate" if pd.isna(throttle) else f"disk limited to {throttle / 1e9:.3g} GB/s"
         batches = ", ".join(str(row["batch_size"]) for row in cells)
         group = f"{model}, {link}, mean over batch {batches}"
         row = {"workload": workload, "group": group, "kind": kind, "title": title, "system": system}
@@ -120,27 +120,27 @@ def _alt_links(data: pd.DataFrame) -> str:
 SPECS = (
     Spec(
         id="low_hotness",
-        title="Models from many experts to few",
-        question="Does the gain last where routing is less skewed?",
-        caption=f"Dotted: on-demand. {RATIO}",
+        place=("across", 10),
+        title="Speed-up on models with many and with few experts",
+        question="Does the speed-up hold where routing is less skewed?",
+        caption=f"Dotted: speed of on-demand. {RATIO}",
         needs="on-demand and another system on two or more models",
         command="nox -s reproduce -- full",
         data=_by_model,
         paint=_paint_models,
         alt=_alt_models,
-        scope="across",
     ),
     Spec(
         id="ssd_tier",
-        title="Experts on the SSD tier",
-        question="How much is gained where experts come from disk, and from a slower one?",
-        caption="Geometric mean over batch sizes of the median speed-up, whiskers its bootstrap 95 % interval; dotted: "
-        "on-demand. A disk held to a lower rate by the kernel is emulated.",
+        place=("across", 20),
+        title="Speed-up with experts on disk",
+        question="How large is the speed-up with experts on disk, and on a slower disk?",
+        caption="Geometric mean over batch sizes of the median speed-up, whiskers its bootstrap 95 % interval. Dotted: "
+        "speed of on-demand. A disk whose rate the kernel limits is labelled emulated.",
         needs="on-demand and another system with experts on disk",
         command="nox -s reproduce -- full",
         data=_by_link,
         paint=_paint_links,
         alt=_alt_links,
-        scope="across",
     ),
 )

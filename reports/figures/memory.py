@@ -69,10 +69,11 @@ def _alt(data: pd.DataFrame) -> str:
 SPECS = (
     Spec(
         id="memory",
-        title="Memory by system",
-        question="Did every system keep to the same limit?",
-        caption="The largest peak seen, no median: a limit must hold always. The kernel's count for the whole process "
-        "group where it enforces the limit (it stops the peak at the limit), else the process's resident set.",
+        place=("resources", 10),
+        title="Peak memory by system",
+        question="Did every system stay within the same limit?",
+        caption="Largest peak over all batch sizes and rounds. Where the kernel enforces the limit, the peak is its "
+        "count for the whole process group, page cache included; elsewhere it is the resident set of the process.",
         needs="finished cells of any system",
         command="nox -s reproduce",
         data=_data,

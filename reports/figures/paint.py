@@ -108,6 +108,15 @@ def _one_two_five(value: float, _: int | None = None) -> str:
     return f"{value:g}" if f"{value:e}"[0] in "25" else ""
 
 
+def plain_ticks(axes: Any, which: str, ticks: Sequence[float]) -> None:
+    """A logarithmic axis (``which`` is x or y) with the given ticks as plain numbers."""
+    (axes.set_xscale if which == "x" else axes.set_yscale)("log")
+    axis = axes.xaxis if which == "x" else axes.yaxis
+    axis.set_ticks(ticks)
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_formatter(NullFormatter())
+
+
 def panels(count: int, across: int, height_in: float, **shared: Any) -> tuple[Any, list[Any]]:
     """A figure of page width with ``count`` panels, ``across`` in a row; returns (figure, axes)."""
     across = min(across, count)
@@ -153,9 +162,9 @@ def stacked(axes: Any, rows: list[str], data: pd.DataFrame, part: str, value: st
     title_axis(axes, rows)
 
 
-def title_axis(axes: Any, rows: Sequence[str]) -> None:
-    """Systems down the y axis, the first on top."""
-    axes.set_yticks(range(len(rows)), [wrapped(row) for row in rows])
+def title_axis(axes: Any, rows: Sequence[str], width: int = 22) -> None:
+    """Row labels down the y axis, the first on top; longer ones than ``width`` on two lines."""
+    axes.set_yticks(range(len(rows)), [wrapped(row, width) for row in rows])
     axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.grid(axis="y", visible=False)
     axes.tick_params(axis="y", length=0)

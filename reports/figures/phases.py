@@ -13,7 +13,7 @@ from reports.figures.style import Looks
 from reports.wording.tables import splits_text, system_text
 
 _NAMES = {"draft": "draft", "verify": "verify", "link_wait": "wait for link", "refresh": "refresh", "python": "other"}
-_WHOLE = "not told apart"
+_WHOLE = "not split"
 _COLUMNS = ["kind", "title", "system", "batch_size", "phase", "ms_per_token", "total_ms"]
 
 
@@ -38,8 +38,8 @@ def _data(material: Material) -> pd.DataFrame:
             for text, value in medians.items()
         ]
     data = pd.DataFrame(rows, columns=[*_COLUMNS, "total_ms_low", "total_ms_high", "n"])
-    told = data["phase"] != _WHOLE
-    return data if told.any() else data.iloc[:0]
+    split = data["phase"] != _WHOLE
+    return data if split.any() else data.iloc[:0]
 
 
 def _paint(data: pd.DataFrame, looks: Looks) -> Any:
@@ -78,11 +78,12 @@ def _alt(data: pd.DataFrame) -> str:
 SPECS = (
     Spec(
         id="phases",
-        title="Time breakdown by phase",
-        question="What does the time go to: computing, or waiting for experts?",
-        caption="Decode time over tokens of the whole batch; segments are medians of each phase, whiskers the 95 % "
-        "interval of the whole. Waiting is what compute stood still for the link, not all of its busy time.",
-        needs="finished cells of a system that tells its phases apart",
+        place=("time", 10),
+        title="Decode time by phase",
+        question="How much of the time is spent on compute, and how much waiting for experts?",
+        caption="Decode time divided by the tokens of the whole batch. Segments are medians of each phase, whiskers "
+        "the 95 % interval of the total. Waiting for the link counts only where it blocks compute.",
+        needs="finished cells of a system that measures its phases",
         command="nox -s reproduce",
         data=_data,
         paint=_paint,

@@ -1,15 +1,30 @@
-"""What a figure is: its question, the records it needs, the data it draws, and how it is painted from that data."""
+"""What a figure is: its question, its place, the records it needs, its data, and how that data is painted."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import pandas as pd
 
 from reports.figures.style import Looks
+from reports.results.projection import Document
+
+Scope = Literal["section", "across", "projection"]
+
+GROUPS: dict[str, Scope] = {
+    "speed": "section",
+    "transfers": "section",
+    "time": "section",
+    "ablations": "section",
+    "drafting": "section",
+    "resources": "section",
+    "across": "across",
+    "projection": "projection",
+}
+"""Groups of figures in page order, each with its scope: one experiment, all experiments, or a projection."""
 
 
 @dataclass(frozen=True)
@@ -19,27 +34,35 @@ class Material:
     Args:
         records: of ``reports.results.load``: one workload for figures of a section, everything for figures across.
         summary: of ``reports.results.aggregate.summarize``, of the same records.
+        projection: of ``reports.results.projection.load``, for figures of a projection.
     """
 
-    records: pd.DataFrame
-    summary: pd.DataFrame
+    records: pd.DataFrame = field(default_factory=pd.DataFrame)
+    summary: pd.DataFrame = field(default_factory=pd.DataFrame)
+    projection: Document = field(default_factory=dict)
 
     @property
     def compares_systems(self) -> bool:
-        """Whether different systems stand beside each other, and not only settings of one."""
-        return bool(self.records["system"].nunique() > 1)
+        """Whether the records are of different systems, and not only of different settings of one."""
+        return bool(len(self.records) and self.records["system"].nunique() > 1)
 
 
 @dataclass(frozen=True)
 class Spec:
     """One kind of figure.
 
-    ``data`` gives the rows that are drawn, in the units drawn, and an empty frame where records are missing;
-    ``paint`` sees nothing but those rows and the systems' looks, so the CSV beside a picture is all there is in it.
-    ``command`` makes records that are enough for it, ``needs`` says in words what those are.
+    ``place`` is (group, rank): figures stand in the order of ``GROUPS``, within a group by rank.  ``data`` returns the
+    rows that are drawn, in the units drawn, and an empty frame where records are missing; it has a column ``kind``
+    and, where systems are drawn, ``title`` and ``system``.  ``paint`` gets nothing but those rows and the systems'
+    looks, so that the CSV beside a picture is all there is in it.  ``needs`` names the records that the figure needs,
+    ``command`` produces them.
+
+    Raises:
+        ValueError: an unknown group.
     """
 
     id: str
+    place: tuple[str, int]
     title: str
     question: str
     caption: str
@@ -48,14 +71,23 @@ class Spec:
     data: Callable[[Material], pd.DataFrame]
     paint: Callable[[pd.DataFrame, Looks], Any]
     alt: Callable[[pd.DataFrame], str]
-    scope: Literal["section", "across"] = "section"
     of_systems: bool = False
     """Drawn only where different systems are compared; an ablation has its own figures."""
+    listed_if_missing: bool = True
+    """Whether the page lists it among the figures that lack records."""
+
+    def __post_init__(self) -> None:
+        if self.place[0] not in GROUPS:
+            raise ValueError(f"figure {self.id} has unknown group {self.place[0]!r}: use one of {', '.join(GROUPS)}")
+
+    @property
+    def scope(self) -> Scope:
+        return GROUPS[self.place[0]]
 
 
 @dataclass(frozen=True)
 class Figure:
-    """A drawn figure; ``alt`` says in words what it shows, ``command`` makes its records anew."""
+    """A drawn figure; ``alt`` describes it in words, ``command`` produces its records again."""
 
     id: str
     title: str

@@ -17,7 +17,7 @@ from reports.text import number
 from reports.wording.tables import system_text
 
 SUBJECT = "specmoe"
-MOST_SUBJECTS = 3  # of more configurations, those with the most tokens per second stand for all
+MOST_SUBJECTS = 3  # of more configurations, those with the most tokens per second are drawn
 _TICKS = (0.03, 0.1, 0.3, 1, 3, 10, 30, 100)
 _COLUMNS = ["kind", "title", "system", "rival", "rival_kind", "batch_size", "speedup", "speedup_low", "speedup_high"]
 
@@ -86,8 +86,9 @@ def _alt(data: pd.DataFrame) -> str:
 SPECS = (
     Spec(
         id="speedup",
-        title="Speed-up of SpecMoE against every rival",
-        question="Against whom does SpecMoE win, and where does it lose?",
+        place=("speed", 30),
+        title="Speed-up of SpecMoE over every other system",
+        question="Which systems is SpecMoE faster than, and where is it slower?",
         caption=f"Right of the dotted line SpecMoE is faster. {RATIO}",
         needs="SpecMoE and another system in the same rounds",
         command="nox -s reproduce",

@@ -41,7 +41,7 @@ PHASES = {  # parts of a whole are no systems: a ramp of their own, dark to ligh
     "wait for link": ("#BCAF6F", ""),
     "refresh": ("#FFEA46", ""),
     "other": ("#FFFFFF", ""),
-    "not told apart": ("#E4E4E4", "///"),
+    "not split": ("#E4E4E4", "///"),
 }
 OUTCOMES = {"useful": ("#00204D", ""), "late": ("#A69D75", ""), "wasted": ("#FFEA46", "..")}
 

@@ -139,7 +139,7 @@ _SETTINGS = _Sweep("setting", 2, "")
 
 def _settings(material: Material) -> pd.DataFrame:
     """Every setting of an experiment on one system, where no single option was swept."""
-    if material.compares_systems or any(len(spec.data(material)) for spec in SPECS[:-1]):
+    if material.compares_systems or any(len(spec.data(material)) for spec in SWEPT):
         return pd.DataFrame()
     ours = material.records[material.records["status"] == "ok"]
     rows: list[dict[str, Any]] = []
@@ -149,13 +149,19 @@ def _settings(material: Material) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _spec(id: str, title: str, question: str, sweep: _Sweep, needs: str, command: str, caption: str = "") -> Spec:
-    whiskers = "Points are medians over rounds (ratios: within a round), whiskers the bootstrap 95 % interval."
+_INTERVAL = "Points are medians over rounds (ratios: within a round), whiskers the bootstrap 95 % interval."
+_CUT = "The axes do not start at zero."
+
+
+def _spec(
+    id: str, rank: int, title: str, question: str, sweep: _Sweep, needs: str, command: str, caption: str = ""
+) -> Spec:
     return Spec(
         id=id,
+        place=("ablations", rank),
         title=title,
         question=question,
-        caption=f"{whiskers} {caption}".strip(),
+        caption=f"{caption} {_INTERVAL}".strip(),
         needs=needs,
         command=command,
         data=partial(_data, sweep),
@@ -164,12 +170,12 @@ def _spec(id: str, title: str, question: str, sweep: _Sweep, needs: str, command
     )
 
 
-_CUT = "The axes do not start at zero."
-SPECS = (
+SWEPT = (
     _spec(
         "selection",
-        "How the draft experts are chosen (paper: Table II)",
-        "Does following the use of experts beat a fixed or a random choice?",
+        10,
+        "Selection of the draft experts (paper: Table II)",
+        "Does it pay to select draft experts by recent use?",
         _Sweep("selection", 2, "random"),
         "SpecMoE with two or more values of selection, all else equal",
         "specmoe-bench run ablation-selection --report",
@@ -177,16 +183,18 @@ SPECS = (
     ),
     _spec(
         "draft_experts",
-        "How many experts draft (paper: Table III)",
-        "What does a larger draft buy, and what does it cost?",
+        20,
+        "Number of draft experts (paper: Table III)",
+        "How many experts should draft?",
         _Sweep("draft_experts", 2, None, numeric=True),
         "SpecMoE with two or more values of draft_experts, all else equal",
         "specmoe-bench run ablation-n --report",
     ),
     _spec(
         "affinity",
-        "Who stands in for an expert that cannot draft (affinity)",
-        "Is a stand-in chosen by affinity better than a random one?",
+        30,
+        "Substitution of experts that are not in the draft set",
+        "Is a substitute chosen by affinity better than a random one?",
         _Sweep("substitution", 2, "random"),
         "SpecMoE with two or more values of substitution, all else equal",
         "specmoe-bench run ablation-substitution --report",
@@ -194,22 +202,27 @@ SPECS = (
     ),
     _spec(
         "gamma",
-        "How far the draft goes",
+        40,
+        "Draft length",
         "Which draft length gives most tokens per second?",
         _Sweep("gamma", 3, None, numeric=True),
         "SpecMoE with three or more values of gamma, all else equal",
         "specmoe-bench run ablation-gamma --report",
     ),
+)
+SPECS = (
+    *SWEPT,
     Spec(
         id="settings",
-        title="Settings of one system beside each other",
-        question="What is each choice worth?",
-        caption="Points are medians over rounds (ratios: within a round), whiskers the bootstrap 95 % interval. "
-        "The axes do not start at zero.",
+        place=("ablations", 50),
+        title="Settings of one system",
+        question="How much does each setting gain?",
+        caption=f"{_CUT} {_INTERVAL}",
         needs="two or more settings of one system",
         command="specmoe-bench run ablation-drafts --report",
         data=_settings,
         paint=partial(_paint, _SETTINGS),
         alt=partial(_alt, "Settings of one system"),
+        listed_if_missing=False,
     ),
 )

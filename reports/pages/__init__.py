@@ -1,1 +1,1 @@
-"""Pages: the report, comparisons, ablations, the projection and exports."""
+"""Pages from results: the HTML report and its markdown, the ablation and projection documents, comparison, export."""

@@ -1,31 +1,20 @@
-"""One self-contained HTML page and its markdown twin, from the same context."""
+"""Gathers what a report says of one experiment on one workload."""
 
 from __future__ import annotations
 
-import base64
-import json
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
 
 import pandas as pd
-from jinja2 import Environment, FileSystemLoader
-from markupsafe import Markup, escape
 
-from reports.figures import Figure, Spec, missing
-from reports.pages import against_paper
-from reports.pages.parts import Part
-from reports.results import paper
-from reports.results.commands import measured_by, redrawn_by
+from reports.figures import Figure
+from reports.results.commands import measured_by
 from reports.text import NONE, number
-from reports.wording import overview as glance
 from reports.wording.details import Detail, details
 from reports.wording.headline import Headline, headline
-from reports.wording.tables import Table, mark_budgets, markdown, plain, tables
+from reports.wording.tables import Table, mark_budgets, tables
 from reports.wording.warnings import doubts
 
-TEMPLATES = Path(__file__).resolve().parents[1] / "templates"
-DEFAULT_TITLE = "Mixture-of-Experts inference under a memory limit"
 PROTOCOL = (
     "Systems run interleaved in rounds, each in a process of its own, with a cold page cache at the start of a cell.",
     "Same prompts and same number of new tokens for all; ratios are taken within a round.",
@@ -50,21 +39,12 @@ class Section:
     commands: list[str]
     reference: str
     headline: Headline
-    doubts: list[str]
+    caveats: list[str]
     setup: list[tuple[str, str]]
     fairness: list[str]
     tables: list[Table]
     figures: list[Figure]
     details: list[Detail]
-
-
-@dataclass(frozen=True)
-class Content:
-    """All of a page: its sections, the parts that span them, and the figures that lack records."""
-
-    sections: list[Section]
-    parts: list[Part]
-    left_out: list[Spec]
 
 
 def section(place: int, summary: pd.DataFrame, frame: pd.DataFrame, figures: list[Figure], name: str) -> Section:
@@ -80,7 +60,7 @@ def section(place: int, summary: pd.DataFrame, frame: pd.DataFrame, figures: lis
         commands=measured_by(frame),
         reference=" or ".join(map(str, references)) or NONE,
         headline=headline(summary, frame),
-        doubts=doubts(summary, frame),
+        caveats=doubts(summary, frame),
         setup=_setup(summary, frame),
         fairness=_fairness(summary),
         tables=tables(summary),
@@ -89,65 +69,15 @@ def section(place: int, summary: pd.DataFrame, frame: pd.DataFrame, figures: lis
     )
 
 
-def common_parts(frame: pd.DataFrame, summary: pd.DataFrame, across: list[Figure]) -> list[Part]:
-    """What spans the sections: figures over several experiments, and the paper's figures beside ours."""
-    parts = []
-    if across:
-        parts.append(Part("across", "Across experiments", figures=across))
-    beside = against_paper.table(frame, summary)
-    if beside is not None:
-        parts.append(Part("paper", "Beside the paper", [_ABOUT_PAPER], [beside]))
-    return parts
-
-
-_ABOUT_PAPER = (
-    f"The paper (arXiv {paper.ARXIV}) measured on one H100 with experts in host memory over PCIe 5.0; the last column "
-    "says what stands behind ours. An error is the distance between two machines, two models and two sets of "
-    "experts, not a fault of either; absolute speeds are therefore not compared. Ratios are of decode speed."
-)
-
-
-def left_out(drawn: list[Figure]) -> list[Spec]:
-    """Figures without records; ``settings`` stands in for the sweeps and is not missed where they are."""
-    return [spec for spec in missing(drawn) if spec.id != "settings"]
-
-
-def glance_text(frame: pd.DataFrame, summary: pd.DataFrame) -> str:
-    """The headline table for a terminal."""
-    return plain(glance.table(frame, summary))
-
-
-def _told_apart(sections: list[Section]) -> list[Section]:
-    """Sections whose short names differ: an experiment on several workloads is named with each of them."""
+def with_distinct_names(sections: list[Section]) -> list[Section]:
+    """The same sections; where one experiment ran on several workloads, its short name gets the workload's name."""
     shorts = [section.short for section in sections]
     return [replace(s, short=f"{s.short}: {s.name}") if shorts.count(s.short) > 1 else s for s in sections]
 
 
-def _with_code(text: str) -> Markup:
-    """Text whose ``backticked`` words become code."""
-    parts = text.split("`")
-    return Markup("").join(Markup("<code>{}</code>").format(p) if i % 2 else escape(p) for i, p in enumerate(parts))
-
-
-def render(content: Content, frame: pd.DataFrame, summary: pd.DataFrame, title: str | None) -> tuple[str, str]:
-    """The HTML page and the markdown text."""
-    context = {
-        "title": title or DEFAULT_TITLE,
-        "glance": glance.table(frame, summary),
-        "sections": _told_apart(content.sections),
-        "parts": content.parts,
-        "left_out": content.left_out,
-        "environments": _environments(frame),
-        "commands": measured_by(frame),
-        "redraw": redrawn_by(frame),
-        "started": _span(frame),
-    }
-    html = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    html.filters |= {"data_uri": _data_uri, "code": _with_code}
-    plain = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=False, trim_blocks=True, lstrip_blocks=True)
-    plain.filters |= {"table": markdown}
-    page = html.get_template("report.html.j2").render(context)
-    return page, plain.get_template("report.md.j2").render(context)
+def span_text(values: Sequence[str]) -> str:
+    """``first to last`` of sorted values, or the one value if they are equal; empty for none."""
+    return " to ".join(dict.fromkeys([*values[:1], *values[-1:]]))
 
 
 def _setup(summary: pd.DataFrame, frame: pd.DataFrame) -> list[tuple[str, str]]:
@@ -161,7 +91,7 @@ def _setup(summary: pd.DataFrame, frame: pd.DataFrame) -> list[tuple[str, str]]:
             if r.get("prompt_tokens")
         }
     )
-    prompts = _range([number(tokens) for tokens in (per_row[:1] + per_row[-1:])])
+    prompts = span_text([number(tokens) for tokens in per_row])
     rounds = [str(n) for n in sorted(set(summary["rounds"]))]
     budgets = sorted(set(summary["expert_budget_bytes"].dropna()))
     facts = [
@@ -172,14 +102,10 @@ def _setup(summary: pd.DataFrame, frame: pd.DataFrame) -> list[tuple[str, str]]:
         ("Prompt tokens per row (mean)", prompts if repetitions else NONE),
         ("New tokens per row", str(first["new_tokens"])),
         ("Batch sizes", ", ".join(str(b) for b in sorted(set(summary["batch_size"])))),
-        ("Rounds", _range([rounds[0], rounds[-1]])),
+        ("Rounds", span_text(rounds)),
         ("Threads", str(first["threads"] or NONE)),
     ]
     return facts + ([("Machine", str(first["host"]))] if first["host"] else [])
-
-
-def _range(ends: list[str]) -> str:
-    return " to ".join(dict.fromkeys(ends))
 
 
 def _limit(frame: pd.DataFrame) -> str:
@@ -228,36 +154,3 @@ def _fairness(summary: pd.DataFrame) -> list[str]:
     grains = summary.dropna(subset=["grain"]).groupby("grain", sort=False)["title"].unique()
     lines += [f"Moved between the tiers as {GRAINS.get(g, g)}: {', '.join(t)}." for g, t in grains.items()]
     return [*lines, *PROTOCOL]
-
-
-def _environments(frame: pd.DataFrame) -> list[tuple[str, list[tuple[str, str]]]]:
-    """Each distinct environment with the runs it held for, its entries as (name, text)."""
-    runs: dict[str, list[str]] = {}
-    for record in frame["record"]:
-        known = {key: value for key, value in (record.get("environment") or {}).items() if key != "command"}
-        names = runs.setdefault(json.dumps(known, sort_keys=True), [])
-        if record["run_id"] not in names:
-            names.append(record["run_id"])
-    found = [(text, names) for text, names in runs.items() if text != "{}"]
-    return [
-        ("run " + ", ".join(map(str, names)), [(key, _plain(key, value)) for key, value in json.loads(text).items()])
-        for text, names in found
-    ]
-
-
-def _plain(key: str, value: Any) -> str:
-    if key.endswith("_bytes") and isinstance(value, int | float):
-        return f"{number(value / 1e9)} GB"
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-
-
-def _span(frame: pd.DataFrame) -> str:
-    days = sorted({str(started)[:10] for started in frame["started_at"].dropna()})
-    return _range(days[:1] + days[-1:])
-
-
-_TYPES = {".png": "image/png", ".svg": "image/svg+xml", ".csv": "text/csv"}
-
-
-def _data_uri(file: Path) -> str:
-    return f"data:{_TYPES[file.suffix]};base64," + base64.b64encode(file.read_bytes()).decode("ascii")

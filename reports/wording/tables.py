@@ -52,12 +52,13 @@ def cell(text: str) -> TableCell:
 
 @dataclass(frozen=True)
 class Table:
-    """A table of one kind of figures."""
+    """A table of one kind of figures; ``note`` is a remark below it."""
 
     kind: str
     caption: str
     headers: list[str]
     rows: list[list[TableCell]]
+    note: str = ""
 
 
 def splits_text(data: pd.DataFrame, part: str, value: str) -> str:

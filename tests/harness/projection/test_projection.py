@@ -21,8 +21,7 @@ from harness.projection.scenario import Routing
 from harness.projection.timeline import Overlap, Timed, Timeline
 from harness.projection.traces import Geometry, TraceError
 from harness.projection.traces.synthetic import Recipe, Skew, make
-from reports.figures import projection as projection_figures
-from reports.pages import projection, projection_page
+from reports.pages import projection, projection_tables
 from reports.results import paper
 from reports.results.load import ReportError
 from reports.results.projection import load
@@ -272,24 +271,28 @@ def test_the_committed_projection_answers_for_every_headline_figure() -> None:
 
 def test_figures_that_are_missed_come_with_a_reason() -> None:
     content = load(COMMITTED)
-    missed = [r for r in content["paper"] if abs(r["error"]) > projection.NOTABLE_ERROR and r["role"] == "prediction"]
-    told = " ".join(titles for titles, _ in projection.shortfalls(content))
+    missed = [
+        r for r in content["paper"] if abs(r["error"]) > projection_tables.NOTABLE_ERROR and r["role"] == "prediction"
+    ]
+    told = " ".join(titles for titles, _ in projection_tables.shortfalls(content))
     assert missed
     for row in missed:
         assert row["why"]
         assert row["title"] in told
 
 
-def test_a_section_has_tables_and_figures_with_their_data(tmp_path: Path) -> None:
-    made = projection.section(COMMITTED, tmp_path / "figures")
-    assert {t.id for t in made.tables} >= {"projection-paper", "projection-validation", "projection-inputs"}
-    assert all(len(row) == len(t.head) for t in made.tables for row in t.rows)
-    assert {"projection-sensitivity", "projection-validation"} <= {f.name for f in made.figures}
-    for drawn in made.figures:
-        assert drawn.alt
-        assert drawn.svg is not None
+def test_a_part_has_tables_and_figures_with_their_data(tmp_path: Path) -> None:
+    first, second = projection.parts([COMMITTED, COMMITTED], tmp_path / "figures")
+    assert (first.anchor, second.anchor) == ("projection", "projection-2")
+    assert all(len(row) == len(table.headers) for table in first.tables for row in table.rows)
+    assert {table.kind for table in first.tables} == {"projected"}
+    assert {"projection-sensitivity", "projection-validation"} <= {figure.id for figure in first.figures}
+    for drawn in first.figures:
+        assert len(drawn.alt) > 40
+        assert "Hollow marks" in drawn.caption
         assert min(p.stat().st_size for p in (drawn.png, drawn.svg)) > 5000
         assert len(pd.read_csv(drawn.csv))
+    assert not {figure.png for figure in first.figures} & {figure.png for figure in second.figures}
 
 
 def test_a_projection_without_validation_is_shown_without_it(tmp_path: Path) -> None:
@@ -297,14 +300,28 @@ def test_a_projection_without_validation_is_shown_without_it(tmp_path: Path) -> 
     path = output.write(content, tmp_path / "projection.json")
     text = projection.markdown(path)
     assert "measured on this machine and not used" not in text
-    assert "projection-validation" not in {f.name for f in projection_figures.planned(load(path))}
+    assert "Predicted against measured" not in text
+    (part,) = projection.parts([path], tmp_path / "figures")
+    assert "projection-validation" not in {figure.id for figure in part.figures}
 
 
-def test_the_committed_page_holds_the_committed_projection() -> None:
-    page = RECORDS.parent / "projection.md"
-    assert page.read_text() == projection_page.text(load(COMMITTED)), "run the command at its top"
-    for picture in re.findall(r"\]\((figures/.*?)\)", page.read_text()):
-        assert (page.parent / picture).exists()
+def test_the_overview_has_one_row_per_choice_with_a_verdict_of_three_words() -> None:
+    first, selection, *others = (
+        [cell.text for cell in row] for row in projection_tables.overview(load(COMMITTED)).rows
+    )
+    assert first[3:] == ["3.81× [2.61, 5.30]", "4.30×", "clear projected gain"]
+    assert selection[1:] == ["hot-temporal", "NLLB-MoE, paper's machine", "1.06×", "1.14×", "small projected effect"]
+    assert all(len(row[-1].split()) == 3 for row in (first, selection, *others))
+
+
+def test_the_committed_document_holds_the_committed_projection(tmp_path: Path) -> None:
+    committed = RECORDS.parent / "projection.md"
+    again = projection.write(COMMITTED, tmp_path / "projection.md")
+    assert committed.read_text() == again.read_text(), "run the command that it names"
+    for picture in re.findall(r"\]\((figures/.*?)\)", committed.read_text()):
+        assert (committed.parent / picture).exists()
+        data = Path(picture).with_suffix(".csv")
+        assert (committed.parent / data).read_text() == (again.parent / data).read_text()
 
 
 @pytest.mark.parametrize("content", ["", "[]", '{"schema_version": "other"}'])

@@ -1,8 +1,9 @@
-"""Figures: each from records alone, painted from its CSV alone, in one colour per system and one style per kind."""
+"""Each figure is made from records alone, painted from its CSV alone, and declared with its place on the page."""
 
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -11,13 +12,24 @@ import pytest
 
 from baselines.engine import SpecMoEOptions
 from reports import figures
-from reports.figures import REGISTRY, Material, looks_of, sweeps
+from reports.figures import GROUPS, Material, all_specs, looks_of, sweeps
 from reports.figures.style import KINDS, KNOWN, assign, bar_marks, line_marks
 from reports.results import aggregate
 from reports.results.load import configured_order, load
+from reports.results.projection import load as load_projection
 from reports.results.stats import bootstrap
+from tests import ROOT
 from tests.reports.records import write
 from tests.reports.sample_report import everything
+
+SPECS = all_specs()
+PAGE_ORDER = [
+    *("throughput", "latency", "speedup", "bytes", "bytes_per_token", "phases"),
+    *("selection", "draft_experts", "affinity", "gamma", "settings"),
+    *("tokens_per_step", "hit_rate", "acceptance_by_position", "controller", "prefetch", "memory", "link_rate"),
+    *("low_hotness", "ssd_tier"),
+    *("projection-paper", "projection-validation", "projection-sensitivity", "projection-link", "projection-batch"),
+]
 
 
 @pytest.fixture(scope="module")
@@ -45,9 +57,10 @@ def drawn(frame: pd.DataFrame, tmp_path_factory: pytest.TempPathFactory) -> dict
     materials = [Material(compared, aggregate.summarize(compared))]
     materials += [_of(frame, experiment) for experiment in frame["experiment"].unique()]
     found: dict[str, tuple[Material, figures.Figure]] = {}
+    materials.append(Material(projection=load_projection(ROOT / "docs" / "records" / "projection.json")))
     for one in materials:
-        scope = "across" if len(one.summary) else "section"
-        wanted = [spec for spec in REGISTRY if spec.id not in found]
+        scope = "projection" if one.projection else "across" if len(one.summary) else "section"
+        wanted = [spec for spec in SPECS if spec.id not in found]
         found |= {figure.id: (one, figure) for figure in figures.draw(one, folder, scope=scope, specs=wanted)}
     return found
 
@@ -57,10 +70,22 @@ def _data(id: str, material: Material) -> pd.DataFrame:
 
 
 def _spec(id: str) -> figures.Spec:
-    return next(spec for spec in REGISTRY if spec.id == id)
+    return next(spec for spec in SPECS if spec.id == id)
 
 
-@pytest.mark.parametrize("id", [spec.id for spec in REGISTRY])
+def test_figures_stand_in_page_order() -> None:
+    assert [spec.id for spec in SPECS] == PAGE_ORDER
+    assert list(dict.fromkeys(spec.place[0] for spec in SPECS)) == list(GROUPS)
+    places = [spec.place for spec in SPECS]
+    assert len(set(places)) == len(places), "two figures of one rank"
+
+
+def test_an_unknown_group_is_refused() -> None:
+    with pytest.raises(ValueError, match="unknown group 'elsewhere': use one of speed"):
+        replace(_spec("memory"), place=("elsewhere", 1))
+
+
+@pytest.mark.parametrize("id", [spec.id for spec in SPECS])
 def test_every_figure_is_drawn_in_both_formats_with_its_data(drawn: dict, id: str) -> None:
     _, figure = drawn[id]
     assert figure.png.read_bytes().startswith(b"\x89PNG")
@@ -68,16 +93,18 @@ def test_every_figure_is_drawn_in_both_formats_with_its_data(drawn: dict, id: st
     assert len(pd.read_csv(figure.csv))
 
 
-@pytest.mark.parametrize("id", ["throughput", "speedup", "phases", "controller", "selection", "ssd_tier"])
+@pytest.mark.parametrize(
+    "id", ["throughput", "speedup", "phases", "controller", "selection", "ssd_tier", "projection-batch"]
+)
 def test_a_picture_needs_nothing_but_its_csv(id: str, drawn: dict, tmp_path: Path) -> None:
     material, figure = drawn[id]
     data = pd.read_csv(figure.csv)
-    looks = looks_of(data if _spec(id).scope == "across" else material.records)
+    looks = looks_of(material.records if _spec(id).scope == "section" else data)
     again = figures.write(_spec(id), data, looks, tmp_path, "", "")
     assert again.svg.read_text() == figure.svg.read_text()
 
 
-@pytest.mark.parametrize("spec", REGISTRY, ids=lambda spec: spec.id)
+@pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.id)
 def test_every_figure_says_its_question_its_records_and_the_command_that_makes_them(spec: figures.Spec) -> None:
     assert spec.question.endswith("?")
     assert spec.needs
