@@ -36,15 +36,6 @@ def parse_options(pairs: list[str] | None) -> dict[str, Any]:
     Raises:
         ValueError: no ``=``, or a value that is not YAML.
     """
-    import yaml
+    from harness.plan import overrides
 
-    options = {}
-    for pair in pairs or []:
-        name, separator, value = pair.partition("=")
-        if not separator or not name.strip():
-            raise ValueError(f"--option {pair!r}: write NAME=VALUE, such as substitution=drop")
-        try:
-            options[name.strip()] = yaml.safe_load(value)
-        except (yaml.YAMLError, ValueError, RecursionError) as error:
-            raise ValueError(f"--option {pair!r}: the value is not YAML; quote it") from error
-    return options
+    return overrides.options(pairs or [])

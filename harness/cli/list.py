@@ -92,16 +92,17 @@ def workloads() -> list[str]:
 
 def presets() -> list[str]:
     """Each preset with what it runs."""
-    from harness.plan.experiment import presets as load
+    from harness.plan import loader
 
-    return [f"{name:22} {e.title}: {e.model}, batch {e.batch_sizes}" for name, e in load().items()]
+    return [f"{name:22} {e.title}: {e.model}, batch {e.batch_sizes}" for name, e in loader.presets().items()]
 
 
 def suites() -> list[str]:
     """Each suite with how many experiments it holds and how long it may take."""
-    from harness.plan import suite
+    from harness.plan import loader
+    from harness.plan.estimate import extent
 
-    return suite.lines()
+    return [f"{name:22} {suite.title}; {extent(suite)}" for name, suite in loader.suites().items()]
 
 
 SECTIONS: dict[str, Callable[[], list[str]]] = {

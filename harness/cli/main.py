@@ -129,7 +129,7 @@ def _flat(text: str) -> str:
 
 def _expected_errors() -> tuple[type[Exception], ...]:
     """Errors that a user can cause; any other is a bug."""
-    from harness.plan.experiment import ConfigError
+    from harness.plan.errors import ConfigError
     from harness.run.runner import RunError
     from reports.results.load import ReportError
     from reports.results.record import RecordError

@@ -54,7 +54,7 @@ def _values(field: FieldInfo) -> str:
 
 def _presets_by_option() -> dict[str, list[str]]:
     """For each option the presets in which systems differ in it."""
-    from harness.plan.experiment import presets
+    from harness.plan.loader import presets
     from specmoe import SpecOptions
 
     found: dict[str, list[str]] = {}

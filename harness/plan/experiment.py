@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 from typing import Annotated, Any, Literal, TypeVar
 
-import yaml
 from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 from pydantic.fields import FieldInfo
 
 from baselines import registry
-from harness.plan import overrides
+from harness.plan.errors import Assigned, ConfigError, config_error
 from reports.results.record import Cell
 from specmoe.sizes import parse_bytes
 from workloads.lengths import Fixed, Length
@@ -23,10 +22,6 @@ T = TypeVar("T")
 _SWEPT = "swept"
 Swept = Annotated[list[T], BeforeValidator(lambda v: v if isinstance(v, list) else [v]), Field(min_length=1), _SWEPT]
 """One value or a list of them; every value becomes cells of its own."""
-
-
-class ConfigError(ValueError):
-    """A config that cannot be run; the message names the field and the mend."""
 
 
 class SystemEntry(BaseModel):
@@ -205,56 +200,13 @@ def _bytes(value: Bytes, everything: int | None, field: str) -> int:
         raise ConfigError(str(error)) from error
 
 
-def from_yaml(path: Path, assignments: Sequence[str] = ()) -> Experiment:
-    """Read and validate an experiment file; ``assignments`` are applied first (see ``harness.plan.overrides``).
-
-    Raises:
-        ConfigError: missing, not YAML, or a field out of place.
-    """
-    try:
-        payload = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"cannot read experiment {path}: {error.strerror}") from error
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: bad UTF-8, bad dates, huge integers
-        raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
-    return validate(overrides.apply(payload, assignments), str(path))
-
-
-def validate(payload: Any, where: str) -> Experiment:
+def validate(payload: Any, where: str, assigned: Assigned = MappingProxyType({})) -> Experiment:
     """An experiment from plain data.
 
     Raises:
-        ConfigError: naming the first field that is wrong.
+        ConfigError: names the first field that is wrong, and ``where`` or the assignment that set it.
     """
     try:
         return Experiment.model_validate(payload)
     except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(str(part) for part in first["loc"]) or "file"
-        raise ConfigError(f"{where}: {field}: {first['msg']}") from error
-
-
-def is_file(named: str) -> bool:
-    """Whether what a user named is a YAML file rather than something that comes with this package."""
-    path = Path(named)
-    return path.suffix in (".yaml", ".yml") or path.exists()
-
-
-_PRESETS = Path(__file__).parent / "presets"
-
-
-def presets() -> dict[str, Experiment]:
-    """The experiments that come with this package, by name."""
-    return {path.stem: from_yaml(path) for path in sorted(_PRESETS.glob("*.yaml"))}
-
-
-def preset(name: str, assignments: Sequence[str] = ()) -> Experiment:
-    """A named experiment of this package, with ``assignments`` applied.
-
-    Raises:
-        ConfigError: unknown name.
-    """
-    path = _PRESETS / f"{name}.yaml"
-    if not path.is_file():
-        raise ConfigError(f"unknown preset {name!r}: use one of {', '.join(presets())}")
-    return from_yaml(path, assignments)
+        raise config_error(error, where, [*Experiment.model_fields, *SystemEntry.model_fields], assigned) from error

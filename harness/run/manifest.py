@@ -1,13 +1,13 @@
-"""The manifest of a result folder: which experiment it holds, written atomically; and the folder's lock."""
+"""The manifest of a result folder, which names the experiment it holds, and the folder's lock."""
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
+from filelock import FileLock, Timeout
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from harness.timestamp import now
@@ -18,7 +18,7 @@ NAME = "manifest.json"
 
 
 class ManifestError(ValueError):
-    """A result folder that cannot be used for this run; the message names the mend."""
+    """A result folder that cannot be used for this run; the message names the fix."""
 
 
 class PlannedEntry(BaseModel):
@@ -32,7 +32,7 @@ class PlannedEntry(BaseModel):
 
 
 class Manifest(BaseModel):
-    """What the folder's results are of.  ``run_ids`` lists every configuration it has held, the last in force."""
+    """The experiment of a folder.  ``run_ids`` lists every configuration it has held; the last one is current."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -61,13 +61,13 @@ def read(folder: Path) -> Manifest | None:
         raise ManifestError(f"cannot read {path} ({error.strerror}): choose another --out") from error
     except ValidationError as error:
         raise ManifestError(
-            f"{path} is no manifest of this release: choose another --out, or delete that one file "
+            f"{path} is not a manifest of this release: choose another --out, or delete that one file "
             "(results beside it are kept)"
         ) from error
 
 
 def claim(folder: Path, plan: Manifest, resume: bool) -> Manifest:
-    """Write down that a folder is used for ``plan``; returns its manifest, with what it held before.
+    """Record that a folder is used for ``plan``; returns its manifest, earlier configurations included.
 
     Raises:
         ManifestError: it holds another configuration and ``resume`` is not set, or it cannot be written.
@@ -82,7 +82,7 @@ def claim(folder: Path, plan: Manifest, resume: bool) -> Manifest:
 
 
 def write(folder: Path, manifest: Manifest, complete: bool = False) -> None:
-    """Replace the folder's manifest: after a crash there is the old one or the new one, whole.
+    """Replace the folder's manifest atomically: after a crash there is the old one or the new one.
 
     Raises:
         ManifestError: the disk is full or not writable.
@@ -98,7 +98,7 @@ def write(folder: Path, manifest: Manifest, complete: bool = False) -> None:
 
 
 def agree(known: Manifest | None, config: dict[str, Any], folder: Path, resume: bool) -> None:
-    """Whether results of ``config`` may go into a folder; ``resume`` allows a changed configuration.
+    """Check that results of ``config`` may go into a folder; ``resume`` allows a changed configuration.
 
     Raises:
         ManifestError: the folder holds another configuration; names the fields that differ.
@@ -114,15 +114,17 @@ def agree(known: Manifest | None, config: dict[str, Any], folder: Path, resume: 
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold the folder for one runner; the kernel lets go of it however the runner ends.
+    """Hold the folder for one runner; the kernel releases the lock however the runner ends.
 
     Raises:
-        ManifestError: another runner holds it.
+        ManifestError: another runner holds it, or the folder cannot be written.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise ManifestError(f"another run is writing to {folder}: wait for it, or choose another --out") from error
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / ".lock").acquire(blocking=False)
+    except Timeout as error:
+        raise ManifestError(f"another run is writing to {folder}: wait for it, or choose another --out") from error
+    except OSError as error:
+        raise ManifestError(f"cannot write to {folder} ({error.strerror}): choose another --out") from error
+    with lock:
         yield

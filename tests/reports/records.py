@@ -133,3 +133,20 @@ def row_of(summary: pd.DataFrame, **where: Any) -> dict[str, Any]:
         summary = summary[summary[name] == value]
     assert len(summary) == 1
     return dict(summary.iloc[0])
+
+
+def bare_record(number: int = 0, **changes: Any) -> Record:
+    """A finished record of round ``number`` without figures."""
+    cell = Cell(system="on-demand", model="embedded", batch_size=1, new_tokens=4)
+    fields: dict[str, Any] = {
+        "run_id": "r",
+        "cell_id": cell.cell_id,
+        "round": number,
+        "status": "ok",
+        "label": "on-demand",
+        "cell": cell,
+        "started_at": "2026-01-01T00:00:00+00:00",
+        "wall_s": 1.0,
+        "limit": Limit(enforced=False, mechanism="none", limit_bytes=None, why_not="test"),
+    }
+    return Record(**(fields | changes))

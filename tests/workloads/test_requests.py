@@ -15,7 +15,8 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 
 from baselines.contract import Generation, Request
 from baselines.hf import greedy
-from harness.plan.experiment import ConfigError, plan, validate
+from harness.plan.errors import ConfigError
+from harness.plan.experiment import plan, validate
 from harness.run import worker
 from harness.run.job import Job, Paths
 from harness.run.worker import _check_lengths

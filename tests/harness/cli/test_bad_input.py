@@ -19,14 +19,15 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from harness.cli import main as cli
-from harness.plan import overrides
-from harness.plan.experiment import ConfigError, plan, validate
+from harness.plan.errors import ConfigError
+from harness.plan.experiment import plan, validate
 from reports.results.load import ReportError, load
 from reports.results.record import RecordError, ResultFile
 from specmoe.errors import StoreError
 from specmoe.model.convert import build_store
 from specmoe.offload.store import INDEX, ExpertStore
-from tests.harness.plan.test_config_and_record import MINIMAL, record
+from tests.harness.experiments import MINIMAL
+from tests.reports.records import bare_record
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=12),
@@ -128,45 +129,9 @@ class TestExperiments:
             (place / "e.yaml").write_text(json.dumps(NOWHERE))
             refused(["run", str(place / "e.yaml"), f"--set={path}={value}"])  # as one word, it may begin with a dash
 
-    @pytest.mark.parametrize(
-        ("assignment", "message"),
-        [
-            ("rounds", "write it as key=value"),
-            ("rounds=[", "the value is not YAML"),
-            ("systems.5.system=x", "no position in a list of 1"),
-            ("name.first=x", "lies in a plain value"),
-            ("systems.0.options.gama=2", "option gama.*options: gamma"),
-            ("surprise=1", "surprise"),
-        ],
-    )
-    def test_an_assignment_that_leads_nowhere_says_why(self, assignment: str, message: str) -> None:
-        payload = MINIMAL | {"systems": [{"system": "specmoe", "options": {"gamma": 2}}]}
-
-        def attempt() -> None:
-            plan(validate(overrides.apply(payload, [assignment]), "test"), 1000, 100)
-
-        with pytest.raises((ConfigError, overrides.OverrideError), match=message):
-            attempt()
-
-    def test_assignments_change_and_sweep(self) -> None:
-        changes = ["rounds=7", "systems.0.options.gamma=[2, 4]", "new_tokens=[8, 16]", "expert_budget=[10%, 20%]"]
-        payload = MINIMAL | {"systems": [{"system": "specmoe"}]}
-        experiment = validate(overrides.apply(payload, changes), "test")
-        planned = plan(experiment, 1000, 100)
-        assert experiment.rounds == 7
-        assert len(planned) == len({p.cell.cell_id for p in planned}) == 8
-        assert {p.cell.process_limit_bytes for p in planned} == {900_020_000}, "the limit is the same for all"
-        assert "options" not in payload["systems"][0], "the original is left alone"
-
-    def test_a_disk_limit_is_bytes_per_second_and_never_a_share(self) -> None:
-        planned = plan(validate(MINIMAL | {"disk_read_limit": [None, "500MB"]}, "test"), 1000, 100)
-        assert [p.cell.disk_read_limit_bytes_s for p in planned] == [None, 500_000_000]
-        with pytest.raises(ConfigError, match="is a share, but of nothing"):
-            plan(validate(MINIMAL | {"disk_read_limit": "50%"}, "test"), 1000, 100)
-
 
 class TestRecords:
-    LINE: dict[str, Any] = json.loads(record().model_dump_json())
+    LINE: dict[str, Any] = json.loads(bare_record().model_dump_json())
 
     @FUZZ
     @given(mutated(LINE))
@@ -204,7 +169,7 @@ class TestRecords:
         with folder() as place:
             file = ResultFile(place / "results.jsonl")
             for number in range(3):
-                file.append(record(number))
+                file.append(bare_record(number))
             whole = file.path.read_bytes()
             file.path.write_bytes(whole[:at] + data + whole[at + len(data) :])
             with warnings.catch_warnings(), contextlib.suppress(RecordError):

@@ -123,7 +123,7 @@ def test_help_is_plain_text_and_says_what_the_command_does(name: str, capsys: py
         (["run", "quick", "--rounds", "5"], "No such option: --rounds"),
         (["run", "quick", "--executor", "slurm"], "'slurm' is not one of 'local', 'ray'"),
         (["generate", "x", "--gamma", "many"], "'--gamma'"),
-        (["generate", "x", "--option", "substitution"], "write NAME=VALUE"),
+        (["generate", "x", "--option", "substitution"], "write it as key=value, such as substitution=drop"),
         (["conformance", "specmoe", "--option", "gamma=["], "the value is not YAML"),
         (["generate", "x", "--trace", "t.json"], "No such option: --trace"),
     ],

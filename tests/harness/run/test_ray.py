@@ -15,7 +15,7 @@ from harness.plan.schedule import todo
 from harness.run.ray_executor import SLOT, RayExecutor, _groups
 from harness.run.runner import Runner
 from reports.results.record import Record
-from tests.harness.plan.test_config_and_record import MINIMAL
+from tests.harness.experiments import MINIMAL
 
 ray = pytest.importorskip("ray")
 

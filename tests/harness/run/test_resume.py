@@ -24,7 +24,7 @@ from harness.run.manifest import ManifestError
 from harness.run.runner import Runner
 from reports.results.record import Limit, Record, RecordError, ResultFile
 from specmoe.files import write_text
-from tests.harness.plan.test_config_and_record import record
+from tests.reports.records import bare_record
 
 MANY = {
     "name": "many",
@@ -121,19 +121,19 @@ def test_a_hundred_kills_lose_nothing_finished_and_repeat_nothing(tmp_path: Path
 
 def test_a_full_disk_keeps_what_is_finished_and_says_how_to_go_on(tmp_path: Path) -> None:
     file = ResultFile(tmp_path / "results.jsonl")
-    file.append(record(0))
+    file.append(bare_record(0))
     whole = file.path.read_bytes()
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (len(whole) + 100, before[1]))  # room for a part of the next line
     try:
         with pytest.raises(RecordError, match=r"finished cells are kept; free some space and run the same command"):
-            file.append(record(1))
+            file.append(bare_record(1))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
         signal.signal(signal.SIGXFSZ, handler)
     assert file.path.read_bytes() == whole
-    file.append(record(1))
+    file.append(bare_record(1))
     assert [r.round for r in file.read()] == [0, 1]
 
 
@@ -155,8 +155,8 @@ def test_a_manifest_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
 
 def test_a_line_altered_on_disk_is_no_result_and_its_cell_runs_again(tmp_path: Path) -> None:
     file = ResultFile(tmp_path / "results.jsonl")
-    file.append(record(0, wall_s=1.25))
-    file.append(record(1))
+    file.append(bare_record(0, wall_s=1.25))
+    file.append(bare_record(1))
     file.path.write_text(file.path.read_text().replace('"wall_s":1.25', '"wall_s":0.25'))
     with pytest.warns(UserWarning, match=r"results\.jsonl:1: torn line skipped \(checksum differs\)"):
         assert [r.round for r in file.read()] == [1]

@@ -1,0 +1,94 @@
+"""An experiment is validated with one clear error, and expands into every combination of its swept fields."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from harness.plan.errors import ConfigError
+from harness.plan.experiment import validate
+from tests.harness.experiments import MINIMAL, planned
+
+
+def test_listed_options_and_batches_are_swept() -> None:
+    systems = [{"system": "specmoe", "options": {"gamma": [2, 4], "draft_experts": [1, 2, 3]}}]
+    cells = planned(systems=systems, batch_sizes=[1, 8])
+    assert len(cells) == 12
+    assert len({p.cell.cell_id for p in cells}) == 12
+    assert cells[0].label == "specmoe γ=2 N=1"
+
+
+def test_every_swept_field_reaches_the_cell() -> None:
+    uniform = {"distribution": "uniform", "low": 2, "high": 14}
+    cells = [
+        p.cell
+        for p in planned(
+            new_tokens=[4, uniform],
+            prompts=[None, "questions"],
+            prompt_tokens=[None, 7],
+            threads=[1, 2],
+            prompt_offset=[0, 3],
+            disk_read_limit=[None, "5MB"],
+            expert_budget=["10%", "20%"],
+        )
+    ]
+    assert len({cell.cell_id for cell in cells}) == len(cells) == 2**7
+    assert {(c.new_tokens, c.output_tokens is None) for c in cells} == {(4, True), (14, False)}
+    assert {c.prompts for c in cells} == {None, "questions"}
+    assert {c.prompt_tokens and c.prompt_tokens.highest for c in cells} == {None, 7}
+    assert {c.threads for c in cells} == {1, 2}
+    assert {c.prompt_offset for c in cells} == {0, 3}
+    assert {c.disk_read_limit_bytes_s for c in cells} == {None, 5_000_000}
+    assert {c.expert_budget_bytes for c in cells} == {10_000, 20_000}
+
+
+def test_every_process_gets_the_same_limit_above_the_largest_budget() -> None:
+    systems = [{"system": "on-demand"}, {"system": "caching", "expert_budget": "50%"}]
+    cells = [p.cell for p in planned(systems=systems, expert_budget="25%", process_overhead="1MB")]
+    assert [cell.expert_budget_bytes for cell in cells] == [25_000, 50_000]
+    assert {cell.process_limit_bytes for cell in cells} == {1_050_000}
+    assert {p.cell.process_limit_bytes for p in planned(process_overhead=None)} == {None}
+
+
+def test_a_disk_limit_is_bytes_per_second_and_never_a_share() -> None:
+    assert [p.cell.disk_read_limit_bytes_s for p in planned(disk_read_limit=[None, "500MB"])] == [None, 500_000_000]
+    with pytest.raises(ConfigError, match="is a share, but of nothing"):
+        planned(disk_read_limit="50%")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"batch_sizes": [0]}, "batch_sizes.*1 or more"),
+        ({"batch_sizes": []}, "batch_sizes"),
+        ({"surprise": 1}, "surprise: no such field$"),
+        ({"rouns": 1}, "test: rouns: no such field, did you mean 'rounds'"),
+        ({"systems": [{"system": "on-demand", "labl": "x"}]}, r"systems\.0\.labl: .*did you mean 'label'"),
+        ({"new_tokens": 1}, "new_tokens"),
+        ({"dtype": "int4"}, "dtype"),
+        ({"systems": [{"system": "no-such"}]}, "unknown system 'no-such': use one of .*specmoe"),
+        ({"systems": [{"system": "specmoe", "options": {"gama": 3}}]}, "option gama.*options: gamma"),
+        ({"systems": [{"system": "specmoe", "options": {"gamma": 65}}]}, "option gamma"),
+        ({"systems": [{"system": "on-demand"}, {"system": "on-demand", "label": "again"}]}, "same cell twice"),
+        ({"expert_budget": "25 percent"}, "unknown unit"),
+        ({"expert_budget": "-1MB"}, "no size|not positive"),
+    ],
+)
+def test_a_bad_experiment_is_one_clear_error(changes: dict, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        planned(**changes)
+
+
+@given(st.one_of(st.none(), st.integers(), st.text(), st.lists(st.integers()), st.dictionaries(st.text(), st.text())))
+def test_anything_else_is_a_config_error(payload: object) -> None:
+    with pytest.raises(ConfigError):
+        validate(payload, "fuzz")
+
+
+def test_an_error_names_the_file_unless_an_assignment_set_the_field() -> None:
+    assigned = {"rounds=0": ["rounds"]}
+    with pytest.raises(ConfigError, match=r"^--set 'rounds=0': rounds: "):
+        validate(MINIMAL | {"rounds": 0}, "e.yaml", assigned)
+    with pytest.raises(ConfigError, match=r"^e\.yaml: seed: "):
+        validate(MINIMAL | {"seed": "x"}, "e.yaml", assigned)
