@@ -1,4 +1,4 @@
-"""llama.cpp's driver and its engine, without llama.cpp: what passes between them, and what becomes of trouble."""
+"""llama.cpp's driver and engine exchange requests, answers and errors; tested without llama.cpp."""
 
 from __future__ import annotations
 
@@ -10,25 +10,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from baselines import llamacpp, llamacpp_engine
-from baselines.contract import NotSupported, Setting
+from baselines.contract import NotSupported
 from harness.run.engines import Engines
 from tests import ROOT
+from tests.baselines.builders import setting_of
 
 
 def _llama_with(script: str, tmp_path: Path) -> Any:
-    """llama-cpp's driver before an engine that runs ``script`` instead."""
+    """llama-cpp's driver with an engine process that runs ``script``."""
     start = Engines().start
-    setting = Setting(
-        tmp_path,
-        tmp_path,
-        tmp_path,
-        torch.float32,
-        None,
-        1,
-        start_engine=lambda argv, **popen: start([sys.executable, "-c", script], **popen),
+    setting = setting_of(
+        tmp_path, tmp_path, start_engine=lambda argv, **popen: start([sys.executable, "-c", script], **popen)
     )
     system = llamacpp.LlamaCppSystem(llamacpp.LlamaCppSystem.Options())
     try:
@@ -43,22 +37,22 @@ def _llama_with(script: str, tmp_path: Path) -> Any:
     [
         ({"result": False}, NotSupported, "cannot load model.gguf: delete the scratch folder"),
         ({"error": "no libllama", "kind": "ImportError"}, NotSupported, r"no libllama\): pip install"),
-        ({"error": "disk on fire", "kind": "OSError"}, RuntimeError, "disk on fire"),
+        ({"error": "disk failed", "kind": "OSError"}, RuntimeError, "disk failed"),
     ],
 )
-def test_what_llama_cpp_answers_is_raised_by_its_driver(
+def test_the_driver_raises_the_errors_of_the_engine(
     answer: dict[str, Any], error: type[Exception], message: str, tmp_path: Path
 ) -> None:
     with pytest.raises(error, match=message):
         _llama_with(f"input(); print({json.dumps(answer)!r})", tmp_path)
 
 
-def test_the_end_of_llama_cpp_is_an_error_with_its_code(tmp_path: Path) -> None:
+def test_an_engine_that_ends_is_an_error_with_its_exit_code(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="ended with code 3 in 'load'"):
         _llama_with("input(); raise SystemExit(3)", tmp_path)
 
 
-def test_llama_cpps_engine_answers_every_line_and_outlives_errors() -> None:
+def test_the_engine_answers_every_line_and_continues_after_errors() -> None:
     class Stub(llamacpp_engine.Engine):
         def load(self, path: str) -> bool:
             if path != "good":
@@ -73,7 +67,7 @@ def test_llama_cpps_engine_answers_every_line_and_outlives_errors() -> None:
     ]
 
 
-def test_llama_cpps_engine_imports_nothing_heavy() -> None:
+def test_the_engine_imports_neither_torch_nor_the_harness() -> None:
     code = (
         "import contextlib, sys, baselines.llamacpp_engine\n"
         "with contextlib.suppress(ImportError):\n    import llama_cpp\n"
