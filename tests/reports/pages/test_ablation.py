@@ -1,19 +1,16 @@
-"""The ablation page and the timeline say what the records and traces hold."""
+"""The ablation document compares settings within a round and gives every choice a verdict, from records alone."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
 
-from reports.figures.cycle_timeline import draw_timeline
 from reports.pages.ablation import write_ablation
 from reports.results.load import ReportError
 from reports.results.metrics import Metrics
 from reports.results.record import Cell, Limit, Record, ResultFile
 from reports.results.repetition import Repetition
-from specmoe import Timeline
 
 
 def _record(label: str, speed: float, rnd: int, name: str = "ablation-x", prefetched: int | None = None) -> Record:
@@ -130,24 +127,3 @@ def test_no_finished_cell_is_an_error(tmp_path: Path) -> None:
     failed = _record("first", 1, 0).model_copy(update={"status": "failed", "metrics": None})
     with pytest.raises(ReportError, match="run the ablation presets first"):
         _page(tmp_path, [failed])
-
-
-def test_a_timeline_is_drawn_from_a_trace(tmp_path: Path) -> None:
-    timeline = Timeline()
-    for cycle in range(4):
-        timeline.add("cycle", "gamma 2, 1 rows", cycle, cycle + 1)
-        timeline.add("compute", "draft step", cycle, cycle + 0.3)
-        timeline.add("compute", "verify", cycle + 0.3, cycle + 0.9)
-        timeline.add("link", "layer 0 expert 1", cycle + 0.1, cycle + 0.5)
-    timeline.save(tmp_path / "trace.json")
-    picture = draw_timeline(tmp_path / "trace.json", tmp_path / "out.png", cycles=2)
-    assert picture.read_bytes().startswith(b"\x89PNG")
-    with pytest.raises(ReportError, match="generate more tokens"):
-        draw_timeline(tmp_path / "trace.json", tmp_path / "out.png", skip=4)
-
-
-@pytest.mark.parametrize("content", ["", "[]", json.dumps({"traceEvents": [{"ph": "X"}]})])
-def test_what_is_no_trace_is_refused(tmp_path: Path, content: str) -> None:
-    (tmp_path / "trace.json").write_text(content)
-    with pytest.raises(ReportError, match="is not a trace"):
-        draw_timeline(tmp_path / "trace.json", tmp_path / "out.png")
