@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+import psutil
 import torch
 from transformers import PreTrainedModel, StoppingCriteria, StoppingCriteriaList
 
@@ -121,9 +120,8 @@ def check_fits_limit(setting: Setting, nbytes: int, what: str) -> None:
     Raises:
         NotSupported: ``nbytes`` and the memory in use exceed the process limit.
     """
-    status = Path("/proc/self/status")
-    found = re.search(r"^RssAnon:\s*(\d+) kB$", status.read_text() if status.exists() else "", re.MULTILINE)
-    held = int(found[1]) * 1024 if found else 0
+    memory = psutil.Process().memory_info()
+    held = memory.rss - memory.shared  # anonymous memory
     limit = setting.process_limit_bytes
     if limit is not None and held + nbytes > limit:
         raise NotSupported(

@@ -19,7 +19,7 @@ from typing import Any
 
 from baselines import registry
 from harness.conformance.checks import CHECKS, NEEDS, Check, Evidence, judge
-from harness.machine.limits import drop_page_cache
+from harness.machine.page_cache import drop_page_cache
 from harness.machine.proc import kernel_read_bytes
 from harness.plan.experiment import validate
 from harness.plan.schedule import Unit

@@ -1,6 +1,6 @@
-"""Measures what this machine can do at best: disk, memory, PCIe, matrix products.  Results quote these ceilings.
+"""Measures the peak rates of this machine: disk, memory, PCIe, matrix products.  Results state their share of these.
 
-Every rate is the best of several passes: a ceiling, not an average.
+Each rate is the best of several passes, not an average.
 """
 
 from __future__ import annotations
@@ -15,24 +15,24 @@ from pathlib import Path
 
 import torch
 
-from harness.machine.limits import drop_page_cache
+from harness.machine.page_cache import drop_page_cache
 from harness.timestamp import now
 from reports.results.record import Ceilings
 from specmoe.offload.device import allocate_pages, host_bytes
 from workloads.cache import cache_dir
 
-BLOCK_BYTES = 8 << 20  # about one expert; larger blocks are no faster on the disks this was tried on
+BLOCK_BYTES = 8 << 20  # about one expert; larger blocks were no faster on the disks tested
 PASSES = 3
 DTYPES = ("float32", "bfloat16", "float16")
 
 
 def calibrate(threads: int, size_bytes: int = 1 << 30, show: Callable[[str], None] = print) -> Ceilings:
-    """Measure everything this machine has.
+    """Measure every peak rate that this machine has.
 
     Args:
-        threads: for memory and matrix products, as the cells will use.
-        size_bytes: of the file read and of the memory copied (in three buffers of a quarter of it).
-        show: told each figure as it is known.
+        threads: for memory and matrix products; use as many as the cells.
+        size_bytes: size of the file read; memory is copied in buffers of a quarter of it.
+        show: called with a line for each figure.
 
     Raises:
         ValueError: too little disk space.
@@ -44,11 +44,11 @@ def calibrate(threads: int, size_bytes: int = 1 << 30, show: Callable[[str], Non
         on_gpu = torch.cuda.is_available()
         measured = Ceilings(
             date=now(),
-            disk_read_gb_s=_told(show, "disk, O_DIRECT", "GB/s", disk_read_gb_s(cache_dir(), size_bytes)),
-            dram_copy_gb_s=_told(show, "memory copy", "GB/s", dram_copy_gb_s(size_bytes // 4)),
-            memory_gb_s=_told(show, "memory traffic (triad)", "GB/s", memory_gb_s(size_bytes // 4)),
-            pcie_to_gpu_gb_s=_told(show, "to the GPU", "GB/s", pcie_gb_s(size_bytes // 4, True) if on_gpu else None),
-            pcie_from_gpu_gb_s=_told(
+            disk_read_gb_s=_shown(show, "disk, O_DIRECT", "GB/s", disk_read_gb_s(cache_dir(), size_bytes)),
+            dram_copy_gb_s=_shown(show, "memory copy", "GB/s", dram_copy_gb_s(size_bytes // 4)),
+            memory_gb_s=_shown(show, "memory traffic (triad)", "GB/s", memory_gb_s(size_bytes // 4)),
+            pcie_to_gpu_gb_s=_shown(show, "to the GPU", "GB/s", pcie_gb_s(size_bytes // 4, True) if on_gpu else None),
+            pcie_from_gpu_gb_s=_shown(
                 show, "from the GPU", "GB/s", pcie_gb_s(size_bytes // 4, False) if on_gpu else None
             ),
             gemm_tflop_s=_gemms("cuda" if on_gpu else "cpu", show),
@@ -60,13 +60,13 @@ def calibrate(threads: int, size_bytes: int = 1 << 30, show: Callable[[str], Non
     return measured
 
 
-def _told(show: Callable[[str], None], what: str, unit: str, value: float | None) -> float | None:
+def _shown(show: Callable[[str], None], what: str, unit: str, value: float | None) -> float | None:
     show(f"{what:24} {'not available' if value is None else f'{value:.3g} {unit}'}")
     return value
 
 
 def disk_read_gb_s(folder: Path, size_bytes: int) -> float | None:
-    """Sequential reads past the page cache by one and by two threads, the better; None without O_DIRECT.
+    """Sequential O_DIRECT reads by one and by two threads, the faster of both, in GB/s; None without O_DIRECT.
 
     Raises:
         ValueError: less than twice ``size_bytes`` free in ``folder``.
@@ -112,19 +112,19 @@ def _read_rate(file: Path, blocks: int, readers: int) -> float:
 
 
 def dram_copy_gb_s(nbytes: int) -> float:
-    """Bytes copied per second from memory to memory (each is read once and written once)."""
+    """Bytes copied per second in memory, in GB/s; each byte is read once and written once."""
     source, target = torch.ones(nbytes, dtype=torch.uint8), torch.zeros(nbytes, dtype=torch.uint8)
     return nbytes / _best_s(lambda: target.copy_(source)) / 1e9
 
 
 def memory_gb_s(nbytes: int) -> float:
-    """Bytes read and written per second by ``a = b + 2 c`` (STREAM's triad; write-allocation not counted)."""
+    """Bytes read and written per second by ``a = b + 2 c`` (STREAM triad), in GB/s; write-allocate is not counted."""
     a, b, c = (torch.ones(nbytes // 4, dtype=torch.float32) for _ in range(3))
     return 3 * nbytes / _best_s(lambda: torch.add(b, c, alpha=2.0, out=a)) / 1e9
 
 
 def pcie_gb_s(nbytes: int, to_gpu: bool) -> float:
-    """Bytes copied per second between pinned host memory and the first GPU."""
+    """Bytes copied per second between pinned host memory and the first GPU, in GB/s."""
     host = torch.ones(nbytes, dtype=torch.uint8, pin_memory=True)
     device = torch.ones(nbytes, dtype=torch.uint8, device="cuda")
     source, target = (host, device) if to_gpu else (device, host)
@@ -145,7 +145,7 @@ def _gemms(device: str, show: Callable[[str], None]) -> dict[str, float]:
 
 
 def gemm_tflop_s(device: str, dtype: torch.dtype, budget_s: float = 1.0) -> float:
-    """1e12 multiply-adds counted twice, per second, of square matrix products that last at least 20 ms or so."""
+    """Rate of square matrix products of about 20 ms or more, in TFLOP/s (a multiply-add counts as two operations)."""
     side = 1024 if device == "cpu" else 8192
     a, b = (torch.ones(side, side, dtype=dtype, device=device) for _ in range(2))
     out = torch.empty(side, side, dtype=dtype, device=device)

@@ -1,4 +1,4 @@
-"""Calibrations of this machine: kept in the cache folder with their date, the latest is quoted by results."""
+"""Calibrations of this machine, stored with their date in the cache folder; results refer to the latest."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def path() -> Path:
 
 
 def machine() -> dict[str, Any]:
-    """The facts by which a calibration is known to be of this machine (a cache folder may be shared)."""
+    """Facts that identify this machine in the calibration file; several machines may share a cache folder."""
     facts = environment.capture()
     return {name: facts[name] for name in _MACHINE}
 
@@ -31,7 +31,7 @@ def store(ceilings: Ceilings) -> Path:
     """Add a calibration of this machine; returns the file.
 
     Raises:
-        OSError: it cannot be written; earlier calibrations are kept.
+        OSError: the file cannot be written; earlier calibrations are kept.
     """
     entries = [*_entries(), {"machine": machine(), "ceilings": ceilings.model_dump()}]
     write_text(path(), json.dumps(entries, indent=2) + "\n")
@@ -39,14 +39,14 @@ def store(ceilings: Ceilings) -> Path:
 
 
 def latest() -> Ceilings | None:
-    """The last calibration of this machine, None if there is none."""
+    """The last calibration of this machine, or None."""
     here = machine()
     ours = [entry["ceilings"] for entry in _entries() if entry["machine"] == here]
     return Ceilings.model_validate(ours[-1]) if ours else None
 
 
 def _entries() -> list[dict[str, Any]]:
-    """All readable entries.
+    """All entries of the file.
 
     Raises:
         ValueError: the file is damaged.

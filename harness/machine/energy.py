@@ -1,4 +1,4 @@
-"""Energy of the processor packages by RAPL, where the kernel lets us read it."""
+"""Energy of the processor packages from the RAPL counters, if the kernel allows reading them."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ class _Package:
 
 
 class Rapl:
-    """Packages whose counters can be read; ``why_not`` says why there are none."""
+    """Counters of all readable packages; ``reason`` says why there are none."""
 
     def __init__(self, powercap: Path = POWERCAP) -> None:
         self._packages: list[_Package] = []
-        self.why_not: str | None = None
+        self.reason: str | None = None
         zones = sorted(powercap.glob("intel-rapl:*")) if powercap.exists() else []
         for zone in zones:
-            if zone.name.count(":") != 1:  # a part of a package
+            if zone.name.count(":") != 1:  # a domain inside a package
                 continue
             try:
                 package = _Package(zone / "energy_uj", int((zone / "max_energy_range_uj").read_text()))
                 package.counter.read_text()
             except (OSError, ValueError) as error:
-                self.why_not = f"{zone.name} is not readable ({error}): let the user read energy_uj, or run as root"
+                self.reason = f"{zone.name} is not readable ({error}): let the user read energy_uj, or run as root"
                 continue
             self._packages.append(package)
-        if not self._packages and self.why_not is None:
-            self.why_not = "no RAPL counters on this machine (virtual machines hide them)"
+        if not self._packages and self.reason is None:
+            self.reason = "no RAPL counters on this machine (virtual machines hide them)"
 
     @property
     def available(self) -> bool:
@@ -43,7 +43,7 @@ class Rapl:
         return [int(package.counter.read_text()) for package in self._packages]
 
     def joules_since(self, before: list[int]) -> float | None:
-        """Energy of all packages since ``before``; right as long as no counter went round more than once."""
+        """Energy of all packages since ``before``; correct if no counter wrapped more than once."""
         if not self._packages:
             return None
         pairs = zip(before, self.read_uj(), self._packages, strict=True)

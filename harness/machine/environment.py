@@ -1,4 +1,4 @@
-"""What a result was measured on: hardware, kernel, library versions, code revision."""
+"""The environment of a result: hardware, kernel, library versions, code revision."""
 
 from __future__ import annotations
 
@@ -11,16 +11,18 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 PACKAGES = ("torch", "transformers", "accelerate", "safetensors", "numpy", "specmoe-bench")
 
 
 def capture() -> dict[str, Any]:
-    """Facts for every record, as plain JSON values; unknown ones are None.  Names no host and no user."""
+    """Facts for every record as plain JSON values, None where unknown; without the names of host and user."""
     revision, dirty = _git()
     return {
         "cpu": _first(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo")) or platform.processor() or None,
         "cores": os.cpu_count(),
-        "ram_bytes": _ram_bytes(),
+        "ram_bytes": int(psutil.virtual_memory().total),
         "gpu": _gpu(),
         "governor": _text(Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")),
         "kernel": platform.release(),
@@ -45,7 +47,7 @@ def _version(package: str) -> str | None:
 
 
 def _blas() -> str | None:
-    """The matrix library torch was built with; how many threads it uses is the cell's ``threads``."""
+    """The BLAS library that torch was built with."""
     import torch
 
     found = re.search(r"BLAS_INFO=(\w+)", torch.__config__.show())
@@ -65,7 +67,7 @@ def _first(pattern: str, file: Path) -> str | None:
 
 
 def read_ahead_kib(folder: Path) -> int | None:
-    """Read-ahead of the disk under ``folder``: with megabytes of it a fault in a mapped file reads as much."""
+    """Read-ahead of the disk that holds ``folder``; each fault in a mapped file reads this much."""
     device = folder.stat().st_dev
     link = Path(f"/sys/dev/block/{os.major(device)}:{os.minor(device)}")
     for queue in (link / "queue", link.resolve().parent / "queue"):  # a partition's queue is its disk's
@@ -73,11 +75,6 @@ def read_ahead_kib(folder: Path) -> int | None:
         if text is not None and text.isdigit():
             return int(text)
     return None
-
-
-def _ram_bytes() -> int | None:
-    kibibytes = _first(r"^MemTotal:\s*(\d+) kB$", Path("/proc/meminfo"))
-    return int(kibibytes) * 1024 if kibibytes else None
 
 
 def _gpu() -> str | None:
@@ -93,7 +90,7 @@ def _gpu() -> str | None:
 
 
 def _git() -> tuple[str | None, bool | None]:
-    """Revision and whether files differ from it, of the checkout this code runs from."""
+    """(revision, whether files differ from it) of the checkout that this code runs from."""
     folder = Path(__file__).resolve().parent
     try:
         revision = subprocess.run(

@@ -1,4 +1,4 @@
-"""What the NVIDIA driver says while a process runs: its memory, PCIe rates, power, energy."""
+"""GPU memory of a process, PCIe rates, power and energy from the NVIDIA driver (NVML)."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import Any
 
 
 class Gpu:
-    """NVML where there is one; silent otherwise.
+    """Samples of NVML; without NVML every figure is None.
 
-    Rates and power are of the GPUs on which the process was seen.  A PCIe rate takes the driver 20 ms to
-    measure, so ``sample_rates`` is for a slower beat than ``sample_memory``.
+    Rates and power are of the GPUs that the process was seen on.  The driver takes 20 ms to measure a PCIe rate, so
+    call ``sample_rates`` less often than ``sample_memory``.
     """
 
     def __init__(self, nvml: Any = None) -> None:
@@ -23,7 +23,7 @@ class Gpu:
         self._power_w: list[float] = []
         self._to_gpu: list[float] = []
         self._from_gpu: list[float] = []
-        with contextlib.suppress(Exception):  # no library, no driver, no GPU: nothing to read
+        with contextlib.suppress(Exception):  # no library, driver or GPU
             if self._nvml is None:
                 import pynvml
 
@@ -41,7 +41,7 @@ class Gpu:
         return len(self._handles)
 
     def sample_memory(self, pid: int) -> None:
-        """Note the process's memory on all GPUs."""
+        """Sample the memory of the process on all GPUs."""
         used = 0
         for index, handle in enumerate(self._handles):
             with contextlib.suppress(Exception):
@@ -53,7 +53,7 @@ class Gpu:
             self.peak_bytes = max(self.peak_bytes or 0, used)
 
     def sample_rates(self) -> None:
-        """Note power and PCIe rates of the GPUs in use."""
+        """Sample power and PCIe rates of the GPUs in use."""
         if not self._used:
             return
         with contextlib.suppress(Exception):

@@ -1,8 +1,8 @@
 """A kernel-enforced memory limit for one process: page cache included, swap excluded.
 
-cgroup v1, cgroup v2 and systemd-run (``harness.machine.scopes``) are supported, whichever this user's rights allow.
-A group is made per cell and removed afterwards; where nothing works, the same object does nothing and its
-report says ``enforced=False`` and why.  A disk throttle, in contrast, is in force or an error.
+Uses cgroup v1, cgroup v2 or systemd-run (``harness.machine.scopes``), whichever this user may use.  A group is
+made for each cell and removed afterwards.  Without a working mechanism a ``MemoryLimit`` does nothing, and its report
+has ``enforced=False`` and the reason.  A disk throttle, in contrast, is in force or an error.
 """
 
 from __future__ import annotations
@@ -12,11 +12,13 @@ import os
 import re
 import signal
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self
+
+import psutil
 
 from harness.machine import scopes
 from harness.machine.throttle import Throttle, ThrottleError
@@ -26,26 +28,26 @@ ROOT = Path("/sys/fs/cgroup")
 PREFIX = "specmoe-bench-"
 Mechanism = Literal["cgroup-v1", "cgroup-v2", "systemd-run", "none"]
 
-MEND = "run as root, or delegate a cgroup with the memory controller (systemd-run --user --scope -p Delegate=yes)"
+FIX = "run as root, or delegate a cgroup with the memory controller (systemd-run --user --scope -p Delegate=yes)"
 
 
 @dataclass(frozen=True)
 class LimitSupport:
     """What this machine can enforce.
 
-    ``parents`` are the folders new groups go into, the memory controller's first; ``blkio`` is the folder for
-    disk throttles of cgroup v1; ``manager`` is how systemd-run is reached.
+    ``parents`` are the folders of new groups, the memory controller's first; ``reason`` says why the mechanism is
+    ``none``; ``blkio`` is the folder for disk throttles of cgroup v1; ``manager`` starts systemd scopes.
     """
 
     mechanism: Mechanism
     parents: tuple[Path, ...] = ()
-    why_not: str | None = None
+    reason: str | None = None
     blkio: Path | None = None
     manager: scopes.Manager | None = None
 
 
 def detect(root: Path = ROOT) -> LimitSupport:
-    """Find a working mechanism by making a group, giving it a limit, and removing it."""
+    """Find a working mechanism by making a group with a limit and removing it."""
     reasons = []
     candidates: tuple[tuple[Mechanism, Callable[[Path], tuple[Path, ...]]], ...] = (
         ("cgroup-v1", _parents_v1),
@@ -63,11 +65,11 @@ def detect(root: Path = ROOT) -> LimitSupport:
                 return support
         except OSError as error:
             reasons.append(f"{mechanism}: {error.strerror or error}")
-    manager, why_not = scopes.detect(root)
+    manager, reason = scopes.detect(root)
     if manager is not None:
         return LimitSupport("systemd-run", manager=manager)
-    reasons.append(f"systemd-run: {why_not}")
-    return LimitSupport("none", why_not=f"{'; '.join(reasons)}: {MEND}")
+    reasons.append(f"systemd-run: {reason}")
+    return LimitSupport("none", reason=f"{'; '.join(reasons)}: {FIX}")
 
 
 def _parents_v1(root: Path) -> tuple[Path, ...]:
@@ -79,7 +81,7 @@ def _parents_v2(root: Path) -> tuple[Path, ...]:
     own = Path("/proc/self/cgroup").read_text().splitlines()
     inside = next((line.removeprefix("0::").strip("/") for line in own if line.startswith("0::")), "")
     for mount in (root, root / "unified"):
-        # processes may only live in leaves, so the new group goes beside our own
+        # in version 2 only leaf groups hold processes, so the new group is a sibling of our own
         for parent in dict.fromkeys(((mount / inside).parent, mount / inside, mount)):
             control = parent / "cgroup.subtree_control"
             if control.exists() and "memory" in control.read_text().split():
@@ -88,19 +90,20 @@ def _parents_v2(root: Path) -> tuple[Path, ...]:
 
 
 class MemoryLimit:
-    """A group with a limit around one process and what it starts: the worker, or the engine that a worker drives.
+    """A group with a limit for one process and its children: a worker, or the engine that a worker drives.
 
     Args:
-        limit_bytes: limit of anonymous memory and page cache together; None for no limit.
+        limit_bytes: of anonymous memory and page cache together; None for no limit.
         name: part of the group's name.
-        support: what ``detect`` found; detected when not given.
-        throttle: limit of its reads from a disk; None for no limit.
-        covers: whose process it is for; a worker outside starts its engine with ``entry`` (``harness.run.engines``).
+        support: what ``detect`` found; detected if not given.
+        throttle: limit of reads from a disk; None for no limit.
+        covers: ``worker``, or ``engine`` for a worker outside of the limit that starts its engine with ``entry``
+            (``harness.run.engines``).
 
     Use as a context manager; start the process with ``command`` and ``add`` it before it allocates.
 
     Raises:
-        ThrottleError: on entering, a throttle is asked for that cannot be had.
+        ThrottleError: on entering, if a throttle is requested that cannot be enforced.
     """
 
     def __init__(
@@ -117,7 +120,7 @@ class MemoryLimit:
         self._throttle = throttle
         self.covers: Covers = covers
         asked = limit_bytes is not None or throttle is not None
-        self._support = support or (detect() if asked else LimitSupport("none", why_not="no limit asked"))
+        self._support = support or (detect() if asked else LimitSupport("none", reason="no limit requested"))
         own = f"{PREFIX}{os.getpid()}-{name}"
         self._groups = [parent / own for parent in self._support.parents]
         self._scope: Path | None = None  # the group systemd made, known once the process runs
@@ -156,39 +159,39 @@ class MemoryLimit:
             elif self._support.mechanism == "cgroup-v2":
                 (self._groups[0] / "io.max").write_text(throttle.v2_line)
             elif self._support.mechanism != "systemd-run":
-                raise ThrottleError(self._support.why_not or "no block controller here")
+                raise ThrottleError(self._support.reason or "this machine has no block controller")
         except OSError as error:
             raise ThrottleError(
-                f"disk_read_limit cannot be enforced ({error.strerror or error}): {MEND}, or remove disk_read_limit"
+                f"disk_read_limit cannot be enforced ({error.strerror or error}): {FIX}, or remove disk_read_limit"
             ) from error
 
     def command(self, argv: Sequence[str]) -> list[str]:
-        """How to start the process so that the limit holds for it."""
+        """The command that starts the process inside the limit."""
         if self._support.manager is None:
             return list(argv)
         return self._support.manager.command(argv, self._limit_bytes, self._throttle)
 
     def add(self, pid: int) -> None:
-        """Place a process into the group."""
+        """Move a process into the group."""
         for group in self._groups:
             (group / "cgroup.procs").write_text(str(pid))
         self.find(pid)
 
     def find(self, pid: int) -> None:
-        """Learn which group systemd made for a process started with ``command``."""
+        """Find the group that systemd made for a process started with ``command``."""
         if self._support.manager is not None:
             self._scope = self._support.manager.group_of(pid)
 
     def entry(self) -> tuple[list[str], list[str]]:
-        """How a process gets under the limit by itself: (prefix of its command, groups to enter)."""
+        """How a process enters the limit by itself: (prefix of its command, groups to enter)."""
         return self.command([]), [str(group) for group in self._groups]
 
     def group(self) -> Path | None:
-        """The memory controller's folder for the process, None where there is none."""
+        """The memory controller's folder for the process, or None."""
         return self._groups[0] if self._groups else self._scope
 
     def kill_members(self) -> list[int]:
-        """Kill what is still in the group; returns the process ids."""
+        """Kill the processes still in the group; returns their ids."""
         group, killed = self.group(), []
         with contextlib.suppress(OSError):
             for pid in map(int, (group / "cgroup.procs").read_text().split() if group else ()):
@@ -198,7 +201,7 @@ class MemoryLimit:
         return killed
 
     def peak_bytes(self) -> int | None:
-        """Most memory the group ever held, page cache included; None where the kernel does not say."""
+        """Most memory the group ever held, page cache included; None if the kernel does not say."""
         group = self.group()
         if group is None:
             return None
@@ -206,7 +209,7 @@ class MemoryLimit:
         return _read_int(group / name)
 
     def oom_kills(self) -> int:
-        """Processes of the group that the kernel killed at the limit."""
+        """Number of processes of the group that the kernel killed at the limit."""
         group = self.group()
         if group is None:
             return 0
@@ -224,7 +227,7 @@ class MemoryLimit:
             mechanism=self._support.mechanism if enforced else "none",
             limit_bytes=self._limit_bytes,
             peak_bytes=self.peak_bytes(),
-            why_not=None if enforced else self._support.why_not,
+            why_not=None if enforced else self._support.reason,
             disk_read_limit_bytes_s=self._throttle.read_bytes_s if self._throttle else None,
             covers=self.covers,
         )
@@ -233,7 +236,7 @@ class MemoryLimit:
         self._remove()
 
     def _remove(self) -> None:
-        """Remove the groups; a killed member may take a moment to leave."""
+        """Remove the groups, with retries: a killed process may take a moment to leave."""
         for group in self._groups:
             for _ in range(50):
                 try:
@@ -246,30 +249,16 @@ class MemoryLimit:
 
 
 def clean_stale_groups(support: LimitSupport) -> int:
-    """Remove groups of benches that were killed; returns how many."""
+    """Remove the groups of runs that were killed; returns how many."""
     removed = 0
     for parent in (*support.parents, *filter(None, [support.blkio])):
         for group in parent.glob(f"{PREFIX}*"):
             pid = group.name.removeprefix(PREFIX).split("-")[0]
-            if pid.isdigit() and not Path(f"/proc/{pid}").exists():
+            if pid.isdigit() and not psutil.pid_exists(int(pid)):
                 with contextlib.suppress(OSError):
                     group.rmdir()
                     removed += 1
     return removed
-
-
-def drop_page_cache(paths: Iterable[Path]) -> None:
-    """Have the kernel forget cached pages of files and of all files below folders; needs no rights."""
-    for path in paths:
-        for file in [path] if path.is_file() else sorted(path.rglob("*")):
-            if not file.is_file():
-                continue
-            descriptor = os.open(file, os.O_RDONLY)
-            try:
-                os.fdatasync(descriptor)
-                os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-            finally:
-                os.close(descriptor)
 
 
 def _read_int(file: Path) -> int | None:

@@ -1,6 +1,6 @@
-"""Memory traffic by the memory controllers' own counters (Intel ``uncore_imc``), through perf_event_open(2).
+"""Memory traffic from the memory controllers' counters (Intel ``uncore_imc``) by perf_event_open(2).
 
-Needs a machine that exposes the counters (few virtual ones do) and the right to count the whole system.
+Needs a machine that exposes them (few virtual machines do) and the right to count system-wide.
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ def open_event(kind: int, config: int, cpu: int) -> int:
 
 
 def read_event(file: int) -> int:
-    """Counts so far."""
+    """The count so far."""
     return int.from_bytes(os.read(file, 8), "little")
 
 
 def encode(event: str, formats: dict[str, str]) -> int:
-    """The ``config`` of an event such as ``event=0x04,umask=0x03``, by sysfs's formats (``config:8-15``).
+    """The ``config`` of an event such as ``event=0x04,umask=0x03``, with the bit fields of sysfs (``config:8-15``).
 
     Raises:
         ValueError: a term that is not in ``config``.
@@ -61,23 +61,23 @@ def encode(event: str, formats: dict[str, str]) -> int:
 
 
 class MemoryCounters:
-    """Open counters of all memory channels; ``available`` is False where there are none, ``why_not`` says why."""
+    """Open counters of all memory channels; ``available`` is False if there are none, and ``reason`` says why."""
 
     def __init__(self, devices: Path = DEVICES) -> None:
         self._open: list[tuple[int, float]] = []  # (descriptor, bytes per count)
-        self.why_not: str | None = None
+        self.reason: str | None = None
         controllers = sorted(devices.glob("uncore_imc*")) if devices.exists() else []
         if not controllers:
-            self.why_not = "no memory-controller counters (uncore_imc) on this machine"
+            self.reason = "no memory-controller counters (uncore_imc) on this machine"
             return
         try:
             for controller in controllers:
                 self._open_controller(controller)
         except (OSError, ValueError) as error:
             self.close()
-            self.why_not = f"memory-controller counters cannot be opened ({error})"
-        if not self._open and self.why_not is None:
-            self.why_not = "the memory controllers offer no cas_count events"
+            self.reason = f"memory-controller counters cannot be opened ({error})"
+        if not self._open and self.reason is None:
+            self.reason = "the memory controllers offer no cas_count events"
 
     @property
     def available(self) -> bool:

@@ -1,48 +1,46 @@
-"""Single facts about a process or a cgroup from the kernel's files; light to import, for workers use it too."""
+"""What the kernel says of a process (through psutil) and of a cgroup (from its files); light to import for workers."""
 
 from __future__ import annotations
 
-import os
 import re
 from pathlib import Path
 
-_PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
+import psutil
 
 
-def kernel_read_bytes(pid: int | str = "self") -> int | None:
-    """Bytes the kernel fetched from storage for a process so far (``/proc/PID/io``), or None."""
-    return _number(Path(f"/proc/{pid}/io"), r"^read_bytes:\s*(\d+)$")
-
-
-def resident_bytes(pid: int | str = "self") -> int | None:
-    """Resident set of a process (``/proc/PID/statm``), mapped file pages included, or None when it is gone."""
+def kernel_read_bytes(pid: int | None = None) -> int | None:
+    """Bytes that the kernel has fetched from storage for a process (this one by default); None if it is gone."""
     try:
-        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * _PAGE_BYTES
-    except (OSError, ValueError, IndexError):
+        return int(psutil.Process(pid).io_counters().read_bytes)
+    except (psutil.Error, OSError):
         return None
 
 
-def proportional_bytes(pid: int | str = "self") -> int | None:
-    """Resident set with shared pages divided among those who share them (PSS), or None."""
-    kibibytes = _number(Path(f"/proc/{pid}/smaps_rollup"), r"^Pss:\s*(\d+) kB$")
-    return None if kibibytes is None else kibibytes * 1024
+def resident_bytes(pid: int) -> int | None:
+    """Resident set of a process, mapped file pages included; None if it is gone."""
+    try:
+        return int(psutil.Process(pid).memory_info().rss)
+    except (psutil.Error, OSError):
+        return None
+
+
+def proportional_bytes(pid: int | None = None) -> int | None:
+    """Resident set with each shared page divided among the processes that map it (PSS); None if it is gone."""
+    try:
+        return int(psutil.Process(pid).memory_full_info().pss) or None  # 0 for a process that has ended
+    except (psutil.Error, OSError, AttributeError):  # no pss: not Linux
+        return None
 
 
 def page_cache_bytes(group: Path) -> int | None:
-    """Page cache charged to a cgroup (version 1: ``cache``, version 2: ``file``), or None."""
+    """Page cache charged to a cgroup (version 1: ``cache``, version 2: ``file``); None if the kernel does not say."""
     return _number(group / "memory.stat", r"^(?:cache|file) (\d+)$")
 
 
 def group_peak_bytes(group: Path) -> int | None:
-    """Most memory a cgroup ever held (version 1 or 2), or None."""
-    first = _number(group / "memory.peak", r"^(\d+)$")
-    return first if first is not None else _number(group / "memory.max_usage_in_bytes", r"^(\d+)$")
-
-
-def swap_bytes() -> int | None:
-    """Swap space of the machine, or None."""
-    kibibytes = _number(Path("/proc/meminfo"), r"^SwapTotal:\s*(\d+) kB$")
-    return None if kibibytes is None else kibibytes * 1024
+    """Most memory a cgroup ever held (version 1 or 2); None if the kernel does not say."""
+    peak = _number(group / "memory.peak", r"^(\d+)$")
+    return peak if peak is not None else _number(group / "memory.max_usage_in_bytes", r"^(\d+)$")
 
 
 def _number(file: Path, pattern: str) -> int | None:

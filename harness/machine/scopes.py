@@ -1,7 +1,7 @@
-"""systemd-run as the way to a limited group, for users who may not write to cgroups themselves.
+"""Limited groups through systemd-run, for users who may not write to cgroups themselves.
 
-``systemd-run --scope`` asks systemd (the user's, or the system's for root) for a group with limits, moves itself
-into it and becomes the command, so the process keeps its id and its pipes.
+``systemd-run --scope`` requests a group with limits from systemd (the user's, or the system's for root), enters it and
+becomes the command by exec, so the process keeps its id and its pipes.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _ENTER_TIMEOUT_S = 5.0
 
 @dataclass(frozen=True)
 class Manager:
-    """A systemd that grants limited scopes; ``root`` is where its groups are mounted."""
+    """A systemd that grants scopes with limits; ``root`` is where cgroups are mounted."""
 
     user: bool
     root: Path
@@ -38,7 +38,7 @@ class Manager:
         return [*start, *(f"--property={p}" for p in properties), "--", *argv]
 
     def group_of(self, pid: int, proc: Path = Path("/proc")) -> Path | None:
-        """The scope's folder once the process is in it; None if it ended before, or never entered one."""
+        """The folder of the scope that the process entered; None if it ended before or entered none in time."""
         deadline = time.monotonic() + _ENTER_TIMEOUT_S
         while time.monotonic() < deadline:
             try:
@@ -53,7 +53,7 @@ class Manager:
 
 
 def detect(root: Path) -> tuple[Manager | None, str | None]:
-    """A manager that really enforces, or (None, why there is none): a probe reads its own limit back."""
+    """(manager, None) if a probe can read its own limit back, else (None, reason)."""
     if shutil.which("systemd-run") is None:
         return None, "not installed"
     manager = Manager(user=os.geteuid() != 0, root=root)

@@ -1,4 +1,4 @@
-"""What the kernel and the GPU driver say of a process while it runs, sampled from outside."""
+"""Memory, I/O, energy and GPU figures of a running process, sampled from outside."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from harness.machine.perf_events import MemoryCounters
 from harness.machine.proc import group_peak_bytes, page_cache_bytes, proportional_bytes, resident_bytes
 from reports.results.record import Usage
 
-SHARE = 1 / 200  # of the time, that sampling may cost at most
-_SLOW_PERIOD_S = 1.0  # for what is costly to read: PSS walks the page tables, a PCIe rate takes 20 ms
+SHARE = 1 / 200  # of the time: the most that sampling may cost
+_SLOW_PERIOD_S = 1.0  # for costly reads: PSS walks the page tables, a PCIe rate takes 20 ms
 
 
 class Telemetry:
-    """Samples one child process from a side thread of the parent, so that the measured process pays nothing.
+    """Samples a child process from a thread of the parent, at no cost to the measured process.
 
     Args:
         pid: the process.
         group: its memory cgroup, if it has one.
-        period_s: time between samples; stretched where a sample costs more than ``SHARE`` of it.
-        engine: gives the process, and its group, to sample in place of these: an engine that the process has
-            started, None until then.  Totals are of both.
+        period_s: time between samples; longer if a sample costs more than ``SHARE`` of it.
+        engine: returns the engine that the process has started, as (pid, group), or None before it has.  If given,
+            the engine is sampled instead of the process; totals cover both.
 
-    After the block, in which the process must have been waited for, ``usage`` is final.
+    Wait for the process inside the block; after the block ``usage`` is final.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class Telemetry:
         self._ended = resource.getrusage(resource.RUSAGE_CHILDREN)
 
     def usage(self) -> Usage:
-        """Peaks of the samples, totals of the whole time.  Totals count the children waited for in the block."""
+        """Peaks over the samples and totals of the block; totals cover the children waited for in it."""
         before, after = self._children, self._ended
         cpu_s = after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
         memory = self._memory_bytes
@@ -105,7 +105,7 @@ class Telemetry:
             self._stop.wait(self._period_s if slow else max(self._period_s, cost / SHARE))
 
     def _turn_to(self, engine: tuple[int, Path | None] | None) -> bool:
-        """Sample the engine from now on; False as long as there is none."""
+        """Sample the engine from now on; False if there is none yet."""
         if engine is not None:
             self._pid, self._group = engine
         return engine is not None

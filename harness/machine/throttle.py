@@ -1,4 +1,4 @@
-"""A kernel throttle on disk reads of a worker, to emulate a slower disk: which device, and how it is written."""
+"""A kernel throttle on the disk reads of a worker, which emulates a slower disk: device and rate."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ SYS_BLOCK = Path("/sys/dev/block")
 
 
 class ThrottleError(OSError):
-    """The files' device cannot be throttled; the message says why and what to do."""
+    """The device of the files cannot be throttled; the message gives cause and fix."""
 
 
 @dataclass(frozen=True)
@@ -23,21 +23,21 @@ class Throttle:
 
     @classmethod
     def of(cls, files: Path, read_bytes_s: int | None) -> Self | None:
-        """A throttle for the disk that ``files`` (existing, a file or a folder) lie on; None without a rate.
+        """A throttle for the disk that holds ``files`` (an existing file or folder); None without a rate.
 
         Raises:
-            ThrottleError: they lie on no block device of their own.
+            ThrottleError: their file system has no block device.
         """
         return None if read_bytes_s is None else cls(block_device(files), read_bytes_s)
 
     @property
     def v1_line(self) -> str:
-        """For ``blkio.throttle.read_bps_device``."""
+        """The line for ``blkio.throttle.read_bps_device`` (cgroup v1)."""
         return f"{self.device} {self.read_bytes_s}"
 
     @property
     def v2_line(self) -> str:
-        """For ``io.max``."""
+        """The line for ``io.max`` (cgroup v2)."""
         return f"{self.device} rbps={self.read_bytes_s}"
 
     @property
@@ -46,7 +46,7 @@ class Throttle:
 
 
 def block_device(files: Path, sys_block: Path = SYS_BLOCK) -> str:
-    """``major:minor`` of the whole disk below ``files``; a partition's parent, since the kernel throttles disks.
+    """``major:minor`` of the whole disk (not the partition: the kernel throttles disks) that holds ``files``.
 
     Raises:
         ThrottleError: the file system has no block device (overlay, tmpfs, network, btrfs).

@@ -9,6 +9,8 @@ import threading
 from collections.abc import Iterable
 from pathlib import Path
 
+import psutil
+
 MARK = "SPECMOE_BENCH_MARK"
 
 
@@ -21,7 +23,7 @@ def left_behind(folders: Iterable[Path], threads_before: set[str]) -> list[str]:
     """One line for each thread, child and open or mapped file below ``folders`` that this process still has."""
     gc.collect()  # models are full of cycles: what nothing refers to any more is no leak
     found = [f"thread {name}" for name in sorted(thread_names() - threads_before)]
-    found += [f"child process {pid}" for pid in _children(os.getpid())]
+    found += [f"child process {pid}" for pid in _children()]
     roots = [str(folder.resolve()) + os.sep for folder in folders]
     for kind, paths in (("open", _open_files()), ("mapped", _mapped_files())):
         found += [f"{kind} file {path}" for path in sorted(paths) if any(path.startswith(root) for root in roots)]
@@ -30,13 +32,8 @@ def left_behind(folders: Iterable[Path], threads_before: set[str]) -> list[str]:
 
 def marked_processes(mark: str) -> list[int]:
     """Processes that inherited ``MARK=mark`` in their environment, this one left out."""
-    wanted = f"{MARK}={mark}".encode()
-    found = []
-    for folder in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            if wanted in (folder / "environ").read_bytes().split(b"\0") and int(folder.name) != os.getpid():
-                found.append(int(folder.name))
-    return found
+    marked = [p.pid for p in psutil.process_iter(["environ"]) if (p.info["environ"] or {}).get(MARK) == mark]
+    return [pid for pid in marked if pid != os.getpid()]
 
 
 def listing(folders: Iterable[Path]) -> dict[str, int]:
@@ -44,13 +41,13 @@ def listing(folders: Iterable[Path]) -> dict[str, int]:
     return {str(f): f.stat().st_size for folder in folders for f in sorted(folder.rglob("*")) if f.is_file()}
 
 
-def _children(pid: int) -> list[int]:
+def _children() -> list[int]:
+    """Children of this process that have not ended."""
     found = []
-    for folder in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError, IndexError):
-            fields = (folder / "stat").read_text().rpartition(")")[2].split()
-            if int(fields[1]) == pid and fields[0] != "Z":
-                found.append(int(folder.name))
+    for child in psutil.Process().children():
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if child.status() != psutil.STATUS_ZOMBIE:
+                found.append(child.pid)
     return found
 
 

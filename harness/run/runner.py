@@ -18,7 +18,8 @@ from tqdm import tqdm
 
 from baselines import registry
 from harness.machine import ceilings, environment
-from harness.machine.limits import MemoryLimit, clean_stale_groups, detect, drop_page_cache
+from harness.machine.limits import MemoryLimit, clean_stale_groups, detect
+from harness.machine.page_cache import drop_page_cache
 from harness.machine.throttle import Throttle
 from harness.plan import schedule
 from harness.plan.experiment import Experiment, PlannedCell, plan

@@ -18,6 +18,7 @@ from harness.machine import calibrate, ceilings, doctor, limits, perf_events, sc
 from harness.machine.energy import Rapl
 from harness.machine.gpu import Gpu
 from harness.machine.limits import MemoryLimit, detect
+from harness.machine.page_cache import drop_page_cache
 from harness.machine.perf_events import MemoryCounters, encode
 from harness.machine.throttle import Throttle, ThrottleError, block_device
 from reports.results.record import Ceilings
@@ -62,16 +63,16 @@ def test_doctor_warns_of_a_read_ahead_that_slows_mapped_files(
     monkeypatch.setattr("harness.machine.environment.read_ahead_kib", lambda folder: kib)
     (found,) = [check for check in doctor.examine() if check.name == "read-ahead"]
     assert found.ok is fine
-    assert "map files" in found.mend
+    assert "map files" in found.fix
 
 
-def test_doctor_names_a_mend_for_each_no(cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_doctor_says_how_to_fix_what_is_missing(cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
     checks = doctor.examine()
     assert {"memory limit", "disk throttle", "O_DIRECT", "calibration", "PSS", "CPU energy"} <= {c.name for c in checks}
-    assert all(check.mend for check in checks if not check.ok)
+    assert all(check.fix for check in checks if not check.ok)
     assert cli.main(["doctor"]) == 0
     text = capsys.readouterr().out
-    assert text.count("mend: ") == sum(not c.ok for c in doctor.examine())
+    assert text.count("fix: ") == sum(not c.ok for c in doctor.examine())
     assert "specmoe-bench calibrate" in text
 
 
@@ -89,7 +90,7 @@ print(time.perf_counter() - started)
 def test_the_kernel_holds_a_worker_to_the_disk_throttle(tmp_path: Path) -> None:
     file = tmp_path / "data"
     file.write_bytes(os.urandom(24 << 20))
-    limits.drop_page_cache([file])
+    drop_page_cache([file])
     try:
         throttle = Throttle.of(tmp_path, 16 << 20)
         limit = MemoryLimit(None, "throttle", SUPPORT, throttle)
@@ -104,7 +105,7 @@ def test_the_kernel_holds_a_worker_to_the_disk_throttle(tmp_path: Path) -> None:
     assert seconds > 1.0, "24 MiB at 16 MiB/s"
 
 
-def test_a_throttle_that_cannot_be_had_is_an_error_and_not_silence(tmp_path: Path) -> None:
+def test_a_throttle_that_cannot_be_enforced_is_an_error(tmp_path: Path) -> None:
     none = detect(tmp_path)
     with (
         pytest.raises(ThrottleError, match="remove disk_read_limit"),
@@ -137,7 +138,7 @@ def test_v2_throttles_are_written_to_the_group(tmp_path: Path) -> None:
 
 
 FAKE_SYSTEMD_RUN = """#!/bin/sh
-# Stands in for systemd: notes the limit where the kernel would, then becomes the command.
+# Substitutes systemd: writes the limit where the kernel would, then becomes the command.
 for argument in "$@"; do
     case "$argument" in --property=MemoryMax=*) limit="${argument#--property=MemoryMax=}";; esac
     shift
@@ -168,9 +169,9 @@ def test_systemd_run_is_used_only_where_a_probe_reads_its_limit_back(
     assert "--property=IOReadBandwidthMax=/dev/block/8:0 456" in command
     assert command[-2:] == ["--", "worker"]
     tool.write_text("#!/bin/sh\nexit 0\n")
-    assert "not in force" in detect(tmp_path / "cgroup").why_not
+    assert "not in force" in detect(tmp_path / "cgroup").reason
     tool.write_text("#!/bin/sh\necho 'no bus' >&2\nexit 1\n")
-    assert "systemd-run: no bus" in detect(tmp_path / "cgroup").why_not
+    assert "systemd-run: no bus" in detect(tmp_path / "cgroup").reason
 
 
 def test_a_scope_is_found_once_the_process_is_in_it(tmp_path: Path) -> None:
@@ -190,7 +191,7 @@ def test_package_energy_is_counted_across_a_wrap(tmp_path: Path) -> None:
     before = rapl.read_uj()
     (zone / "energy_uj").write_text("100000\n")
     assert rapl.joules_since(before) == pytest.approx(0.2)
-    assert "virtual machines hide them" in Rapl(tmp_path / "none").why_not
+    assert "virtual machines hide them" in Rapl(tmp_path / "none").reason
 
 
 def test_an_event_is_encoded_by_the_kernel_s_formats() -> None:
@@ -212,11 +213,11 @@ def test_the_counter_system_call_counts() -> None:
 
 
 def test_memory_counters_say_why_there_are_none(tmp_path: Path) -> None:
-    assert "no memory-controller counters" in MemoryCounters(tmp_path).why_not
+    assert "no memory-controller counters" in MemoryCounters(tmp_path).reason
     (tmp_path / "uncore_imc_0").mkdir()
     counters = MemoryCounters(tmp_path)
     assert not counters.available
-    assert "cannot be opened" in counters.why_not
+    assert "cannot be opened" in counters.reason
     assert counters.total_bytes() is None
 
 

@@ -12,9 +12,10 @@ import pytest
 
 from harness.machine import limits
 from harness.machine.limits import LimitSupport, MemoryLimit, detect
+from harness.machine.page_cache import drop_page_cache
 
 SUPPORT = detect()
-needs_limit = pytest.mark.skipif(SUPPORT.mechanism == "none", reason=f"no memory limit here: {SUPPORT.why_not}")
+needs_limit = pytest.mark.skipif(SUPPORT.mechanism == "none", reason=f"no memory limit here: {SUPPORT.reason}")
 
 # Waits for a line, so that the parent can place it first; then allocates and touches MIB.
 CHILD = "import sys; sys.stdin.readline(); x = bytearray(int(sys.argv[1]) << 20); print(len(x))"
@@ -38,7 +39,7 @@ def test_a_process_beyond_the_limit_is_killed_by_the_kernel() -> None:
 
 
 @needs_limit
-def test_a_process_beneath_the_limit_survives_and_its_peak_is_reported() -> None:
+def test_a_process_below_the_limit_survives_and_its_peak_is_reported() -> None:
     with MemoryLimit(256 << 20, "beneath", SUPPORT) as limit:
         code, output = _child(100, limit)
         report = limit.report()
@@ -54,7 +55,7 @@ def test_a_process_beneath_the_limit_survives_and_its_peak_is_reported() -> None
 def test_page_cache_counts_against_the_limit(tmp_path: Path) -> None:
     file = tmp_path / "data"
     file.write_bytes(os.urandom(1 << 20) * 192)
-    limits.drop_page_cache([tmp_path])
+    drop_page_cache([tmp_path])
     reader = "import sys; sys.stdin.readline(); print(sum(len(b) for b in iter(lambda: f.read(1 << 20), b'')))"
     with MemoryLimit(96 << 20, "cache", SUPPORT) as limit:
         process = subprocess.Popen(

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from harness.machine import environment
-from harness.machine.limits import drop_page_cache
+from harness.machine.page_cache import drop_page_cache
 from harness.machine.proc import group_peak_bytes, kernel_read_bytes, page_cache_bytes, resident_bytes
 from harness.machine.telemetry import Telemetry
 

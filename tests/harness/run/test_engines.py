@@ -17,7 +17,8 @@ import torch
 
 from baselines import contract, registry
 from baselines.contract import CapabilityCard, Generation, Request, Setting, SystemOptions
-from harness.machine.limits import LimitSupport, MemoryLimit, detect, drop_page_cache
+from harness.machine.limits import LimitSupport, MemoryLimit, detect
+from harness.machine.page_cache import drop_page_cache
 from harness.machine.telemetry import Telemetry
 from harness.plan.experiment import validate
 from harness.run import leaks
@@ -29,7 +30,7 @@ from tests import ROOT
 from tests.conftest import system_package
 
 SUPPORT = detect()
-needs_limit = pytest.mark.skipif(SUPPORT.mechanism == "none", reason=f"no memory limit here: {SUPPORT.why_not}")
+needs_limit = pytest.mark.skipif(SUPPORT.mechanism == "none", reason=f"no memory limit here: {SUPPORT.reason}")
 needs_groups = pytest.mark.skipif(not SUPPORT.parents, reason="no cgroup of our own here")
 MIB = 1 << 20
 
@@ -111,7 +112,7 @@ def test_what_an_engine_has_started_is_killed_with_its_group() -> None:
 def test_without_groups_an_engine_runs_all_the_same(tmp_path: Path) -> None:
     ids = tmp_path / "ids"
     assert last_id(ids) is None
-    with MemoryLimit(64 * MIB, "none", LimitSupport("none", why_not="a test"), covers="engine") as limit:
+    with MemoryLimit(64 * MIB, "none", LimitSupport("none", reason="a test"), covers="engine") as limit:
         engines = Engines(*limit.entry(), ids=ids)
         with _engine(engines.start) as first:
             _tell(first, "hold 1")
