@@ -25,7 +25,8 @@ from harness.plan.experiment import validate
 from harness.plan.schedule import Unit
 from harness.run import leaks
 from harness.run.job import Answer, Job, Paths
-from harness.run.runner import Runner, scratch_path
+from harness.run.model_files import ModelFiles
+from harness.run.runner import Runner
 from reports.results.record import Cell
 from specmoe.offload.store import INDEX
 from workloads import models
@@ -90,14 +91,14 @@ class _Place:
     options: dict[str, Any]
     work: Path
     model: str
-    built: dict[str, Answer] = field(default_factory=dict)
+    builds: dict[str, Answer] = field(default_factory=dict)
 
     @property
-    def scratch(self) -> Path:
-        return scratch_path(models.path(self.model), models.store_path(self.model, "float32"), self.system)
+    def files(self) -> ModelFiles:
+        return ModelFiles.of(self.model, "float32")
 
     def folders(self) -> list[Path]:
-        return [models.path(self.model), models.store_path(self.model, "float32"), self.scratch]
+        return self.files.folders(self.system)
 
 
 def _refused(evidence: Evidence) -> bool:
@@ -120,7 +121,7 @@ def _run(place: _Place, run: str, evidence: Evidence, batch: int, budget: str, n
         "threads": 1,
         "timeout_s": WORKER_TIMEOUT_S,
     }
-    runner = Runner(validate(experiment, "conformance"), place.work, show=lambda line: None, built=place.built)
+    runner = Runner.open(validate(experiment, "conformance"), place.work, show=lambda line: None, builds=place.builds)
     (planned,) = runner.cells
     unit = Unit(planned, round=0)
     runner.prepare([unit])
@@ -146,8 +147,8 @@ def _refusal(place: _Place, model: Path, budget: int | None) -> Answer:
     existing = model == models.path(SMALL)
     paths = Paths(
         model=model,
-        store=models.store_path(SMALL, "float32") if existing else model / "store",
-        scratch=place.scratch if existing else place.work / "no-scratch",
+        store=place.files.store if existing else model / "store",
+        scratch=place.files.scratch(place.system) if existing else place.work / "no-scratch",
         reference=reference,
         result=result,
     )

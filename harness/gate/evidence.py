@@ -87,7 +87,7 @@ def rerun(then: list[Record], out: Path, max_rounds: int, reference: str = REFER
     """Run the recorded experiment with this code, one more round at a time."""
     payload = config_of(then)
     for rounds in range(1, max_rounds + 1):
-        runner = Runner(validate(payload | {"rounds": rounds}, "baseline"), out, show=lambda line: None)
+        runner = Runner.open(validate(payload | {"rounds": rounds}, "baseline"), out, show=lambda line: None)
         runner.run(resume=rounds > 1)
         yield Evidence(then, runner.results.read(), paired=False, reference=reference)
 

@@ -33,7 +33,7 @@ class NodeRunner:
 
         self._node = node
         out = cache_dir() / "ray" / node
-        self._runner = Runner(Experiment.model_validate_json(experiment), out, show=lambda line: None)
+        self._runner = Runner.open(Experiment.model_validate_json(experiment), out, show=lambda line: None)
 
     def prepare(self, units: list[Unit]) -> None:
         self._runner.prepare(units)

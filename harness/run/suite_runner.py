@@ -60,7 +60,7 @@ def run(
 def _run(
     suite: Suite, experiment: Experiment, out: Path, executor: Executor, resume: bool, show: Callable[[str], None]
 ) -> Done:
-    runner = Runner(
+    runner = Runner.open(
         experiment, suite.folder(experiment, out), show=show, executor=executor, command=suite.command(experiment)
     )
     results = runner.run(resume)

@@ -16,7 +16,8 @@ from baselines.contract import NotSupported
 from harness.cli import main as cli
 from harness.conformance.examine import Check
 from harness.plan.experiment import validate
-from harness.run.runner import Runner, scratch_path
+from harness.run.model_files import ModelFiles
+from harness.run.runner import Runner
 from reports.results.record import Record
 from specmoe.model.checkpoint import expert_modules
 from specmoe.model.convert import open_or_build
@@ -67,7 +68,7 @@ def _records(out: Path, systems: list[dict[str, Any]], **changes: Any) -> dict[s
         "warmup_tokens": 2,
         "threads": 1,
     }
-    runner = Runner(validate(experiment | changes, "test"), out, show=lambda line: None)
+    runner = Runner.open(validate(experiment | changes, "test"), out, show=lambda line: None)
     runner.run()
     return {record.label: record for record in runner.results.read()}
 
@@ -130,10 +131,11 @@ def test_zero_reads_every_swapped_parameter_in_full_from_the_disk(tmp_path: Path
 def test_other_weights_under_the_same_name_get_another_scratch_folder(tmp_path: Path) -> None:
     folder = tmp_path / "model"
     build("qwen3", folder)
-    before = scratch_path(folder, tmp_path / "store", "mmap")
-    assert before == scratch_path(folder, tmp_path / "store", "mmap")
+    files = ModelFiles(folder, tmp_path / "store", "embedded")
+    before = files.scratch("mmap")
+    assert before == files.scratch("mmap")
     build("qwen3", folder)
-    assert scratch_path(folder, tmp_path / "store", "mmap") != before
+    assert files.scratch("mmap") != before
 
 
 def test_a_budget_below_one_layer_is_refused_by_whole_layer_streaming(

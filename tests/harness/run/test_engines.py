@@ -252,7 +252,7 @@ def driven(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Record]:
         patch.setenv("SPECMOE_CACHE", str(folder / "cache"))
         patch.setenv("PYTHONPATH", f"{plugin}{os.pathsep}{ROOT}")
         patch.setenv(leaks.MARK, "driven")
-        runner = Runner(validate(experiment, "test"), folder / "out", show=lambda line: None)
+        runner = Runner.open(validate(experiment, "test"), folder / "out", show=lambda line: None)
         runner.run()
         assert leaks.marked_processes("driven") == [], "a process outlived its cell"
     return {str(record.cell.options["how"]): record for record in runner.results.read()}

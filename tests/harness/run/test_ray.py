@@ -67,9 +67,9 @@ def deterministic(record: Record) -> tuple[Any, ...]:
 @pytest.mark.slow
 def test_two_nodes_give_the_records_of_one_machine(cluster: Any, tmp_path: Path) -> None:
     experiment = validate(SMALL, "test")
-    local = Runner(experiment, tmp_path / "local", show=lambda line: None)
+    local = Runner.open(experiment, tmp_path / "local", show=lambda line: None)
     local.run()
-    spread = Runner(experiment, tmp_path / "ray", show=lambda line: None, executor=RayExecutor(cluster.address))
+    spread = Runner.open(experiment, tmp_path / "ray", show=lambda line: None, executor=RayExecutor(cluster.address))
     spread.run()
     here, there = local.results.read(), spread.results.read()
     assert sorted(map(deterministic, here), key=str) == sorted(map(deterministic, there), key=str)
@@ -79,14 +79,14 @@ def test_two_nodes_give_the_records_of_one_machine(cluster: Any, tmp_path: Path)
     assert {r.node for r in here} == {None}
     assert all(r.environment["cpu"] == here[0].environment["cpu"] and r.usage.cpu_s > 0 for r in there)
     before = spread.results.path.read_bytes()
-    Runner(experiment, tmp_path / "ray", show=lambda line: None, executor=RayExecutor(cluster.address)).run()
+    Runner.open(experiment, tmp_path / "ray", show=lambda line: None, executor=RayExecutor(cluster.address)).run()
     assert spread.results.path.read_bytes() == before, "what is finished is not run again"
 
 
 @pytest.mark.slow
 def test_cells_no_node_can_take_are_refused_with_the_mend(cluster: Any, tmp_path: Path) -> None:
     experiment = validate(SMALL | {"threads": 64}, "test")
-    runner = Runner(experiment, tmp_path, show=lambda line: None, executor=RayExecutor(cluster.address))
+    runner = Runner.open(experiment, tmp_path, show=lambda line: None, executor=RayExecutor(cluster.address))
     with pytest.raises(ValueError, match=rf"no node can take a cell, which needs 1 {SLOT}, 64 CPUs.*ray start"):
         runner.run()
     assert not runner.results.path.exists()
@@ -97,7 +97,7 @@ def test_a_lost_node_s_cells_are_failures_and_the_other_goes_on(cluster: Any, tm
     extra = cluster.add_node(num_cpus=1, resources={SLOT: 1}, memory=4 << 30, object_store_memory=80 << 20)
     cluster.wait_for_nodes()
     experiment = validate(SMALL | {"rounds": 6, "systems": SMALL["systems"][:1]}, "test")
-    runner = Runner(experiment, tmp_path, show=lambda line: None, executor=RayExecutor(cluster.address))
+    runner = Runner.open(experiment, tmp_path, show=lambda line: None, executor=RayExecutor(cluster.address))
     append = runner.results.append
     killed: list[bool] = []
 
@@ -114,7 +114,7 @@ def test_a_lost_node_s_cells_are_failures_and_the_other_goes_on(cluster: Any, tm
     lost = [r for r in records if r.status == "failed"]
     assert len(lost) <= 1
     assert all("was lost" in r.error and "go on" in r.error for r in lost)
-    Runner(experiment, tmp_path, show=lambda line: None, executor=RayExecutor(cluster.address)).run()
+    Runner.open(experiment, tmp_path, show=lambda line: None, executor=RayExecutor(cluster.address)).run()
     finished = [r for r in runner.results.read() if r.status == "ok"]
     assert len({r.key for r in finished}) == len(finished) == 6
 

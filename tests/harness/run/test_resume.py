@@ -11,13 +11,14 @@ import threading
 import time
 import warnings
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from tqdm import tqdm
 
 from harness.plan import schedule
-from harness.plan.experiment import PlannedCell, validate
+from harness.plan.experiment import validate
 from harness.plan.schedule import Unit
 from harness.run import manifest
 from harness.run.manifest import ManifestError
@@ -68,7 +69,7 @@ class QuickExecutor:
 
 def _runner(out: Path, changes: dict | None = None, executor: QuickExecutor | None = None) -> Runner:
     experiment = validate(MANY | (changes or {}), "test")
-    return Runner(experiment, out, show=lambda line: None, executor=executor or QuickExecutor())
+    return Runner.open(experiment, out, show=lambda line: None, executor=executor or QuickExecutor())
 
 
 def _run_and_kill(out: Path, after_s: float) -> bool:
@@ -215,8 +216,8 @@ def test_retries_are_records_of_their_own(tmp_path: Path, cache: Path, monkeypat
     runner = _runner(tmp_path, small)
     statuses = iter(["failed", "timeout", "ok"])
 
-    def measured(planned: PlannedCell, number: int, attempt: int) -> Record:
-        return quick_record(runner, Unit(planned, number, attempt), next(statuses))
+    def measured(unit: Unit, attempt: int) -> Record:
+        return quick_record(runner, replace(unit, attempt=attempt), next(statuses))
 
     monkeypatch.setattr(runner, "_measure", measured)
     records = list(runner.measure(Unit(runner.cells[0], 0)))

@@ -46,7 +46,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Recor
     """One small experiment, run for real: (folder, records)."""
     out = tmp_path_factory.mktemp("run")
     os.environ["SPECMOE_CACHE"] = str(tmp_path_factory.mktemp("cache"))
-    runner = Runner(validate(SMALL, "test"), out, show=lambda line: None)
+    runner = Runner.open(validate(SMALL, "test"), out, show=lambda line: None)
     runner.run()
     return out, runner.results.read()
 
@@ -106,7 +106,7 @@ class TestAFinishedRun:
     def test_runs_nothing_again(self, finished: tuple[Path, list[Record]]) -> None:
         out, records = finished
         before = (out / "results.jsonl").read_bytes()
-        Runner(validate(SMALL, "test"), out, show=lambda line: None).run()
+        Runner.open(validate(SMALL, "test"), out, show=lambda line: None).run()
         assert (out / "results.jsonl").read_bytes() == before
         assert records
 
@@ -195,7 +195,7 @@ def troubled(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Record]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SPECMOE_CACHE", str(folder / "cache"))
         patch.setenv("PYTHONPATH", f"{plugin}{os.pathsep}{ROOT}")
-        runner = Runner(validate(SMALL | changes, "test"), folder / "out", show=lambda line: None)
+        runner = Runner.open(validate(SMALL | changes, "test"), folder / "out", show=lambda line: None)
         runner.run()
     return {str(record.cell.options["how"]): record for record in runner.results.read()}
 

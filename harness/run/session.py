@@ -1,0 +1,92 @@
+"""One session of a run: the facts that all of its records share, and the records made with them."""
+
+from __future__ import annotations
+
+import hashlib
+import uuid
+from dataclasses import dataclass, field
+from typing import Any
+
+from baselines import registry
+from harness.machine import ceilings, environment
+from harness.plan.experiment import Experiment
+from harness.plan.schedule import Unit
+from harness.run.job import Answer
+from harness.run.launch import Outcome
+from harness.run.metrics import Weights, measured
+from reports.results.metrics import Metrics
+from reports.results.record import Ceilings, Cell, Limit, Record
+from reports.results.repetition import Repetition
+
+
+@dataclass(frozen=True)
+class Session:
+    """What is the same for every record of one runner process."""
+
+    experiment: Experiment
+    environment: dict[str, Any]
+    ceilings: Ceilings | None
+    weights: Weights
+    session_id: str = field(default_factory=lambda: uuid.uuid4().hex[:12])
+
+    @classmethod
+    def start(cls, experiment: Experiment, weights: Weights, command: str | None) -> Session:
+        """Capture the environment; ``command`` is what a user would type for this run."""
+        facts = environment.capture() | {"seed": experiment.seed} | ({"command": command} if command else {})
+        return cls(experiment, facts, ceilings.latest(), weights)
+
+    @property
+    def run_id(self) -> str:
+        """Equal for runs of one configuration."""
+        config = self.experiment.model_dump_json()
+        return f"{self.experiment.name}-{hashlib.sha256(config.encode()).hexdigest()[:8]}"
+
+    def record(self, unit: Unit, attempt: int, started_at: str, outcome: Outcome) -> Record:
+        """The record of one try of a unit."""
+        cell, answer = unit.planned.cell, outcome.answer
+        card = registry.systems()[cell.system].card
+        repetitions, metrics = self._figures(cell, outcome)
+        return Record(
+            run_id=self.run_id,
+            cell_id=cell.cell_id,
+            round=unit.round,
+            kind="emulated" if cell.disk_read_limit_bytes_s and card.kind == "measured" else card.kind,
+            status=answer.status,
+            error=answer.error,
+            label=unit.planned.label,
+            lossless=card.lossless,
+            grain=card.grain,
+            cell=cell,
+            started_at=started_at,
+            wall_s=outcome.wall_s,
+            limit=outcome.limit,
+            metrics=metrics,
+            repetitions=repetitions,
+            phases_s=answer.phases_s,
+            notes=answer.notes,
+            environment=self.environment,
+            config=self.experiment.model_dump(mode="json"),
+            attempt=attempt,
+            session=self.session_id,
+            usage=outcome.usage,
+            ceilings=self.ceilings,
+        )
+
+    def _figures(self, cell: Cell, outcome: Outcome) -> tuple[list[Repetition], Metrics | None]:
+        """Repetitions and their metrics; an answer that is not valid fails its cell and does not end the run."""
+        answer = outcome.answer
+        if answer.status != "ok":
+            return [], None
+        try:
+            repetitions = [Repetition(**r) for r in answer.repetitions]
+            return repetitions, measured(repetitions, cell, outcome.usage, self.ceilings, self.weights)
+        except (ValueError, TypeError, ArithmeticError) as error:
+            answer.status = "failed"
+            answer.error = f"the system reported invalid figures ({' '.join(str(error).split())}): fix its adapter"
+            return [], None
+
+
+def not_measured(answer: Answer, reason: str) -> Outcome:
+    """The outcome of a cell whose worker never started, or never answered."""
+    limit = Limit(enforced=False, mechanism="none", limit_bytes=None, why_not=reason)
+    return Outcome(answer, limit, None, 0.0)
