@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from harness.cli.arguments import Reference
+from reports.results.roles import REFERENCE
 
 
 def command(
@@ -15,7 +16,7 @@ def command(
     max_slowdown: Annotated[str, typer.Option(help="Allowed slowdown.")] = "5%",
     results: Annotated[Path | None, typer.Option(help="Compare this result file instead of running anything.")] = None,
     revision: Annotated[str | None, typer.Option(help="Run this git revision and the present code in turns.")] = None,
-    reference: Reference = "on-demand",
+    reference: Reference = REFERENCE,
     max_rounds: Annotated[int, typer.Option(help="Stop undecided after this many rounds.")] = 20,
     out: Annotated[Path | None, typer.Option(help="Folder for new results (default: results/check/TIME).")] = None,
 ) -> int:

@@ -8,12 +8,13 @@ from typing import Annotated
 import typer
 
 from harness.cli.arguments import Reference
+from reports.results.roles import REFERENCE
 
 
 def command(
     first: Annotated[Path, typer.Argument(metavar="A", help="results.jsonl of one run.")],
     second: Annotated[Path, typer.Argument(metavar="B", help="results.jsonl of the other run.")],
-    reference: Reference = "on-demand",
+    reference: Reference = REFERENCE,
     out: Annotated[Path | None, typer.Option(help="Also write the comparison to this markdown file.")] = None,
 ) -> None:
     """Compare two result files cell by cell.

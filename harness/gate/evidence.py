@@ -11,10 +11,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from harness.gate.judge import REFERENCE, Evidence, relative_speeds
+from harness.gate.judge import Evidence, relative_speeds
 from harness.plan.experiment import validate
 from harness.run.runner import RunError, Runner
 from reports.results.record import Record, RecordError, ResultFile
+from reports.results.roles import REFERENCE
 from reports.results.stats import FEW_ROUNDS
 
 

@@ -13,13 +13,13 @@ from typing import Literal
 
 from reports.results.metrics import METRICS
 from reports.results.record import Record
+from reports.results.roles import REFERENCE
 from reports.results.stats import FEW_ROUNDS, Ratio, bootstrap, geometric_mean, quotient
 
 Verdict = Literal["pass", "regression", "cannot tell"]
 EXIT_CODES: dict[Verdict, int] = {"pass": 0, "regression": 1, "cannot tell": 2}
 EXACT = tuple(name for name, metric in METRICS.items() if metric.repeats == "exactly")
 CONFIDENCE = 0.99  # an interval is looked at after every round: wider than 95 %, so that the looks add up to about that
-REFERENCE = "on-demand"
 
 
 @dataclass
@@ -79,7 +79,7 @@ def gate(evidence: Iterator[Evidence], max_slowdown: float) -> Judgement:
 def judge(evidence: Evidence, max_slowdown: float, rounds: int = 0) -> Judgement:
     """What the evidence so far says of every cell that was finished before."""
     slowdowns = _paired(evidence) if evidence.paired else _relative(evidence)
-    cells = {r.cell_id: r for r in evidence.then if r.status == "ok"}
+    cells = {r.cell_id: r for r in evidence.then if r.finished}
     findings = [_finding(evidence, record, slowdowns.get(cell_id), max_slowdown) for cell_id, record in cells.items()]
     overall = geometric_mean([[f.slowdown.median] for f in findings if f.slowdown.median is not None])
     return Judgement(findings, overall, rounds)
@@ -118,9 +118,9 @@ def _why_unclear(slowdown: Ratio | None, speed: Verdict, max_slowdown: float) ->
 
 def _exact(evidence: Evidence, cell_id: str) -> tuple[list[str], list[str]]:
     """(what differs, what cannot be judged) among figures that must repeat exactly, and failures."""
-    then = [r for r in evidence.then if r.cell_id == cell_id and r.metrics is not None]
+    then = [r for r in evidence.then if r.cell_id == cell_id and r.finished]
     ours = [r for r in evidence.now if r.cell_id == cell_id]
-    now = [r for r in ours if r.metrics is not None]
+    now = [r for r in ours if r.finished]
     failed = [r for r in ours if r.status in ("failed", "timeout")]
     if failed:
         return [f"{failed[-1].status}: {failed[-1].error}"], []
@@ -142,13 +142,17 @@ def _exact(evidence: Evidence, cell_id: str) -> tuple[list[str], list[str]]:
 
 
 def _paired(evidence: Evidence) -> dict[str, Ratio]:
-    speeds = {(r.cell_id, r.round): r.metrics.decode_tok_s for r in evidence.now if r.metrics}
+    speeds = {(record.cell_id, record.round): speed for record, speed in _speeds(evidence.now)}
     ratios: dict[str, list[float]] = {}
-    for record in evidence.then:
-        speed = speeds.get((record.cell_id, record.round))
-        if record.metrics and speed:
-            ratios.setdefault(record.cell_id, []).append(record.metrics.decode_tok_s / speed)
+    for record, before in _speeds(evidence.then):
+        if now := speeds.get((record.cell_id, record.round)):
+            ratios.setdefault(record.cell_id, []).append(before / now)
     return {cell_id: bootstrap(values, CONFIDENCE) for cell_id, values in ratios.items()}
+
+
+def _speeds(records: Sequence[Record]) -> list[tuple[Record, float]]:
+    """Every finished record with its decode speed."""
+    return [(record, record.metrics.decode_tok_s) for record in records if record.finished and record.metrics]
 
 
 def _relative(evidence: Evidence) -> dict[str, Ratio]:
@@ -159,19 +163,17 @@ def _relative(evidence: Evidence) -> dict[str, Ratio]:
 
 def relative_speeds(records: Sequence[Record], reference: str) -> dict[str, list[float]]:
     """Per cell, its decode speed over the reference's in every round where both finished, reference cells left out."""
-    finished = [r for r in records if r.metrics is not None]
-    references: dict[tuple[object, ...], list[Record]] = {}
-    for record in finished:
+    finished = _speeds(records)
+    references: dict[tuple[object, ...], list[tuple[Record, float]]] = {}
+    for record, speed in finished:
         if record.cell.system == reference:
-            references.setdefault((record.run_id, record.round, record.cell.conditions), []).append(record)
+            references.setdefault((record.run_id, record.round, record.cell.conditions), []).append((record, speed))
     ratios: dict[str, list[float]] = {}
-    for record in finished:
+    for record, speed in finished:
         beside = references.get((record.run_id, record.round, record.cell.conditions), [])
         if record.cell.system == reference or not beside:
             continue
         budget = record.cell.expert_budget_bytes
-        chosen = min(beside, key=lambda r: (r.cell.expert_budget_bytes != budget, r.cell_id))
-        assert record.metrics is not None
-        assert chosen.metrics is not None
-        ratios.setdefault(record.cell_id, []).append(record.metrics.decode_tok_s / chosen.metrics.decode_tok_s)
+        _, other = min(beside, key=lambda pair: (pair[0].cell.expert_budget_bytes != budget, pair[0].cell_id))
+        ratios.setdefault(record.cell_id, []).append(speed / other)
     return ratios

@@ -11,10 +11,10 @@ from reports.figures.intervals import RATIO, columns
 from reports.figures.spec import Material, Spec
 from reports.figures.style import Looks
 from reports.results.aggregate import mean_over_batches, ratio_of
+from reports.results.roles import REFERENCE
 from reports.text import number
 from reports.wording.tables import system_text
 
-REFERENCE = "on-demand"
 _BY = ["kind", "title", "system", "batch_size"]
 
 

@@ -13,10 +13,10 @@ from reports.figures.intervals import RATIO, columns
 from reports.figures.spec import Material, Spec
 from reports.figures.style import Looks
 from reports.results.aggregate import within_rounds
+from reports.results.roles import SUBJECT
 from reports.text import number
 from reports.wording.tables import system_text
 
-SUBJECT = "specmoe"
 MOST_SUBJECTS = 3  # of more configurations, those with the most tokens per second are drawn
 _TICKS = (0.03, 0.1, 0.3, 1, 3, 10, 30, 100)
 _COLUMNS = ["kind", "title", "system", "rival", "rival_kind", "batch_size", "speedup", "speedup_low", "speedup_high"]

@@ -14,9 +14,9 @@ from reports.figures.intervals import columns, median_of
 from reports.figures.spec import Material, Spec
 from reports.figures.style import Looks
 from reports.results.aggregate import within_rounds
+from reports.results.roles import SUBJECT
 from reports.text import number
 
-SUBJECT = "specmoe"
 DEFAULTS = {"selection": "hot-temporal", "substitution": "affinity", "draft_experts": 8, "gamma": 5}
 """What a record means that does not name the option; a test holds it to the adapter's own."""
 

@@ -15,6 +15,7 @@ import pandas as pd
 from reports.results.aggregate import round_ratios, within_rounds
 from reports.results.commands import measured_by
 from reports.results.load import ReportError, load
+from reports.results.roles import CACHE
 from reports.results.stats import Ratio, bootstrap, geometric_mean
 
 _HEAD = """# Ablations
@@ -111,7 +112,7 @@ def _controller(grid: pd.DataFrame, title: str) -> str:
             continue
         best = others.groupby("title")["decode_tok_s"].median().idxmax()
         named = f"{model} with {budget / 1e6:.0f} MB at batch {batch}"
-        rivals = (others[others["title"] == best], others[others["system"] == "caching"])
+        rivals = (others[others["title"] == best], others[others["system"] == CACHE])
         ratios = [round_ratios(ours, rival, "decode_tok_s") for rival in rivals]
         over_best, over_caching = over = [bootstrap(values) for values in ratios]
         for cells, values, ratio in zip(found.values(), ratios, over, strict=True):

@@ -10,7 +10,8 @@ import pandas as pd
 
 from reports.figures import Material, sweeps
 from reports.results import paper
-from reports.results.aggregate import SUBJECT, mean_over_batches, ratio_of, round_ratios, within_rounds
+from reports.results.aggregate import mean_over_batches, ratio_of, round_ratios, within_rounds
+from reports.results.roles import CACHE, REFERENCE, SUBJECT
 from reports.results.stats import Ratio, bootstrap, geometric_mean
 from reports.text import NONE, number
 from reports.wording.tables import Table, cell
@@ -86,7 +87,7 @@ def _subject(summary: pd.DataFrame, frame: pd.DataFrame, model: str) -> pd.DataF
     """SpecMoE's rows against on-demand on the model nearest to the paper's: the fastest setting, most batches."""
     facts = frame.drop_duplicates("workload").set_index("workload")
     ours = summary[(summary["system"] == SUBJECT) & (summary["kind"] == "measured") & summary["speedup"].notna()]
-    ours = ours[ours["reference_system"] == "on-demand"]
+    ours = ours[ours["reference_system"] == REFERENCE]
     ours = ours.assign(model=ours["workload"].map(facts["model"]))
     for prefix in _LIKE[model]:
         rows = ours[ours["model"].astype(str).str.startswith(prefix)]
@@ -110,8 +111,8 @@ def _main(frame: pd.DataFrame, summary: pd.DataFrame) -> Iterator[tuple[str, Our
     yield "latency.nllb", _of(_ratio(frame, last, _at(reference, last), "tpot_s"), at, 100.0)
     every = _where(frame, last, f"mean over batch {', '.join(map(str, rows['batch_size']))}")
     yield "bytes.vs-on-demand", _change(frame, rows, reference, every)
-    paper_caching = same[(same["system"] == "caching") & (same["expert_budget_bytes"] != last["expert_budget_bytes"])]
-    caching = paper_caching if len(paper_caching) else same[same["system"] == "caching"]
+    paper_caching = same[(same["system"] == CACHE) & (same["expert_budget_bytes"] != last["expert_budget_bytes"])]
+    caching = paper_caching if len(paper_caching) else same[same["system"] == CACHE]
     caching = caching[caching["title"] == caching["title"].iloc[0]] if len(caching) else caching
     if len(caching):
         budget = caching["expert_budget_bytes"].iloc[0] / 1e6
@@ -134,7 +135,7 @@ def _ssd(frame: pd.DataFrame, summary: pd.DataFrame) -> Iterator[tuple[str, Ours
     if chosen is None or chosen["workload"].map(lambda w: _has_gpu(frame, w)).any():
         return
     same = summary[summary["workload"] == chosen["workload"].iloc[0]]
-    caching = same[(same["system"] == "caching") & same["speedup"].notna()]
+    caching = same[(same["system"] == CACHE) & same["speedup"].notna()]
     different = caching[caching["expert_budget_bytes"] != chosen["expert_budget_bytes"].iloc[0]]
     caching = different if len(different) else caching
     parts = {

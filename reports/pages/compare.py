@@ -1,8 +1,8 @@
-"""Two result files side by side: two runs, two revisions or two machines.
+"""Comparison of two result files: two runs, two revisions or two machines.
 
-What is compared between the files is a system's speed *over the reference of its own rounds*; times of different
-machines are never divided.  On one machine absolute speeds are shown too, with a warning: they are of two sessions.
-Tokens, bytes and hits do not depend on the machine's speed and stand side by side as they are.
+Speeds are compared as ratios to the reference *of the same rounds*; times of different machines are never divided.
+For one machine absolute speeds are shown too, with a warning that they come from two sessions. Figures that do not
+depend on the machine's speed (``Metric.repeats``) are compared directly.
 """
 
 from __future__ import annotations
@@ -14,29 +14,30 @@ from typing import Any
 
 import pandas as pd
 
-from reports.results.aggregate import REFERENCE, first_named, round_ratios
-from reports.results.load import ReportError, configured_order, load
+from reports.results.aggregate import first_named, round_ratios
+from reports.results.load import ReportError, configured_order, finished, load
 from reports.results.metrics import METRICS
+from reports.results.roles import REFERENCE, Row
 from reports.results.stats import Ratio, bootstrap, quotient
 from reports.text import NONE, number
 from reports.wording.tables import Table, TableCell, markdown, plain
 
 _PLACE = ["kind", "model", "dtype", "new_tokens", "prompt_offset", "threads", "disk_read_limit_bytes_s", "batch_size"]
-_PLACE += ["prompts", "lengths"]  # where records tell them
+_PLACE += ["prompts", "lengths"]
 _MACHINE = ("cpu", "cores", "ram_bytes", "gpu")
-_EVER_NEW = ("date", "command", "seed")  # differ between any two runs, or are told with the configuration
+_EVER_NEW = ("date", "command", "seed")  # differ between any two runs, or belong to the configuration
 _SIDE = "AB"
 _FIGURES = {name: metric for name, metric in METRICS.items() if metric.repeats}
 WARNING = (
-    "Same machine, two sessions: absolute speeds below drift with whatever else the machine did; the ratios within "
-    "a round are what the two runs say of the systems."
+    "Same machine, two sessions: absolute speeds also reflect other load on the machine; rely on the ratios within a "
+    "round."
 )
-APART = "Different machines: only ratios between systems are compared, no times."
+APART = "Different machines: only ratios between systems are compared, not times."
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """What two result files say beside each other; ``same_machine`` says whether absolute speeds are in the tables."""
+    """Two result files compared; ``same_machine`` tells whether the tables hold absolute speeds."""
 
     files: tuple[Path, Path]
     same_machine: bool
@@ -47,14 +48,14 @@ class Comparison:
 
     def as_text(self) -> str:
         """For a terminal."""
-        parts = [*self._head(), "what differs\n" + (plain(self.differences) if self.differences.rows else "nothing")]
+        parts = [*self._head(), "differences\n" + (plain(self.differences) if self.differences.rows else "none")]
         parts += [f"{table.caption}\n{plain(table)}" for table in self.cells]
         return "\n\n".join([*parts, *self.alone])
 
     def as_markdown(self) -> str:
         """For a pull request."""
-        differences = markdown(self.differences) if self.differences.rows else "Nothing."
-        parts = ["# Comparison", *self._head(), "## What differs", differences, "## Cells"]
+        differences = markdown(self.differences) if self.differences.rows else "None."
+        parts = ["# Comparison", *self._head(), "## Differences", differences, "## Cells"]
         parts += [f"### {table.caption}\n\n{markdown(table)}" for table in self.cells]
         return "\n\n".join([*parts, *self.alone]) + "\n"
 
@@ -64,12 +65,12 @@ class Comparison:
 
 
 def compare(first: Path, second: Path, reference: str = REFERENCE) -> Comparison:
-    """The comparison of two result files; ``reference`` is the system that speeds are taken relative to.
+    """The comparison of two result files; speeds are relative to the system ``reference``.
 
-    Where a file lacks it, the first system of the experiment takes its place; it must be the same in both.
+    In a file without it, the first system of the experiment replaces it; it must be the same in both files.
 
     Raises:
-        ReportError: an unreadable file, or no cell that both files finished.
+        ReportError: a file cannot be read, or no cell finished in both.
     """
     frames = [configured_order(load([path])) for path in (first, second)]
     machines = [_machines(frame) for frame in frames]
@@ -80,7 +81,7 @@ def compare(first: Path, second: Path, reference: str = REFERENCE) -> Comparison
     cells = [table for table in cells if table.rows]
     if not cells:
         raise ReportError(
-            f"{first} and {second} have no finished cell in common (model, data type, tokens, batch): "
+            f"{first} and {second} have no finished cell in common (model, data type, tokens, batch size): "
             "compare runs of one experiment"
         )
     limits = [f"Limit of {side}: {text}" for side, frame in zip(_SIDE, frames, strict=True) for text in _limits(frame)]
@@ -92,7 +93,7 @@ def _machines(frame: pd.DataFrame) -> set[tuple[Any, ...]]:
     return {tuple(environment.get(name) for name in _MACHINE) for environment in environments}
 
 
-def _key(row: Any) -> tuple[Any, ...]:
+def _key(row: Row) -> tuple[Any, ...]:
     return tuple(None if pd.isna(row.get(name)) else row[name] for name in _PLACE)
 
 
@@ -101,7 +102,7 @@ def _rows_at(frame: pd.DataFrame, key: tuple[Any, ...]) -> pd.DataFrame:
 
 
 def _cell(key: tuple[Any, ...], frames: list[pd.DataFrame], reference: str, same: bool) -> Table:
-    """Every system of one cell, A beside B."""
+    """Every system of one cell in both files."""
     places = [_rows_at(frame, key) for frame in frames]
     titles = [title for title in dict.fromkeys(places[0]["title"]) if title in set(places[1]["title"])]
     over = _reference(places, frames, key, reference)
@@ -111,17 +112,17 @@ def _cell(key: tuple[Any, ...], frames: list[pd.DataFrame], reference: str, same
     rows = []
     for title in titles:
         pair = [place[place["title"] == title] for place in places]
-        if all((part["status"] == "ok").any() for part in pair):
-            finished = [part[part["status"] == "ok"] for part in pair]
-            row = [title, *_ratios(finished, places, title, over), *_figures(finished)]
-            row += _absolute(finished) if same else []
+        done = [finished(part) for part in pair]
+        if all(len(part) for part in done):
+            row = [title, *_ratios(done, places, title, over), *_figures(done)]
+            row += _absolute(done) if same else []
             rows.append([TableCell(text, text) for text in [*row, _notes(pair)]])
     facts = dict(zip(_PLACE, key, strict=True))
     throttle = facts["disk_read_limit_bytes_s"]
-    asked = "".join(f", {facts[name]}" for name in ("prompts", "lengths") if facts[name])
-    held = "" if throttle is None else f", disk held to {throttle / 1e9:.3g} GB/s"
+    request = "".join(f", {facts[name]}" for name in ("prompts", "lengths") if facts[name])
+    disk = "" if throttle is None else f", disk throttled to {throttle / 1e9:.3g} GB/s"
     caption = (
-        f"{facts['model']}, {facts['dtype']}, {facts['new_tokens']} tokens, batch {facts['batch_size']}{asked}{held}"
+        f"{facts['model']}, {facts['dtype']}, {facts['new_tokens']} tokens, batch {facts['batch_size']}{request}{disk}"
     )
     caption += "" if facts["kind"] == "measured" else f" ({facts['kind']})"
     return Table(str(facts["kind"]), f"{caption}; reference: {over or 'none in both'}", headers, rows)
@@ -130,37 +131,42 @@ def _cell(key: tuple[Any, ...], frames: list[pd.DataFrame], reference: str, same
 def _reference(
     places: list[pd.DataFrame], frames: list[pd.DataFrame], key: tuple[Any, ...], reference: str
 ) -> str | None:
-    """Title of the system both files' ratios are to; an oracle's is the measured one."""
+    """Title of the reference that both files have; for an oracle, a measured one."""
     if key[0] == "oracle":
         places[:] = [pd.concat([p, _rows_at(f, ("measured", *key[1:]))]) for p, f in zip(places, frames, strict=True)]
-    named = [place[(place["system"] == reference) & (place["status"] == "ok")]["title"] for place in places]
+    named = [finished(place[place["system"] == reference])["title"] for place in places]
     candidates = [list(titles) or [first_named(place)] for titles, place in zip(named, places, strict=True)]
     return next((title for title in candidates[0] if title and title in candidates[1]), None)
 
 
-def _ratios(finished: list[pd.DataFrame], places: list[pd.DataFrame], title: str, over: str | None) -> list[str]:
+def _ratios(done: list[pd.DataFrame], places: list[pd.DataFrame], title: str, over: str | None) -> list[str]:
     if title == over:
         return ["1 (reference)", "1 (reference)", NONE, NONE]
     lists = []
-    for part, place in zip(finished, places, strict=True):
-        others = place[(place["title"] == over) & (place["status"] == "ok")] if over else place.iloc[:0]
+    for part, place in zip(done, places, strict=True):
+        others = finished(place[place["title"] == over]) if over else place.iloc[:0]
         lists.append(round_ratios(part, others, "decode_tok_s"))
     change = quotient(lists[1], lists[0]) if all(lists) else Ratio(None, None, None, 0)
-    words = {"faster": "B faster", "slower": "B slower", "same": "not told apart", "single": "too few rounds"}
+    words = {
+        "faster": "B faster",
+        "slower": "B slower",
+        "same": "no significant difference",
+        "single": "too few rounds",
+    }
     return [*(str(bootstrap(ratios)) for ratios in lists), str(change), words.get(change.verdict, NONE)]
 
 
-def _figures(finished: list[pd.DataFrame]) -> list[str]:
-    """Figures that do not depend on the machine's speed: one text where both agree, else both."""
+def _figures(done: list[pd.DataFrame]) -> list[str]:
+    """Figures independent of the machine's speed: one value where both files agree, else both."""
     out = []
     for name, metric in _FIGURES.items():
-        a, b = (metric.shown(part[name].median()) for part in finished)
+        a, b = (metric.shown(part[name].median()) for part in done)
         out.append(a if a == b else f"{a} → {b}")
     return out
 
 
-def _absolute(finished: list[pd.DataFrame]) -> list[str]:
-    speeds = [part["decode_tok_s"].tolist() for part in finished]
+def _absolute(done: list[pd.DataFrame]) -> list[str]:
+    speeds = [part["decode_tok_s"].tolist() for part in done]
     return [*(number(pd.Series(values).median()) for values in speeds), str(quotient(speeds[1], speeds[0]))]
 
 
@@ -174,18 +180,18 @@ def _notes(pair: list[pd.DataFrame]) -> str:
             notes.append(f"{text} {number(first[name] / 1e6)} → {number(second[name] / 1e6)} MB")
     for side, part in zip(_SIDE, pair, strict=True):
         lost = int((part["status"] != "ok").sum())
-        notes += [f"{lost} of {len(part)} rounds of {side} without result"] if lost else []
+        notes += [f"{lost} of {len(part)} rounds of {side} without a result"] if lost else []
     return "; ".join(notes)
 
 
 def _limits(frame: pd.DataFrame) -> list[str]:
-    """Each limit in force with what it covers, as the records say."""
+    """Each limit in force with the process it covers."""
     lines: dict[str, None] = {}
     for row in frame.to_dict("records"):
         size = "none" if pd.isna(row["limit_bytes"]) else f"{number(row['limit_bytes'] / 1e9)} GB"
         if row["limit_enforced"]:
-            whose = "the system's engine" if row["limit_covers"] == "engine" else "the whole process"
-            covered = f"{size} for {whose}, page cache included ({row['limit_mechanism']})"
+            process = "the system's engine" if row["limit_covers"] == "engine" else "the whole process"
+            covered = f"{size} for {process}, page cache included ({row['limit_mechanism']})"
         else:
             covered = f"{size}, not enforced" + (f": {row['limit_why_not']}" if row["limit_why_not"] else "")
         lines[covered] = None
@@ -193,7 +199,7 @@ def _limits(frame: pd.DataFrame) -> list[str]:
 
 
 def _differences(frames: list[pd.DataFrame]) -> Table:
-    """Fields of the configurations and environments that are not alike."""
+    """Fields of the configurations and environments that differ."""
     rows = []
     for group, ignored in (("config", ()), ("environment", _EVER_NEW)):
         seen = [_values(frame, group, ignored) for frame in frames]
@@ -201,7 +207,7 @@ def _differences(frames: list[pd.DataFrame]) -> Table:
             texts = [", ".join(sorted(side.get(name, {NONE}))) for side in seen]
             if texts[0] != texts[1]:
                 rows.append([TableCell(text, text) for text in (f"{group}: {name}", *map(_short, texts))])
-    return Table("measured", "What differs", ["field", *_SIDE], rows)
+    return Table("measured", "Differences", ["field", *_SIDE], rows)
 
 
 def _values(frame: pd.DataFrame, group: str, ignored: tuple[str, ...]) -> dict[str, set[str]]:
@@ -220,7 +226,7 @@ def _short(text: str, limit: int = 120) -> str:
 
 
 def _alone(keys: list[set[tuple[Any, ...]]], frames: list[pd.DataFrame]) -> list[str]:
-    """What one file has and the other lacks."""
+    """Cells that are in one file only."""
     out = []
     for i, side in enumerate(_SIDE):
         rows = frames[i].to_dict("records")

@@ -13,7 +13,7 @@ from reports.text import NONE, number
 from reports.wording.details import Detail, details
 from reports.wording.headline import Headline, headline
 from reports.wording.tables import Table, mark_budgets, tables
-from reports.wording.warnings import doubts
+from reports.wording.warnings import caveats
 
 PROTOCOL = (
     "Systems run interleaved in rounds, each in a process of its own, with a cold page cache at the start of a cell.",
@@ -60,7 +60,7 @@ def section(place: int, summary: pd.DataFrame, frame: pd.DataFrame, figures: lis
         commands=measured_by(frame),
         reference=" or ".join(map(str, references)) or NONE,
         headline=headline(summary, frame),
-        caveats=doubts(summary, frame),
+        caveats=caveats(summary, frame),
         setup=_setup(summary, frame),
         fairness=_fairness(summary),
         tables=tables(summary),

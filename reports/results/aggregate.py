@@ -1,20 +1,19 @@
-"""Rounds into one row per system and batch, and ratios taken within a round."""
+"""Summary of the rounds: one row per system and batch size, with ratios taken within a round."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import pandas as pd
 
+from reports.results.load import finished
 from reports.results.metrics import METRICS
+from reports.results.roles import KINDS, REFERENCE, named_reference
 from reports.results.stats import Ratio, bootstrap, geometric_mean, stability
 
-REFERENCE = "on-demand"
-SUBJECT = "specmoe"
-KINDS = ("measured", "emulated", "oracle", "projected")
-
 _GROUP = ["workload", "kind", "title", "batch_size"]
-_PAIR = ["run_id", "round"]  # one pass over all cells: what ran in it is compared
+_PAIR = ["run_id", "round"]  # systems are compared within one pass over all cells
 _RATIOS = {
     "speedup": "decode_tok_s",
     "link_ratio": "link_bytes_per_token",
@@ -23,12 +22,12 @@ _RATIOS = {
 
 
 def within_rounds(system: pd.DataFrame, reference: pd.DataFrame, column: str) -> Ratio:
-    """``column`` of ``system`` over that of ``reference``, paired by run and round; both finished rows only."""
+    """``column`` of ``system`` over that of ``reference``, paired by run and round; both hold finished rows."""
     return bootstrap(round_ratios(system, reference, column))
 
 
 def round_ratios(system: pd.DataFrame, reference: pd.DataFrame, column: str) -> list[float]:
-    """The ratio of every round in which both finished."""
+    """One ratio for every round in which both finished and the reference's value is positive."""
     pairs = system.merge(reference, on=_PAIR, suffixes=("", "_reference"))
     below = pairs[f"{column}_reference"].to_numpy(dtype=float)
     above = pairs[column].to_numpy(dtype=float)
@@ -40,68 +39,64 @@ def round_ratios(system: pd.DataFrame, reference: pd.DataFrame, column: str) -> 
 def summarize(frame: pd.DataFrame, reference: str = REFERENCE) -> pd.DataFrame:
     """One row per workload, kind, title and batch.
 
-    Medians over the finished rounds under the names of ``METRICS``, with ``_low`` and ``_high`` for the
-    smallest and largest round; ``speedup``, ``link_ratio`` and ``kernel_ratio`` are ratios within a round to
-    the system named ``reference`` (where the workload has none, to the first one its experiment names), with
-    ``_low``, ``_high`` (95 % interval) and ``_n``.  ``status`` is ``ok`` if any round finished, ``reason`` says what
-    happened in the others.  ``stability`` says whether the speed-ups of the rounds allow a conclusion
-    (``reports.results.stats``); it is empty without a reference.
+    Columns named in ``METRICS`` are medians over the finished rounds, with ``_low`` and ``_high`` for the smallest and
+    largest round. ``speedup``, ``link_ratio`` and ``kernel_ratio`` are ratios within a round to the system
+    ``reference`` (if the workload lacks it, to the first one its experiment names), with ``_low`` and ``_high`` (95 %
+    interval) and ``_n`` (rounds). ``status`` is ``ok`` if any round finished; ``reason`` explains the other rounds.
+    ``stability`` states whether the speed-ups allow a conclusion (``reports.results.stats``); empty without reference.
     """
     rows = []
     for (workload, kind, title, batch), part in frame.groupby(_GROUP, sort=False):
-        finished = part[part["status"] == "ok"]
+        ours = finished(part)
         row: dict[str, Any] = {"workload": workload, "kind": kind, "title": title, "batch_size": int(batch)}
-        row |= _identity(part) | _spread(finished) | _outcome(part)
+        row |= _identity(part) | _spread(ours) | _outcome(part)
         other = _reference(frame, row, reference)
         row["reference"] = None if other is None else str(other["title"].iloc[0])
         row["reference_kind"] = None if other is None else str(other["kind"].iloc[0])
         row["reference_system"] = None if other is None else str(other["system"].iloc[0])
         row["is_reference"] = (row["reference"], row["reference_kind"]) == (title, kind)
         for name, column in _RATIOS.items():
-            ratio = Ratio(None, None, None, 0) if other is None else within_rounds(finished, other, column)
+            ratio = Ratio(None, None, None, 0) if other is None else within_rounds(ours, other, column)
             row |= {name: ratio.median, f"{name}_low": ratio.low, f"{name}_high": ratio.high, f"{name}_n": ratio.n}
-        row["stability"] = _stability(finished, other)
+        row["stability"] = _stability(ours, other)
         rows.append(row)
     return _ordered(pd.DataFrame(rows))
 
 
-def _stability(finished: pd.DataFrame, reference: pd.DataFrame | None) -> str:
+def _stability(ours: pd.DataFrame, reference: pd.DataFrame | None) -> str:
     if reference is None:
         return ""
-    ratios = round_ratios(finished, reference, "decode_tok_s")
+    ratios = round_ratios(ours, reference, "decode_tok_s")
     return str(stability(ratios)) if ratios else ""
 
 
 def mean_over_batches(frame: pd.DataFrame, rows: list[dict[str, Any]]) -> Ratio:
-    """Geometric mean of the speed-ups of several rows of a summary, each against its own reference."""
+    """Geometric mean of the speed-ups of several summary rows, each to its own reference."""
     cells = []
     for row in rows:
         reference = _reference(frame, row, REFERENCE)
-        same = frame["status"] == "ok"
-        for name in _GROUP:
-            same &= frame[name] == row[name]
         if reference is not None:
-            cells.append(round_ratios(frame[same], reference, "decode_tok_s"))
+            cells.append(round_ratios(rounds_of(frame, row), reference, "decode_tok_s"))
     return geometric_mean(cells)
 
 
-def first_named(workload: pd.DataFrame) -> str | None:
-    """Title of what stands for a missing reference: the first system the experiment names (rounds are shuffled).
+def rounds_of(frame: pd.DataFrame, row: Mapping[str, Any]) -> pd.DataFrame:
+    """The finished rounds that a summary row is made of."""
+    found = finished(frame)
+    for name in _GROUP:
+        found = found[found[name] == row[name]]
+    return found
 
-    Where different systems are compared it is the first that is not the subject; None if fewer than two are named.
-    """
-    systems = (workload["record"].iloc[0].get("config") or {}).get("systems") or []
-    if len(systems) < 2:
-        return None
-    others = [entry for entry in systems if entry.get("system") != SUBJECT]
-    first = (others or systems)[0]
-    label = first.get("label") or first.get("system")
+
+def first_named(workload: pd.DataFrame) -> str | None:
+    """Title of the system that substitutes a missing reference (``roles.named_reference``), or None."""
+    label = named_reference((workload["record"].iloc[0].get("config") or {}).get("systems") or [])
     titles = workload[workload["label"] == label]["title"]
     return str(titles.iloc[0]) if len(titles) else None
 
 
 def ratio_of(row: dict[str, Any], name: str = "speedup") -> Ratio:
-    """The ratio kept in a summary row."""
+    """The ratio of this name in a summary row."""
     keys = (name, f"{name}_low", f"{name}_high")
     median, low, high = (None if pd.isna(row[key]) else float(row[key]) for key in keys)
     return Ratio(median, low, high, int(row[f"{name}_n"]))
@@ -115,11 +110,11 @@ def _identity(part: pd.DataFrame) -> dict[str, Any]:
     return {name: first[name] for name in names} | {"enforced": enforced}
 
 
-def _spread(finished: pd.DataFrame) -> dict[str, float]:
+def _spread(ours: pd.DataFrame) -> dict[str, float]:
     out: dict[str, float] = {}
-    memory = finished["peak_rss_bytes"].fillna(finished["limit_peak_bytes"].astype(float))
+    memory = ours["peak_rss_bytes"].fillna(ours["limit_peak_bytes"].astype(float))
     for name in METRICS:
-        values = memory if name == "peak_rss_bytes" else finished[name]
+        values = memory if name == "peak_rss_bytes" else ours[name]
         out |= {name: values.median(), f"{name}_low": values.min(), f"{name}_high": values.max()}
     return out
 
@@ -130,26 +125,26 @@ def _outcome(part: pd.DataFrame) -> dict[str, Any]:
         f"{status}: {' '.join(str(error or 'no reason given').split())}"
         for status, error in lost[["status", "error"]].drop_duplicates().itertuples(index=False)
     ]
-    finished = len(part) - len(lost)
+    done = len(part) - len(lost)
     return {
         "rounds": len(part),
-        "rounds_ok": finished,
+        "rounds_ok": done,
         "failed_attempts": int(part["failed_attempts"].sum()),
-        "status": "ok" if finished else str(lost["status"].iloc[-1]),
+        "status": "ok" if done else str(lost["status"].iloc[-1]),
         "reason": "; ".join(reasons),
     }
 
 
 def _reference(frame: pd.DataFrame, row: dict[str, Any], system: str) -> pd.DataFrame | None:
-    """Finished rounds of the reference for a row: of its own kind, or measured if the row is an oracle's.
+    """Finished rounds of the reference for a row: of its own kind, or measured ones if the row is an oracle's.
 
-    Of several, the one with the row's budget, else the first.  Where the workload never had the system, the first
-    one its experiment names takes its place (an ablation's first setting).
+    Of several references, the one with the row's budget is taken, else the first. In a workload without the
+    reference system, the first system that its experiment names replaces it (an ablation's first setting).
     """
     workload = frame[frame["workload"] == row["workload"]]
-    finished = workload[(workload["batch_size"] == row["batch_size"]) & (workload["status"] == "ok")]
+    found = finished(workload[workload["batch_size"] == row["batch_size"]])
     named = system in set(workload["system"])
-    found = finished[finished["system"] == system] if named else finished[finished["title"] == first_named(workload)]
+    found = found[found["system"] == system] if named else found[found["title"] == first_named(workload)]
     kinds = [row["kind"], "measured"] if row["kind"] == "oracle" else [row["kind"]]
     for kind in kinds:
         ours = found[found["kind"] == kind]

@@ -1,4 +1,4 @@
-"""Result files into one data frame; the only place that knows how a result line is laid out."""
+"""Result files as one data frame, with columns derived from the record's fields."""
 
 from __future__ import annotations
 
@@ -9,42 +9,34 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from pydantic.fields import FieldInfo
 
 from reports.results.lines import read_lines
 from reports.results.metrics import METRICS
 from reports.results.migrate import SCHEMA
+from reports.results.record import Cell, Limit, Record
 
-_TOP = ("run_id", "cell_id", "round", "kind", "status", "error", "label", "lossless", "grain", "started_at", "wall_s")
-_REQUIRED = ("run_id", "cell_id", "round", "status", "label", "cell", "limit")
-_CELL_REQUIRED = ("system", "model", "batch_size", "new_tokens")
-_CELL = (
-    *_CELL_REQUIRED,
-    "options",
-    "dtype",
-    "prompt_offset",
-    "expert_budget_bytes",
-    "process_limit_bytes",
-    "threads",
-    "disk_read_limit_bytes_s",
-    "prompts",
-)
-_REQUEST = ("prompts", "prompt_tokens", "output_tokens", "request_seed")
+_NOT_COLUMNS = {"schema_version", "cell", "limit", "metrics", "repetitions", "phases_s", "notes", "environment"}
+_NOT_COLUMNS |= {"config", "usage", "ceilings"}
+_TOP = {name: field for name, field in Record.model_fields.items() if name not in _NOT_COLUMNS}
+_WITHIN_WORKLOAD = {"system", "options", "batch_size", "expert_budget_bytes", "warmup_tokens", "repetitions"}
+_SAME_WORKLOAD = ("model", "dtype", "new_tokens", "prompt_offset", "process_limit_bytes", "threads")
 _HOST = ("cpu", "cores", "gpu")
 _IDENTITY = ["run_id", "cell_id", "kind", "round"]
 
 
 class ReportError(ValueError):
-    """Results that cannot be reported; the message names the file, the line and the mend."""
+    """Results that cannot be reported; the message names the file, the line and the fix."""
 
 
 def load(paths: Iterable[Path]) -> pd.DataFrame:
     """One row per record, in file order.
 
-    Columns: the record's own fields, those of its cell, ``METRICS`` as floats (NaN where not applicable),
-    ``limit_*``, and ``record`` with the parsed line.  Added: ``file``, ``line``, ``experiment`` (its name, empty if
-    unnamed), ``workload`` (equal for records that may stand in one table), ``host`` and ``title`` (the label, told
-    apart where one label names several cells).  A record written again for the same run, cell, kind and round
-    replaces the earlier one; ``failed_attempts`` counts the earlier ones that had failed.
+    Columns: the plain fields of the record and of its cell, ``METRICS`` as floats (NaN where not applicable),
+    ``limit_*``, and ``record`` with the parsed line. Added: ``file``, ``line``, ``experiment`` (its name, empty if
+    unnamed), ``workload`` (equal for records that belong in one table), ``lengths`` (of prompts and outputs), ``host``,
+    and ``title`` (the label, made unique where one label names several cells). A later record of the same run, cell,
+    kind and round replaces the earlier one; ``failed_attempts`` counts the replaced ones that had failed.
 
     Raises:
         ReportError: a missing file, no record at all, or a line that is JSON but not a record.
@@ -59,12 +51,15 @@ def load(paths: Iterable[Path]) -> pd.DataFrame:
     frame["failed_attempts"] = [int(earlier.get(key, 0)) for key in frame[_IDENTITY].itertuples(index=False, name=None)]
     repeated = int(frame.duplicated(_IDENTITY, keep="last").sum())
     if repeated:
-        warnings.warn(
-            f"{repeated} records were written again for the same cell and round: the last counts", stacklevel=2
-        )
+        warnings.warn(f"{repeated} records were replaced by a later one of the same cell and round", stacklevel=2)
         frame = frame.drop_duplicates(_IDENTITY, keep="last").reset_index(drop=True)
     frame["title"] = _titles(frame)
     return frame
+
+
+def finished(frame: pd.DataFrame) -> pd.DataFrame:
+    """The rows with a result, of records or of a summary; the same as ``Record.finished``."""
+    return frame[frame["status"] == "ok"]
 
 
 def configured_order(frame: pd.DataFrame) -> pd.DataFrame:
@@ -82,7 +77,7 @@ def configured_order(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def workload_names(frame: pd.DataFrame) -> dict[str, str]:
-    """A name for each workload of a loaded frame: its model, dtype and length, and what else tells it apart."""
+    """A name for each workload of a loaded frame: model, dtype, length, and whatever else differs between them."""
     first = frame.drop_duplicates("workload").set_index("workload")
     facts = pd.DataFrame(
         {
@@ -121,59 +116,64 @@ def _lines(path: Path) -> Iterable[tuple[int, dict[str, Any]]]:
 
 
 def _check(payload: Any, where: str) -> None:
-    mend = "remove that line or name another file"
+    fix = "remove that line or name another file"
     if not isinstance(payload, dict) or "schema_version" not in payload:
-        raise ReportError(f"{where} is not a {SCHEMA} record: {mend}")
-    missing = [name for name in _REQUIRED if name not in payload]
+        raise ReportError(f"{where} is not a {SCHEMA} record: {fix}")
     cell = payload.get("cell")
-    missing += [f"cell.{name}" for name in _CELL_REQUIRED if not isinstance(cell, dict) or name not in cell]
+    missing = [name for name in _required(Record) if name not in payload]
+    missing += [f"cell.{name}" for name in _required(Cell) if not isinstance(cell, dict) or name not in cell]
     if payload.get("status") == "ok" and not isinstance(payload.get("metrics"), dict):
         missing.append("metrics")
     if missing:
-        raise ReportError(f"{where} lacks {', '.join(missing)}: {mend}")
+        raise ReportError(f"{where} lacks {', '.join(missing)}: {fix}")
     for name in METRICS:
         value = (payload.get("metrics") or {}).get(name)
         if value is not None and not isinstance(value, int | float):
-            raise ReportError(f"{where}: metrics.{name} is {value!r}, not a number: {mend}")
+            raise ReportError(f"{where}: metrics.{name} is {value!r}, not a number: {fix}")
+
+
+def _required(model: type[Record] | type[Cell]) -> list[str]:
+    return [name for name, field in model.model_fields.items() if field.is_required()]
 
 
 def _row(path: Path, number: int, record: dict[str, Any]) -> dict[str, Any]:
     cell, limit, metrics = record["cell"], record["limit"], record.get("metrics") or {}
+    config, environment = record.get("config") or {}, record.get("environment") or {}
+    experiment, host = str(config.get("name") or ""), _host(environment)
     row: dict[str, Any] = {"file": str(path), "line": number, "record": record}
-    row |= {name: record.get(name) for name in _TOP}
-    row["kind"] = record.get("kind") or "measured"
-    row |= {name: cell.get(name) for name in _CELL}
+    row |= _values(record, _TOP) | _values(cell, Cell.model_fields)
     row["options"] = json.dumps(cell.get("options") or {}, sort_keys=True)
     row |= {name: metrics.get(name) for name in METRICS}
-    for name in ("enforced", "mechanism", "why_not"):
-        row[f"limit_{name}"] = limit.get(name)
-    row["limit_covers"] = limit.get("covers") or "worker"
-    row["limit_bytes"], row["limit_peak_bytes"] = limit.get("limit_bytes"), limit.get("peak_bytes")
-    environment = record.get("environment") or {}
-    host = [(name, environment[name]) for name in _HOST if environment.get(name)]
-    row["host"] = ", ".join(f"{value} cores" if name == "cores" else str(value) for name, value in host)
-    same = ("model", "dtype", "new_tokens", "prompt_offset", "process_limit_bytes", "threads")
-    throttle = cell.get("disk_read_limit_bytes_s")
-    asked = {name: cell[name] for name in _REQUEST if cell.get(name)}
-    row["lengths"] = _lengths(cell)
-    config = record.get("config") or {}
-    row["experiment"] = str(config.get("name") or "")
-    row["workload"] = json.dumps(
-        [
-            row["experiment"],
-            row["host"],
-            *(cell.get(name) for name in same),
-            *([throttle] if throttle else []),
-            *([asked] if asked else []),
-        ]
-    )
+    row |= {f"limit_{name.removeprefix('limit_')}": value for name, value in _values(limit, Limit.model_fields).items()}
+    row |= {"host": host, "lengths": _lengths(cell), "experiment": experiment}
+    row["workload"] = _workload(experiment, host, cell)
     return row
 
 
+def _values(payload: dict[str, Any], fields: dict[str, FieldInfo]) -> dict[str, Any]:
+    """Each field's value in a line; the default where an older line lacks it."""
+    return {
+        name: payload.get(name, None if field.is_required() else field.get_default(call_default_factory=True))
+        for name, field in fields.items()
+    }
+
+
+def _host(environment: dict[str, Any]) -> str:
+    found = [(name, environment[name]) for name in _HOST if environment.get(name)]
+    return ", ".join(f"{value} cores" if name == "cores" else str(value) for name, value in found)
+
+
+def _workload(experiment: str, host: str, cell: dict[str, Any]) -> str:
+    """Equal for records that belong in one table: of one experiment and host, with every other setting equal."""
+    rest = [name for name in Cell.model_fields if name not in {*_WITHIN_WORKLOAD, *_SAME_WORKLOAD}]
+    same = [cell.get(name) for name in _SAME_WORKLOAD]
+    return json.dumps([experiment, host, *same, {name: cell[name] for name in rest if cell.get(name)}])
+
+
 def _lengths(cell: dict[str, Any]) -> str:
-    """Prompt and output lengths in words."""
+    """Prompt and output lengths as text."""
     prompt, output = cell.get("prompt_tokens"), cell.get("output_tokens")
-    return f"prompts {_length(prompt) or 'as they are'}, outputs {_length(output) or 'all alike'}"
+    return f"prompts {_length(prompt) or 'at full length'}, outputs {_length(output) or 'of equal length'}"
 
 
 def _length(length: Any) -> str:
@@ -183,7 +183,7 @@ def _length(length: Any) -> str:
 
 
 def _titles(frame: pd.DataFrame) -> list[str]:
-    """The label of each row; with the budget or a number added where one label names different cells."""
+    """The label of each row, with the budget or a number added where one label names different cells."""
     variants: dict[tuple[str, str], list[tuple[Any, ...]]] = {}
     keys = []
     columns = ["workload", "label", "system", "options", "expert_budget_bytes"]
@@ -193,10 +193,10 @@ def _titles(frame: pd.DataFrame) -> list[str]:
         if variant not in seen:
             seen.append(variant)
         keys.append((workload, label, variant))
-    return [_told_apart(label, variant, variants[workload, label]) for workload, label, variant in keys]
+    return [_title(label, variant, variants[workload, label]) for workload, label, variant in keys]
 
 
-def _told_apart(label: str, variant: tuple[Any, ...], among: Sequence[tuple[Any, ...]]) -> str:
+def _title(label: str, variant: tuple[Any, ...], among: Sequence[tuple[Any, ...]]) -> str:
     if len(among) == 1:
         return label
     budgets = [budget for _, _, budget in among]

@@ -190,6 +190,11 @@ class Record(Strict):
     ceilings: Ceilings | None = None
 
     @property
+    def finished(self) -> bool:
+        """Whether the cell gave a result; ``reports.results.load.finished`` selects the same rows of a frame."""
+        return self.status == "ok" and self.metrics is not None
+
+    @property
     def key(self) -> tuple[str, int]:
         """Identifies finished work: (cell_id, round)."""
         return self.cell_id, self.round

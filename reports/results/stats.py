@@ -1,4 +1,4 @@
-"""Ratios of rounds, their intervals, means over cells, and whether there is enough to conclude from.
+"""Ratios of rounds, their intervals, means over cells, and whether they allow a conclusion.
 
 The unit is the *ratio within a round*: two systems measured one after the other on the same machine.  Ratios of
 different rounds are treated as independent draws; figures of different rounds are never divided.
@@ -17,8 +17,8 @@ from scipy import stats
 from reports import text
 
 RESAMPLES = 9_999
-FEW_ROUNDS = 6  # from six rounds on, smallest to largest holds the median with 95 % confidence (1 - 2 / 2**6)
-WIDE = 0.10  # half of the interval, over the median
+FEW_ROUNDS = 6  # with six rounds or more, the range holds the median with 95 % confidence (1 - 2 / 2**6)
+WIDE = 0.10  # half the interval's width over the median
 UNSTEADY = 0.10  # standard deviation over mean: pyperf's bound
 
 Verdict = Literal["faster", "slower", "same", "single", "none"]
@@ -36,7 +36,7 @@ class Ratio:
 
     @property
     def verdict(self) -> Verdict:
-        """What may be said of a speed ratio: ``same`` where the interval holds 1."""
+        """What a speed ratio shows: ``same`` if the interval contains 1, ``single`` without an interval."""
         if self.median is None:
             return "none"
         if self.low is None or self.high is None:
@@ -51,7 +51,7 @@ class Ratio:
 
 @dataclass(frozen=True)
 class Stability:
-    """Whether ratios are steady enough to conclude from, and if not, why and what to do."""
+    """Whether ratios are steady enough for a conclusion; if not, the reasons, each with what to do."""
 
     stable: bool
     reasons: tuple[str, ...] = ()
@@ -61,14 +61,14 @@ class Stability:
 
 
 def bootstrap(ratios: Sequence[float], confidence: float = 0.95, seed: int = 0) -> Ratio:
-    """Median and percentile-bootstrap interval of per-round ratios [n]; values that are not finite are left out."""
+    """Median and percentile-bootstrap interval of per-round ratios; values that are not finite are excluded."""
     values = _finite(ratios)
     if not len(values):
         return Ratio(None, None, None, 0)
     if len(values) == 1:
         return Ratio(float(values[0]), None, None, 1)
-    low, high = _interval((values,), lambda v, axis: np.median(v, axis=axis), confidence, seed)
-    median = float(np.median(values))  # percentiles are interpolated, and may round past it
+    low, high = _median_interval(values, confidence, seed)
+    median = float(np.median(values))  # interpolated percentiles may round past it
     return Ratio(median, min(low, median), max(high, median), len(values))
 
 
@@ -89,7 +89,7 @@ def quotient(above: Sequence[float], below: Sequence[float], confidence: float =
 def geometric_mean(cells: Sequence[Sequence[float]], seed: int = 0) -> Ratio:
     """Geometric mean over cells of each cell's median ratio; rounds are resampled within each cell.
 
-    A cell without a positive ratio is left out.
+    A cell with a ratio that is not positive is excluded.
     """
     kept = [values for values in (_finite(cell) for cell in cells) if len(values) and (values > 0).all()]
     if not kept:
@@ -118,13 +118,10 @@ def stability(ratios: Sequence[float]) -> Stability:
     if spread > UNSTEADY:
         reasons.append(
             f"the standard deviation is {100 * spread:.0f} % of the mean (bound {100 * UNSTEADY:.0f} %): "
-            "quiet the machine or run more rounds"
+            "use an idle machine or run more rounds"
         )
-    ratio = bootstrap(values.tolist())
-    assert ratio.low is not None
-    assert ratio.high is not None
-    assert ratio.median is not None
-    half = (ratio.high - ratio.low) / 2 / ratio.median
+    median, (low, high) = float(np.median(values)), _median_interval(values)
+    half = (max(high, median) - min(low, median)) / 2 / median
     if half > WIDE:
         reasons.append(f"the interval is ±{100 * half:.0f} % wide (bound {100 * WIDE:.0f} %): run more rounds")
     return Stability(not reasons, tuple(reasons))
@@ -136,11 +133,17 @@ def _finite(values: Sequence[float]) -> Values:
     return kept
 
 
+def _median_interval(values: Values, confidence: float = 0.95, seed: int = 0) -> tuple[float, float]:
+    return _interval((values,), lambda v, axis: np.median(v, axis=axis), confidence, seed)
+
+
 def _interval(
     samples: tuple[Values, ...], statistic: Callable[..., Any], confidence: float, seed: int
 ) -> tuple[float, float]:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", stats.DegenerateDataWarning)  # equal values: an interval of no width is right
+        warnings.simplefilter(
+            "ignore", stats.DegenerateDataWarning
+        )  # equal values: an interval of width zero is correct
         result = stats.bootstrap(
             samples,
             statistic,

@@ -1,12 +1,12 @@
-"""The whole result in one table: SpecMoE beside on-demand and beside its best rival, for every experiment and batch."""
+"""The overview table: for every experiment and batch size, the subject against its reference and its best rival."""
 
 from __future__ import annotations
 
-from typing import Any
-
 import pandas as pd
 
-from reports.results.aggregate import SUBJECT, ratio_of, within_rounds
+from reports.results.aggregate import ratio_of, rounds_of, within_rounds
+from reports.results.load import finished
+from reports.results.roles import SUBJECT, SUBJECT_NAME, Row, best_rival
 from reports.text import NONE, number
 from reports.wording.tables import Key, Table, TableCell, system_text
 
@@ -14,29 +14,30 @@ HEADERS = [
     "experiment",
     "model",
     "batch",
-    "fastest SpecMoE",
+    f"fastest {SUBJECT_NAME}",
     "tok/s",
-    "against reference",
-    "against best rival",
+    "ratio to reference",
+    "ratio to best rival",
     "bytes per token",
     "tokens per step",
 ]
 
 
 def table(frame: pd.DataFrame, summary: pd.DataFrame) -> Table:
-    """One row per workload, kind and batch that has a finished result of the subject; oracles are no rivals."""
+    """One row per workload, kind and batch size with a finished result of the subject."""
     rows = []
     facts = frame.drop_duplicates("workload").set_index("workload")
-    ours = summary[(summary["system"] == SUBJECT) & (summary["status"] == "ok")]
+    done = finished(summary)
+    ours = done[done["system"] == SUBJECT]
     for (workload, _, _), part in ours.groupby(["workload", "kind", "batch_size"], sort=False):
         named = part[part["speedup"].notna()]
         chosen = named if len(named) else part
         best = chosen.loc[chosen["decode_tok_s"].idxmax()].to_dict()
         rows.append(_row(best, facts.loc[workload], frame, summary))
-    return Table("measured", "Fastest SpecMoE by experiment and batch", HEADERS, rows)
+    return Table("measured", f"Fastest {SUBJECT_NAME} setting by experiment and batch size", HEADERS, rows)
 
 
-def _row(best: dict[str, Any], facts: pd.Series, frame: pd.DataFrame, summary: pd.DataFrame) -> list[TableCell]:
+def _row(best: Row, facts: pd.Series, frame: pd.DataFrame, summary: pd.DataFrame) -> list[TableCell]:
     ratio = ratio_of(best)
     reference = f" of {best['reference']}" if best["reference"] and not best["is_reference"] else ""
     against = "reference" if best["is_reference"] else f"{ratio}{reference}"
@@ -57,20 +58,10 @@ def _row(best: dict[str, Any], facts: pd.Series, frame: pd.DataFrame, summary: p
     return [TableCell(text, key) for text, key in cells]
 
 
-def _rival(best: dict[str, Any], frame: pd.DataFrame, summary: pd.DataFrame) -> tuple[str, float | None]:
-    """The fastest other system of the same kind and batch, and the ratio to it."""
-    same = (summary["workload"] == best["workload"]) & (summary["batch_size"] == best["batch_size"])
-    found = summary[same & (summary["kind"] == best["kind"]) & (summary["status"] == "ok")]
-    others = found[found["system"] != SUBJECT]
-    if others.empty:
+def _rival(best: Row, frame: pd.DataFrame, summary: pd.DataFrame) -> tuple[str, float | None]:
+    """The ratio to the fastest other system of the same kind and batch size, as text and as number."""
+    rival = best_rival(summary, best)
+    if rival is None:
         return NONE, None
-    rival = others.loc[others["decode_tok_s"].idxmax()]
-    ratio = within_rounds(_rounds(frame, best), _rounds(frame, rival), "decode_tok_s")
+    ratio = within_rounds(rounds_of(frame, best), rounds_of(frame, rival), "decode_tok_s")
     return (f"{ratio} of {rival['title']}" if ratio.median is not None else NONE), ratio.median
-
-
-def _rounds(frame: pd.DataFrame, row: Any) -> pd.DataFrame:
-    same = frame["status"] == "ok"
-    for name in ("workload", "kind", "title", "batch_size"):
-        same &= frame[name] == row[name]
-    return frame[same]

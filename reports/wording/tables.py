@@ -1,20 +1,19 @@
-"""Tables of a summary: one per kind, a row for every cell, also for those that failed."""
+"""Result tables: one per kind of result, with a row for every cell, failed ones included."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import pandas as pd
 
 from reports import text
-from reports.results.aggregate import KINDS, ratio_of
+from reports.results.aggregate import ratio_of
 from reports.results.metrics import METRICS, Metric
+from reports.results.roles import KINDS, Row
 from reports.text import NONE, number
 
-Row = dict[str, Any]
 Key = float | str | None
 
 KIND_TITLES = {
@@ -27,7 +26,7 @@ KIND_TITLES = {
 
 @dataclass(frozen=True)
 class Column:
-    """A column: its header with units, the text of a row's cell, and what a page sorts by."""
+    """A column: its header with units, the text of a cell, and the key that a page sorts by."""
 
     header: str
     text: Callable[[Row], str]
@@ -43,7 +42,7 @@ class TableCell:
 
 
 def cell(text: str) -> TableCell:
-    """A cell of text alone: sorted by the number it begins with, if its words before that are none."""
+    """A cell from its text: sorted by the number that it begins with, else as text."""
     found = re.match(r"[(≈ ]*([+\-−]?\d[\d,]*(?:\.\d+)?)(?![\d.]*[A-Za-z(:])", text)
     if text == NONE or not text:
         return TableCell(text, None)
@@ -52,7 +51,7 @@ def cell(text: str) -> TableCell:
 
 @dataclass(frozen=True)
 class Table:
-    """A table of one kind of figures; ``note`` is a remark below it."""
+    """A table of figures of one kind; ``note`` is a remark below it."""
 
     kind: str
     caption: str
@@ -62,7 +61,7 @@ class Table:
 
 
 def splits_text(data: pd.DataFrame, part: str, value: str) -> str:
-    """In words, by ``title`` and ``batch_size``: each ``part`` with its ``value``; what a stacked bar shows."""
+    """What a stacked bar shows, as text: each ``part`` with its ``value``, by ``title`` and ``batch_size``."""
     texts = []
     for (title, batch), rows in data.groupby(["title", "batch_size"], sort=False):
         split = ", ".join(f"{row[part]} {number(row[value])}" for row in rows.to_dict("records"))
@@ -84,7 +83,7 @@ def _ratio_text(row: Row) -> str:
 
 
 def notes(row: Row) -> str:
-    """What a reader must know of a row: why it has no figures, and what makes it less comparable."""
+    """What a reader must know of a row: why figures are missing, and what makes it less comparable."""
     parts = []
     if row["rounds_ok"] < row["rounds"]:
         done = f" ({row['rounds_ok']} of {row['rounds']} rounds finished)" if row["rounds_ok"] else ""
@@ -92,7 +91,7 @@ def notes(row: Row) -> str:
     if row["failed_attempts"]:
         parts.append(f"after {row['failed_attempts']} failed attempts")
     if not row["enforced"] and row["kind"] != "projected":
-        parts.append("unenforced")
+        parts.append("limit not enforced")
     if row["budget_differs"]:
         parts.append(f"budget {number(row['expert_budget_bytes'] / 1e6)} MB")
     if row["lossless"] is False:
@@ -139,7 +138,7 @@ def tables(summary: pd.DataFrame) -> list[Table]:
 
 
 def mark_budgets(rows: list[Row]) -> list[Row]:
-    """Adds ``budget_differs``: the row's expert budget is not the most common one of its workload."""
+    """The rows with ``budget_differs``: whether the expert budget is not the most common one of the workload."""
     budgets = [int(row["expert_budget_bytes"]) for row in rows if not pd.isna(row["expert_budget_bytes"])]
     usual = max(sorted(set(budgets)), key=budgets.count) if budgets else None
     return [

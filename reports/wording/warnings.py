@@ -1,23 +1,21 @@
-"""Words of doubt: what in the results weakens what they seem to say."""
+"""Caveats: what weakens the conclusions that a workload's results suggest."""
 
 from __future__ import annotations
 
-from typing import Any
-
 import pandas as pd
 
+from reports.results.load import finished
+from reports.results.roles import Row
 from reports.results.stats import FEW_ROUNDS
 from reports.wording.tables import system_text
 
 UNSTEADY = 1.3  # largest round over smallest
 
-Row = dict[str, Any]
 
-
-def doubts(summary: pd.DataFrame, frame: pd.DataFrame) -> list[str]:
-    """One sentence for each weakness of a workload's results; an empty list if none was found."""
+def caveats(summary: pd.DataFrame, frame: pd.DataFrame) -> list[str]:
+    """One sentence for each weakness of a workload's results; empty if there is none."""
     rows: list[Row] = summary.to_dict("records")
-    ok = [row for row in rows if row["status"] == "ok"]
+    ok: list[Row] = finished(summary).to_dict("records")
     checks = (
         _failures(rows),
         _limits(rows, frame),
@@ -41,16 +39,17 @@ def _names(rows: list[Row]) -> str:
 
 def _failures(rows: list[Row]) -> list[str]:
     lost = [row for row in rows if row["rounds_ok"] < row["rounds"]]
-    return [f"Not every round gave a result: {_names(lost)}."] if lost else []
+    return [f"Some rounds gave no result: {_names(lost)}."] if lost else []
 
 
 def _limits(rows: list[Row], frame: pd.DataFrame) -> list[str]:
     free = [row for row in rows if not row["enforced"] and row["kind"] != "projected"]
     if not free:
         return []
-    why = sorted({str(reason) for reason in frame["limit_why_not"].dropna()})
+    reasons = sorted({str(reason) for reason in frame["limit_why_not"].dropna()})
     which = "any system" if len(free) == len(rows) else _names(free)
-    return [f"The memory limit was not enforced by the kernel for {which}{': ' + '; '.join(why) if why else ''}."]
+    because = f" ({'; '.join(reasons)})" if reasons else ""
+    return [f"The kernel did not enforce the memory limit for {which}{because}."]
 
 
 def _rounds(ok: list[Row]) -> list[str]:
@@ -58,29 +57,29 @@ def _rounds(ok: list[Row]) -> list[str]:
     if fewest >= FEW_ROUNDS:
         return []
     if fewest == 1:
-        return ["Some figures come from one round and have no interval."]
-    return [f"With {fewest} rounds an interval spans about the smallest to the largest ratio seen."]
+        return ["Some figures come from a single round and have no interval."]
+    return [f"With {fewest} rounds, an interval spans about the range from the smallest to the largest ratio."]
 
 
 def _steadiness(ok: list[Row]) -> list[str]:
-    shaky = [row for row in ok if row["decode_tok_s_high"] > UNSTEADY * row["decode_tok_s_low"]]
-    return [f"Decode speed differs by more than 30 % between rounds: {_names(shaky)}."] if shaky else []
+    unsteady = [row for row in ok if row["decode_tok_s_high"] > UNSTEADY * row["decode_tok_s_low"]]
+    return [f"Decode speed varies by more than 30 % between rounds: {_names(unsteady)}."] if unsteady else []
 
 
 def _attempts(rows: list[Row]) -> list[str]:
-    again = [row for row in rows if row["failed_attempts"]]
-    return [f"Some rounds finished only after failed attempts: {_names(again)}."] if again else []
+    retried = [row for row in rows if row["failed_attempts"]]
+    return [f"Some rounds finished only after failed attempts: {_names(retried)}."] if retried else []
 
 
 def _conclusive(ok: list[Row]) -> list[str]:
-    """The stability verdict (``reports.results.stats``) where the spread, and not only few rounds, forbids one."""
+    """Rows whose spread between rounds, rather than their number, allows no conclusion (``reports.results.stats``)."""
     spread = ("standard deviation", "±")
     wide = [row for row in ok if any(word in str(row["stability"]) for word in spread) and not row["is_reference"]]
     if not wide:
         return []
     return [
-        f"The spread of speed-ups between rounds is too wide to conclude from for {_names(wide)}: quiet the machine or "
-        "run more rounds (`--set rounds=6` or more)."
+        f"Speed-ups vary too much between rounds to allow a conclusion: {_names(wide)}. Use an idle machine or more "
+        "rounds (`--set rounds=6` or more)."
     ]
 
 
@@ -88,12 +87,12 @@ def _fidelity(ok: list[Row]) -> list[str]:
     off = [row for row in ok if row["lossless"] is not False and row["fidelity_low"] < 1]
     if not off:
         return []
-    return [f"Output is not the reference's token for token although the system should be lossless: {_names(off)}."]
+    return [f"The output differs from the reference tokens although the system should be lossless: {_names(off)}."]
 
 
 def _budgets(ok: list[Row]) -> list[str]:
     over = [row for row in ok if row["peak_device_expert_bytes_high"] > row["expert_budget_bytes"]]
-    return [f"More expert bytes on the device than the budget allows: {_names(over)}."] if over else []
+    return [f"Expert bytes on the device exceed the budget: {_names(over)}."] if over else []
 
 
 def _environment(frame: pd.DataFrame) -> list[str]:

@@ -42,7 +42,7 @@ def test_a_faster_machine_makes_no_system_faster(tmp_path: Path) -> None:
     found = both(tmp_path, run(20, 10), run(200, 100, THERE))
     ours = cells(found)["specmoe"]
     assert ours["A ÷ reference"] == ours["B ÷ reference"] == "2.00× [2.00, 2.00]"
-    assert (ours["B over A [95 % CI]"], ours["verdict"]) == ("1.00× [1.00, 1.00]", "not told apart")
+    assert (ours["B over A [95 % CI]"], ours["verdict"]) == ("1.00× [1.00, 1.00]", "no significant difference")
 
 
 def test_times_of_different_machines_are_nowhere(tmp_path: Path) -> None:
@@ -97,5 +97,5 @@ def test_runs_with_nothing_in_common_are_refused(tmp_path: Path) -> None:
 def test_the_command_prints_and_writes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     a, b = (write(tmp_path / f"{n}.jsonl", *run(20, 10, where)) for n, where in (("a", HERE), ("b", THERE)))
     assert cli.main(["compare", str(a), str(b), "--out", str(tmp_path / "deep" / "compare.md")]) == 0
-    assert "not told apart" in capsys.readouterr().out
+    assert "no significant difference" in capsys.readouterr().out
     assert (tmp_path / "deep" / "compare.md").read_text().startswith("# Comparison")

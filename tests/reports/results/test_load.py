@@ -73,7 +73,7 @@ def test_json_that_is_not_an_object_is_refused(tmp_path: Path) -> None:
 
 def test_a_record_written_again_replaces_the_earlier_one(tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", record("on-demand", None, status="failed"), record("on-demand", 4))
-    with pytest.warns(UserWarning, match="the last counts"):
+    with pytest.warns(UserWarning, match="replaced by a later one"):
         frame = load([path])
     assert list(frame["status"]) == ["ok"]
 

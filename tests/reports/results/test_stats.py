@@ -1,4 +1,4 @@
-"""Intervals cover what they should, doubts are raised where they are due."""
+"""Intervals cover the median as often as they claim, and too few or unsteady rounds allow no conclusion."""
 
 from __future__ import annotations
 

@@ -6,20 +6,20 @@ import warnings
 from pathlib import Path
 
 from reports.wording.tables import markdown, tables
-from reports.wording.warnings import doubts
+from reports.wording.warnings import caveats
 from tests.reports.records import experiment, record, summary_of
 
 
 def test_unenforced_limits_are_marked(tmp_path: Path) -> None:
     summary, frame = summary_of(tmp_path, [record("on-demand", 4, enforced=False), record("specmoe", 4)])
     text = markdown(tables(summary)[0])
-    assert ["unenforced" in line for line in text.splitlines()[2:]] == [True, False]
-    assert any("not enforced" in doubt for doubt in doubts(summary, frame))
+    assert ["limit not enforced" in line for line in text.splitlines()[2:]] == [True, False]
+    assert any("did not enforce" in caveat for caveat in caveats(summary, frame))
 
 
 def test_a_lossless_system_with_different_tokens_gets_a_caveat(tmp_path: Path) -> None:
     records = [record("on-demand", 4, rnd=rnd, fidelity=fidelity) for rnd, fidelity in enumerate((1.0, 1.0, 0.5))]
-    assert any("token for token" in doubt for doubt in doubts(*summary_of(tmp_path, records)))
+    assert any("differs from the reference tokens" in caveat for caveat in caveats(*summary_of(tmp_path, records)))
 
 
 def test_failed_attempts_show_although_a_later_one_finished(tmp_path: Path) -> None:
@@ -30,15 +30,15 @@ def test_failed_attempts_show_although_a_later_one_finished(tmp_path: Path) -> N
         summary, frame = summary_of(tmp_path, records)
     row = summary[summary["system"] == "specmoe"].iloc[0]
     assert (row["status"], row["rounds"], row["failed_attempts"]) == ("ok", 1, 2)
-    assert any("only after failed attempts: specmoe at batch 4" in doubt for doubt in doubts(summary, frame))
+    assert any("only after failed attempts: specmoe at batch 4" in caveat for caveat in caveats(summary, frame))
     cells = tables(summary)[0].rows
     assert any("after 2 failed attempts" in row[-1].text for row in cells)
 
 
 def test_a_spread_too_wide_to_conclude_gets_a_caveat(tmp_path: Path) -> None:
     wild = experiment([10, 22, 7, 15, 30, 9], [5, 5, 5, 5, 5, 5])
-    assert any("too wide to conclude" in doubt for doubt in doubts(*summary_of(tmp_path / "a", wild)))
+    assert any("vary too much" in caveat for caveat in caveats(*summary_of(tmp_path / "a", wild)))
     calm = experiment([10, 10.1, 9.9, 10, 10.05, 9.95], [5, 5, 5, 5, 5, 5])
     summary, frame = summary_of(tmp_path / "b", calm)
     assert summary[summary["system"] == "specmoe"]["stability"].tolist() == ["stable"]
-    assert not any("too wide to conclude" in doubt for doubt in doubts(summary, frame))
+    assert not any("vary too much" in caveat for caveat in caveats(summary, frame))
