@@ -1,12 +1,13 @@
-"""What the site's build does beyond Markdown: sections of other files in place, and pages for files outside docs/.
+"""Extensions of the site's build: including sections of other files, and pages for linked files outside docs/.
 
-A fact stands in one file.  A page shows it with a line of its own, ``<!-- include: FILE -->`` or
-``<!-- include: FILE#HEADING -->`` (``#`` alone: what precedes the first section), where FILE is a path from the
-repository's root.  Links to code lead to a page with that code, so that the site can be read without the repository.
+``<!-- include: FILE -->`` on a line of its own is replaced by the file, ``<!-- include: FILE#HEADING -->`` by the
+section under that heading (``#`` alone: the text before the first section).  FILE is a path from the repository's
+root.  A link to code leads to a generated page with that code, so that the site can be read without the repository.
 """
 
 from __future__ import annotations
 
+import json
 import posixpath
 import re
 from collections.abc import Iterable, Iterator
@@ -21,14 +22,14 @@ _LANGUAGES = {".py": "python", ".yaml": "yaml", ".yml": "yaml", ".toml": "toml",
 
 
 class IncludeError(ValueError):
-    """A page asks for what is not there."""
+    """A page includes a file or section that does not exist."""
 
 
 def section(text: str, heading: str) -> str:
-    """The part of a Markdown text under a heading of level 2, the heading left out; "" is what precedes the first.
+    """The part of a Markdown text under a heading of level 2, without the heading; "" is the part before the first.
 
     Raises:
-        IncludeError: no such heading.
+        IncludeError: there is no such heading.
     """
     parts = re.split(r"^## +(.+?) *$", text, flags=re.MULTILINE)
     named = {"": re.sub(r"\A# .*\n", "", parts[0]), **dict(zip(parts[1::2], parts[2::2], strict=True))}
@@ -38,10 +39,10 @@ def section(text: str, heading: str) -> str:
 
 
 def expanded(page: str, folder: str) -> str:
-    """A page of ``folder`` (a path from the root) with its includes in place and their links bent to that folder.
+    """A page of ``folder`` (a path from the root) with its includes replaced, their links relative to that folder.
 
     Raises:
-        IncludeError: an include leads nowhere.
+        IncludeError: an included file or section does not exist.
     """
 
     def included(match: re.Match[str]) -> str:
@@ -51,13 +52,13 @@ def expanded(page: str, folder: str) -> str:
         text = file.read_text(encoding="utf-8")
         if match["heading"] is not None:
             text = section(text, match["heading"])
-        return text if file.suffix == ".svg" else _bent(text, posixpath.dirname(match["file"]), folder)
+        return text if file.suffix == ".svg" else _relinked(text, posixpath.dirname(match["file"]), folder)
 
     return _INCLUDE.sub(included, page)
 
 
-def _bent(text: str, source: str, folder: str) -> str:
-    """Relative links of a text from ``source``, such that they hold from ``folder``."""
+def _relinked(text: str, source: str, folder: str) -> str:
+    """The text of a page in ``source`` with its relative links rewritten for a page in ``folder``."""
 
     def link(match: re.Match[str]) -> str:
         if _is_external(match["target"]):
@@ -69,7 +70,7 @@ def _bent(text: str, source: str, folder: str) -> str:
 
 
 def targets(page: str, folder: str) -> Iterator[str]:
-    """Paths from the root that the relative links of a page in ``folder`` lead to."""
+    """Targets of the relative links of a page in ``folder``, as paths from the root."""
     for match in _LINK.finditer(page):
         if not _is_external(match["target"]):
             yield posixpath.normpath(posixpath.join(folder, match["target"]))
@@ -80,7 +81,7 @@ def _is_external(target: str) -> bool:
 
 
 def code_page(path: str) -> str:
-    """Markdown that shows a file, or every file of a folder, from the repository."""
+    """Markdown that shows a file of the repository, or every file of a folder."""
     place = ROOT / path
     files = [place] if place.is_file() else sorted(f for f in place.iterdir() if f.is_file())
     return "\n\n".join([f"# `{path}`", *(_shown(file) for file in files)]) + "\n"
@@ -88,9 +89,28 @@ def code_page(path: str) -> str:
 
 def _shown(file: Path) -> str:
     text = file.read_text(encoding="utf-8")
-    fence = "`" * (3 + max((len(run) for run in re.findall(r"`{3,}", text)), default=0))
     title = file.relative_to(ROOT).as_posix()
-    return f'{fence}{_LANGUAGES.get(file.suffix, "text")} title="{title}"\n{text.rstrip()}\n{fence}'
+    if file.suffix != ".ipynb":
+        return _fenced(text, _LANGUAGES.get(file.suffix, "text"), title)
+    folder = posixpath.dirname(title)
+    cells = [(cell["cell_type"], "".join(cell["source"])) for cell in json.loads(text)["cells"]]
+    return "\n\n".join(
+        _fenced(source, "python", title)
+        if kind == "code"
+        else re.sub(r"^# ", "## ", _relinked(source, folder, f"docs/code/{folder}"))
+        for kind, source in cells
+    )
+
+
+def _fenced(text: str, language: str, title: str) -> str:
+    fence = "`" * (3 + max((len(run) for run in re.findall(r"`{3,}", text)), default=0))
+    return f'{fence}{language} title="{title}"\n{text.rstrip()}\n{fence}'
+
+
+def included_whole(documents: Iterable[tuple[str, str]]) -> dict[str, str]:
+    """Site paths of pages that consist of one included file (such as CONTRIBUTING.md), by that file's path."""
+    matches = ((path, _INCLUDE.fullmatch(text.strip())) for path, text in documents)
+    return {match["file"]: path.removeprefix("docs/") for path, match in matches if match and match["heading"] is None}
 
 
 def pages_of_code(documents: Iterable[tuple[str, str]]) -> dict[str, str]:
@@ -109,18 +129,20 @@ def on_files(files: Any, config: Any) -> Any:
     from mkdocs.structure.files import File
 
     documents = [(f"docs/{f.src_uri}", f.content_string) for f in files.documentation_pages()]
-    config.extra["code_pages"] = pages_of_code(documents)
-    for path, uri in config.extra["code_pages"].items():
-        files.append(File.generated(config, uri, content=code_page(path)))
+    whole = included_whole(documents)
+    config.extra["outside_pages"] = pages_of_code(documents) | whole
+    for path, uri in config.extra["outside_pages"].items():
+        if path not in whole:
+            files.append(File.generated(config, uri, content=code_page(path)))
     return files
 
 
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
-    """mkdocs event: includes in place, links to code bent to its page."""
+    """mkdocs event: replace includes, and point links to files outside docs/ at their pages."""
     if page.file.src_uri.startswith("code/"):
         return markdown
     folder = posixpath.dirname(f"docs/{page.file.src_uri}")
-    known = config.extra["code_pages"]
+    known = config.extra["outside_pages"]
 
     def link(match: re.Match[str]) -> str:
         target = posixpath.normpath(posixpath.join(folder, match["target"]))

@@ -1,31 +1,40 @@
-"""The site shows every page, and every page leads somewhere."""
+"""The site shows every page, links and includes resolve, and quoted figures are those of the committed records."""
 
 from __future__ import annotations
 
 import importlib.util
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 from xml.etree import ElementTree
 
+import pandas as pd
 import pytest
 import yaml
 
+from reports.results.load import load
 from tests import ROOT
 
 PAGES = sorted((ROOT / "docs").glob("*.md"))
 
 
-@pytest.fixture(scope="module")
-def hooks() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("docs_hooks", ROOT / "docs" / "hooks.py")
+def module_of(path: Path) -> ModuleType:
+    """The module of a Python file that is in no package."""
+    name = f"docs_{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None
     assert spec.loader is not None
-    module = sys.modules["docs_hooks"] = importlib.util.module_from_spec(spec)
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="module")
+def hooks() -> ModuleType:
+    return module_of(ROOT / "docs" / "hooks.py")
 
 
 def listed(nav: Any) -> Iterator[str]:
@@ -42,7 +51,7 @@ def test_the_navigation_has_every_page_once() -> None:
     assert sorted(nav) == [page.name for page in PAGES]
 
 
-@pytest.mark.parametrize("page", [ROOT / "README.md", *PAGES], ids=lambda page: page.name)
+@pytest.mark.parametrize("page", [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *PAGES], ids=lambda page: page.name)
 def test_links_and_includes_lead_to_files(page: Path, hooks: ModuleType) -> None:
     folder = page.parent.relative_to(ROOT).as_posix()
     text = hooks.expanded(page.read_text(), folder)
@@ -77,8 +86,81 @@ def test_code_that_a_page_links_to_gets_a_page_of_its_own(hooks: ModuleType) -> 
     assert "register" in hooks.code_page("tests/example_system")
 
 
-@pytest.mark.parametrize("picture", sorted((ROOT / "docs" / "figures").glob("*.svg")), ids=lambda path: path.name)
-def test_a_drawn_picture_says_in_words_what_it_shows(picture: Path) -> None:
+def test_a_link_to_a_file_that_a_page_includes_whole_leads_to_that_page(hooks: ModuleType) -> None:
+    documents = [("docs/contributing.md", "<!-- include: CONTRIBUTING.md -->\n"), ("docs/x.md", "text")]
+    assert hooks.included_whole(documents) == {"CONTRIBUTING.md": "contributing.md"}
+
+
+def test_a_notebook_is_shown_as_text_and_code(hooks: ModuleType) -> None:
+    page = hooks.code_page("examples/results.ipynb")
+    assert "## Read a result file with pandas" in page
+    assert "](../../record.md)" in page
+    assert "import pandas as pd" in page
+    assert "cell_type" not in page
+
+
+def test_the_table_of_the_readme_holds_the_medians_of_the_records() -> None:
+    titles = ["on-demand", "caching", "caching LFU", "caching 10%", "accelerate-disk", "SpecMoE", "SpecMoE controller"]
+    records = load([ROOT / "docs" / "records" / "full" / "quick.jsonl"])
+    records = records[records["status"] == "ok"]
+    megabytes = records["link_bytes_per_token"].fillna(records["kernel_read_bytes_per_token"]) / 1e6
+    medians = records.assign(megabytes=megabytes).groupby(["title", "batch_size"]).median(numeric_only=True)
+    table = [line.split("|")[2:5] for line in (ROOT / "README.md").read_text().splitlines() if " / " in line]
+    shown = [[cell.strip() for cell in row] for row in table if "/" in row[0] and "T(gamma)" not in row[0]]
+    expected = [
+        [
+            f"{cell.decode_tok_s:.0f} / {cell.megabytes:.1f} / {cell.tokens_per_step:.2f}"
+            for cell in (medians.loc[title, batch] for batch in (1, 8, 32))
+        ]
+        for title in titles
+    ]
+    assert shown == expected
+
+
+def test_the_figure_of_the_readme_is_that_of_the_records() -> None:
+    finding = module_of(ROOT / "docs" / "figures" / "finding.py")
+    drawn = pd.read_csv(ROOT / "docs" / "figures" / "finding.csv")
+    pd.testing.assert_frame_equal(finding.compute(), drawn, check_dtype=False)
+
+
+def test_the_readme_is_short() -> None:
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 90
+
+
+def test_contributing_names_every_room() -> None:
+    packages = ("specmoe", "baselines", "workloads", "reports", "harness")
+    rooms = set(packages) | {
+        init.parent.relative_to(ROOT).as_posix() for name in packages for init in (ROOT / name).glob("*/__init__.py")
+    }
+    text = (ROOT / "CONTRIBUTING.md").read_text().split("## Rooms")[1].split("\n## ")[0]
+    rows = [line.split("|")[1] for line in text.splitlines() if line.startswith("| `")]
+    assert {name.strip("`") for row in rows for name in row.strip().split(", ")} == rooms
+
+
+def test_the_citation_names_the_software_and_the_paper() -> None:
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert {"cff-version", "message", "title", "authors"} <= set(citation)
+    assert all("family-names" in author or "name" in author for author in citation["authors"])
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert (citation["title"], str(citation["version"])) == (project["name"], project["version"])
+    (paper,) = citation["references"]
+    assert paper["title"].startswith("SpecMoE: ")
+    assert [author["family-names"] for author in paper["authors"]] == ["Bang", "Cho", "Hwang", "Chung", "Rhu"]
+    assert paper["url"].endswith("2604.10152")
+
+
+def test_hooks_before_a_commit_need_nothing_from_the_network() -> None:
+    config = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())
+    assert [repo["repo"] for repo in config["repos"]] == ["local"]
+    assert {hook["language"] for hook in config["repos"][0]["hooks"]} == {"system"}
+
+
+# Pictures that a page includes inline; figures from records have their text beside the image.
+INLINE = [path for path in sorted((ROOT / "docs" / "figures").glob("*.svg")) if not path.with_suffix(".csv").exists()]
+
+
+@pytest.mark.parametrize("picture", INLINE, ids=lambda path: path.name)
+def test_an_inline_picture_has_a_title_and_a_description(picture: Path) -> None:
     root = ElementTree.parse(picture).getroot()
     parts = {child.get("id"): child for child in root}
     named = root.get("aria-labelledby", "").split()
