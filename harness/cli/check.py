@@ -24,12 +24,10 @@ def command(
 
     Exit code 0: passed, 1: regression, 2: cannot tell.
     """
-    from harness.gate import evidence, judge
+    from harness.gate import judge, sources
 
-    allowed = evidence.percentage(max_slowdown)
-    found = evidence.of(
-        against, results=results, revision=revision, reference=reference, max_rounds=max_rounds, out=out
-    )
+    allowed = judge.percentage(max_slowdown)
+    found = sources.of(against, results=results, revision=revision, reference=reference, max_rounds=max_rounds, out=out)
     judgement = judge.gate(found, allowed)
     print(judgement)
     return judge.EXIT_CODES[judgement.verdict]

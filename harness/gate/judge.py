@@ -1,35 +1,24 @@
-"""The regression gate: has a cell become slower than allowed, or its deterministic figures different?
+"""The regression gate: whether a cell has become slower than allowed, or a deterministic metric has changed.
 
 Speed is never compared in absolute terms across machines.  Evidence is either *paired* (both revisions run here,
-one after the other, again and again) or *relative* (each system's speed over the reference system's within the
-same round, then and now).  Rounds are added until every cell's interval lies on one side of the allowance.
+in turns) or *relative* (each system's speed over the reference system's within the same round, then and now).
+Rounds are added until every cell's interval lies on one side of the allowed slowdown.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
+from harness.gate.evidence import Evidence
 from reports.results.metrics import METRICS
 from reports.results.record import Record
-from reports.results.roles import REFERENCE
-from reports.results.stats import FEW_ROUNDS, Ratio, bootstrap, geometric_mean, quotient
+from reports.results.stats import FEW_ROUNDS, Ratio, geometric_mean
 
 Verdict = Literal["pass", "regression", "cannot tell"]
 EXIT_CODES: dict[Verdict, int] = {"pass": 0, "regression": 1, "cannot tell": 2}
 EXACT = tuple(name for name, metric in METRICS.items() if metric.repeats == "exactly")
-CONFIDENCE = 0.99  # an interval is looked at after every round: wider than 95 %, so that the looks add up to about that
-
-
-@dataclass
-class Evidence:
-    """Records of before and after; ``paired`` when their rounds were run here side by side."""
-
-    then: list[Record]
-    now: list[Record]
-    paired: bool
-    reference: str = REFERENCE
 
 
 @dataclass(frozen=True)
@@ -43,8 +32,8 @@ class Finding:
     reasons: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        why = f" ({'; '.join(self.reasons)})" if self.reasons else ""
-        return f"{self.verdict}: {self.label}, batch {self.batch_size}: time {self.slowdown}{why}"
+        reasons = f" ({'; '.join(self.reasons)})" if self.reasons else ""
+        return f"{self.verdict}: {self.label}, batch {self.batch_size}: time {self.slowdown}{reasons}"
 
 
 @dataclass(frozen=True)
@@ -53,7 +42,7 @@ class Judgement:
 
     findings: list[Finding]
     overall: Ratio
-    rounds: int = 0
+    evaluations: int = 0
     verdict: Verdict = field(init=False)
 
     def __post_init__(self) -> None:
@@ -63,11 +52,11 @@ class Judgement:
 
     def __str__(self) -> str:
         mean = "" if self.overall.median is None else f", geometric mean of time {self.overall.median:.3f}×"
-        return "\n".join([*map(str, self.findings), f"{self.verdict} (looks: {self.rounds}){mean}"])
+        return "\n".join([*map(str, self.findings), f"{self.verdict} (evaluated {self.evaluations} times){mean}"])
 
 
 def gate(evidence: Iterator[Evidence], max_slowdown: float) -> Judgement:
-    """Judge growing evidence; stops asking for more as soon as every cell is decided or one has regressed."""
+    """Judge growing evidence; no more is requested once every cell is decided or one has regressed."""
     judgement = Judgement([], Ratio(None, None, None, 0))
     for number, known in enumerate(evidence, start=1):
         judgement = judge(known, max_slowdown, number)
@@ -76,23 +65,23 @@ def gate(evidence: Iterator[Evidence], max_slowdown: float) -> Judgement:
     return judgement
 
 
-def judge(evidence: Evidence, max_slowdown: float, rounds: int = 0) -> Judgement:
-    """What the evidence so far says of every cell that was finished before."""
-    slowdowns = _paired(evidence) if evidence.paired else _relative(evidence)
+def judge(evidence: Evidence, max_slowdown: float, evaluations: int = 0) -> Judgement:
+    """Judge every cell that finished in the baseline by the evidence so far."""
+    slowdowns = evidence.slowdowns()
     cells = {r.cell_id: r for r in evidence.then if r.finished}
     findings = [_finding(evidence, record, slowdowns.get(cell_id), max_slowdown) for cell_id, record in cells.items()]
     overall = geometric_mean([[f.slowdown.median] for f in findings if f.slowdown.median is not None])
-    return Judgement(findings, overall, rounds)
+    return Judgement(findings, overall, evaluations)
 
 
 def _finding(evidence: Evidence, then: Record, slowdown: Ratio | None, max_slowdown: float) -> Finding:
     lost, unclear = _exact(evidence, then.cell_id)
     is_reference = not evidence.paired and slowdown is None and then.cell.system == evidence.reference
-    if is_reference:  # the measure itself: only its deterministic figures are judged
+    if is_reference:  # speeds are relative to it: only its deterministic metrics are judged
         speed: Verdict = "pass"
     else:
         speed = _speed(slowdown, max_slowdown)
-        unclear += _why_unclear(slowdown, speed, max_slowdown)
+        unclear += _reasons(slowdown, speed, max_slowdown)
     verdict: Verdict = "regression" if lost or speed == "regression" else "cannot tell" if unclear else speed
     ratio = slowdown or Ratio(None, None, None, 0)
     return Finding(then.label, then.cell.batch_size, ratio, verdict, tuple(lost + unclear))
@@ -106,18 +95,18 @@ def _speed(slowdown: Ratio | None, max_slowdown: float) -> Verdict:
     return "pass" if slowdown.high <= 1 + max_slowdown else "cannot tell"
 
 
-def _why_unclear(slowdown: Ratio | None, speed: Verdict, max_slowdown: float) -> list[str]:
+def _reasons(slowdown: Ratio | None, speed: Verdict, max_slowdown: float) -> list[str]:
     if speed != "cannot tell":
         return []
     if slowdown is None or slowdown.median is None:
-        return ["no round has both figures"]
+        return ["no round has both speeds"]
     if slowdown.n < FEW_ROUNDS:
         return [f"{slowdown.n} of at least {FEW_ROUNDS} rounds on each side"]
-    return [f"the interval holds the allowed {1 + max_slowdown:.2f}×: run more rounds or quiet the machine"]
+    return [f"the interval contains the allowed {1 + max_slowdown:.2f}×: run more rounds on an idle machine"]
 
 
 def _exact(evidence: Evidence, cell_id: str) -> tuple[list[str], list[str]]:
-    """(what differs, what cannot be judged) among figures that must repeat exactly, and failures."""
+    """Reasons for a regression, and reasons for no decision, from failures and from metrics that repeat exactly."""
     then = [r for r in evidence.then if r.cell_id == cell_id and r.finished]
     ours = [r for r in evidence.now if r.cell_id == cell_id]
     now = [r for r in ours if r.finished]
@@ -141,39 +130,16 @@ def _exact(evidence: Evidence, cell_id: str) -> tuple[list[str], list[str]]:
     return lost, unclear
 
 
-def _paired(evidence: Evidence) -> dict[str, Ratio]:
-    speeds = {(record.cell_id, record.round): speed for record, speed in _speeds(evidence.now)}
-    ratios: dict[str, list[float]] = {}
-    for record, before in _speeds(evidence.then):
-        if now := speeds.get((record.cell_id, record.round)):
-            ratios.setdefault(record.cell_id, []).append(before / now)
-    return {cell_id: bootstrap(values, CONFIDENCE) for cell_id, values in ratios.items()}
+def percentage(text: str) -> float:
+    """The allowed slowdown as a share, from ``5%`` or ``0.05``.
 
-
-def _speeds(records: Sequence[Record]) -> list[tuple[Record, float]]:
-    """Every finished record with its decode speed."""
-    return [(record, record.metrics.decode_tok_s) for record in records if record.finished and record.metrics]
-
-
-def _relative(evidence: Evidence) -> dict[str, Ratio]:
-    then = relative_speeds(evidence.then, evidence.reference)
-    now = relative_speeds(evidence.now, evidence.reference)
-    return {cell_id: quotient(then[cell_id], now[cell_id], CONFIDENCE) for cell_id in then if cell_id in now}
-
-
-def relative_speeds(records: Sequence[Record], reference: str) -> dict[str, list[float]]:
-    """Per cell, its decode speed over the reference's in every round where both finished, reference cells left out."""
-    finished = _speeds(records)
-    references: dict[tuple[object, ...], list[tuple[Record, float]]] = {}
-    for record, speed in finished:
-        if record.cell.system == reference:
-            references.setdefault((record.run_id, record.round, record.cell.conditions), []).append((record, speed))
-    ratios: dict[str, list[float]] = {}
-    for record, speed in finished:
-        beside = references.get((record.run_id, record.round, record.cell.conditions), [])
-        if record.cell.system == reference or not beside:
-            continue
-        budget = record.cell.expert_budget_bytes
-        _, other = min(beside, key=lambda pair: (pair[0].cell.expert_budget_bytes != budget, pair[0].cell_id))
-        ratios.setdefault(record.cell_id, []).append(speed / other)
-    return ratios
+    Raises:
+        ValueError: neither, or not between 0 and 1.
+    """
+    try:
+        value = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    except ValueError as error:
+        raise ValueError(f"{text!r} is not a share: write 5% or 0.05") from error
+    if not 0 <= value < 1:
+        raise ValueError(f"{text!r} is out of range: write a share from 0% to 99%")
+    return value

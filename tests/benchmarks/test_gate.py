@@ -21,7 +21,8 @@ from typing import Any
 
 import pytest
 
-from harness.gate.judge import Evidence, gate
+from harness.gate.evidence import Evidence
+from harness.gate.judge import gate
 from harness.machine import environment
 from harness.timestamp import now
 from reports.results.metrics import Metrics
@@ -122,7 +123,7 @@ def judged(mode: Callable[[float, random.Random], Iterator[Evidence]], slowdown:
     medians = [f.slowdown.median for j in judgements for f in j.findings if f.slowdown.median is not None]
     return {
         "verdicts": dict(Counter(j.verdict for j in judgements)),
-        "rounds": str([j.rounds for j in judgements]),
+        "rounds": str([j.evaluations for j in judgements]),
         "median_time_ratios": str([round(m, 4) for m in medians]),
     }
 

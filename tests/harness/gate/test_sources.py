@@ -1,0 +1,106 @@
+"""Evidence repeats the recorded experiment exactly, in this code or in two revisions, and overwrites nothing."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from harness.cli import main as cli
+from harness.gate import sources
+from harness.gate.judge import judge
+from harness.plan.experiment import validate
+from harness.run.runner import RunError
+from reports.results.record import ResultFile
+from tests import ROOT
+from tests.harness.gate.records import record, rounds
+
+EXPERIMENT = {
+    "name": "gate",
+    "model": "embedded",
+    "systems": [{"system": "on-demand"}, {"system": "specmoe", "options": {"gamma": 2, "draft_experts": 8}}],
+    "batch_sizes": [1],
+    "new_tokens": 3,
+    "rounds": 1,
+    "warmup_tokens": 0,
+    "threads": 1,
+}
+
+
+@pytest.mark.slow
+def test_reruns_repeat_the_recorded_experiment_exactly(tmp_path: Path, cache: Path) -> None:
+    experiment = tmp_path / "e.yaml"
+    experiment.write_text(json.dumps(EXPERIMENT))
+    assert cli.main(["run", str(experiment), "--out", str(tmp_path / "then")]) == 0
+    then = ResultFile(tmp_path / "then" / "results.jsonl").read()
+    (known,) = sources.rerun(then, tmp_path / "now", max_rounds=1)
+    judgement = judge(known, 0.05)
+    assert judgement.verdict == "cannot tell", "one round is too few for speed"
+    assert "was" not in str(judgement), "deterministic figures repeat"
+    before = (tmp_path / "now" / "results.jsonl").read_bytes()
+    command = ["check", "--against", str(tmp_path / "then" / "results.jsonl"), "--out", str(tmp_path / "now")]
+    assert cli.main(command) == 2
+    assert (tmp_path / "now" / "results.jsonl").read_bytes() == before, "nothing is overwritten"
+
+
+def test_the_example_workflow_uses_options_that_exist(monkeypatch: pytest.MonkeyPatch) -> None:
+    workflow = yaml.safe_load((ROOT / "docs" / "examples" / "performance-gate.yml").read_text())
+    steps = workflow["jobs"]["check"]["steps"]
+    commands = " ".join(step.get("run", "") for step in steps).replace("\\\n", " ")
+    (check,) = re.findall(r"specmoe-bench (check .*?) \|\|", commands)
+    arguments = check.replace('"origin/${{ github.base_ref }}"', "origin/main").split()
+    seen: dict[str, Any] = {}
+
+    def stop(options: dict[str, Any], max_slowdown: float) -> None:
+        seen.update(options, max_slowdown=max_slowdown)
+        raise ValueError("seen enough")
+
+    monkeypatch.setattr(sources, "of", lambda against, **options: options)
+    monkeypatch.setattr("harness.gate.judge.gate", stop)
+    assert cli.main(arguments) == 2
+    assert (seen["revision"], seen["max_slowdown"], seen["max_rounds"]) == ("origin/main", 0.05, 12)
+
+
+def test_a_baseline_of_few_rounds_is_refused_before_anything_runs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for one in rounds(2):
+        ResultFile(tmp_path / "then.jsonl").append(one)
+    assert cli.main(["check", "--against", str(tmp_path / "then.jsonl"), "--out", str(tmp_path / "now")]) == 2
+    assert "the baseline holds 2 rounds" in capsys.readouterr().err
+    assert not (tmp_path / "now").exists()
+
+
+@pytest.mark.slow
+def test_two_revisions_are_run_in_turns(tmp_path: Path, cache: Path) -> None:
+    here = ROOT
+    if subprocess.run(["git", "-C", str(here), "rev-parse", "HEAD"], capture_output=True, check=False).returncode:
+        pytest.skip("not a git checkout")
+    prompts = here / "workloads" / "prompts" / "embedded.jsonl"
+    model = here / "workloads" / "embedded"
+    changes = {"model": str(model), "prompts": str(prompts), "systems": EXPERIMENT["systems"][1:]}
+    config = validate(EXPERIMENT | changes, "test").model_dump(mode="json")
+    then = [record("specmoe", 1.0, 0).model_copy(update={"config": config})]  # what to run, and nothing else
+    *_, known = sources.both_revisions(then, "HEAD", tmp_path / "now", max_rounds=2)
+    assert len(known.then) == len(known.now) == 2
+    assert {(r.cell_id, r.round) for r in known.then} == {(r.cell_id, r.round) for r in known.now}
+    assert {r.environment["git_dirty"] for r in known.then} == {False}, "the other side is the committed code"
+    judgement = judge(known, 0.05)
+    assert all(f.slowdown.n == 2 for f in judgement.findings)
+    assert "was" not in str(judgement), "deterministic figures match"
+    with pytest.raises(RunError, match="name a revision"):
+        next(sources.both_revisions(then, "no-such-revision", tmp_path / "no", max_rounds=1))
+
+
+def test_a_baseline_is_run_again_without_fields_that_have_their_default() -> None:
+    """An older revision that does not know them can run it too."""
+    experiment = validate(EXPERIMENT | {"rounds": 7}, "test")
+    (one, *_) = rounds(1)
+    config = sources.config_of([one.model_copy(update={"config": experiment.model_dump(mode="json")})])
+    assert set(config) == set(EXPERIMENT)
+    assert validate(config | {"rounds": 7}, "test") == experiment
