@@ -83,8 +83,7 @@ def make(
     seed: Annotated[int, typer.Option(help="Seed of the random draws.")] = 0,
 ) -> None:
     """Make a synthetic trace from stated statistics."""
-    from harness.projection.record_trace import parse_geometry
-    from harness.projection.traces import files, synthetic
+    from harness.projection.traces import Geometry, files, synthetic
 
     recipe = synthetic.Recipe(
         rows=rows,
@@ -97,7 +96,7 @@ def make(
         prompt_tokens=prompt_tokens,
         seed=seed,
     )
-    print(files.write(synthetic.make(parse_geometry(geometry), recipe), out))
+    print(files.write(synthetic.make(Geometry.parse(geometry), recipe), out))
 
 
 @command.command("show")

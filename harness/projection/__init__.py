@@ -1,6 +1,6 @@
-"""What a run would cost on another machine: traces through the real placement policies and an event timeline.
+"""What a run would cost on another machine: traces replayed through the real placement policies, then simulated.
 
-``hardware`` and ``models`` are the inputs, ``cost`` the time of a piece of work, ``timeline`` the order of events,
-``cells`` and ``validate`` the comparison with cells measured here, ``preset`` the paper's table, ``sensitivity``
-what each input is worth.  Everything that comes out is of kind *projected*.
+``hardware`` and ``models`` are the inputs, ``cost`` times a piece of work, ``simulation`` orders the work on a compute
+and a link track, ``cells`` and ``validate`` compare with cells measured here, ``preset`` projects the paper's table
+and ``grid`` its sweep of batch sizes, ``sensitivity`` varies the inputs.  Every output is of kind *projected*.
 """

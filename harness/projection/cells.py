@@ -1,4 +1,4 @@
-"""Measured cells that a trace can be replayed for: medians over rounds, and the trace each of them needs."""
+"""Measured cells that can be replayed: medians over rounds, and the trace that each needs."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ NEED_CALIBRATION = ("hot-global", "affinity-activation", "merged")
 class MeasuredCell:
     """One cell of committed results, median over its rounds; times in seconds, of the decode phase.
 
-    ``compute_s`` are verifications less their waits, ``other_s`` acceptance and bookkeeping.
+    ``compute_s`` is verification without waits, ``other_s`` acceptance and bookkeeping.
     """
 
     experiment: str
@@ -50,18 +50,18 @@ class MeasuredCell:
 
     @property
     def link_gb_s(self) -> float | None:
-        """Rate at which bytes came while any were under way."""
+        """Link bytes over the time that the link was busy, in GB/s; None if nothing moved."""
         return self.decode_link_bytes / self.busy_s / 1e9 if self.busy_s else None
 
 
 def load(results: Sequence[Path]) -> list[MeasuredCell]:
-    """All cells of the engine's systems that finished and can be replayed, in the order of the files.
+    """All finished cells of the engine's systems that can be replayed, in the order of the files.
 
-    Cells with the controller, merged experts, or a prefetch that changes who drafts are left out: what they do
-    depends on time or on weights.  So are emulated ones: theirs is another machine.
+    Left out are cells with the controller, with merged experts or with a prefetch that changes the draft experts, since
+    these depend on time or weights, and emulated cells, which represent another machine.
 
     Raises:
-        RecordError: a file is missing or holds something else.
+        RecordError: a file cannot be read.
     """
     found: dict[str, list[Record]] = {}
     for path in results:
@@ -73,16 +73,16 @@ def load(results: Sequence[Path]) -> list[MeasuredCell]:
 
 
 def options_of(cell: Cell) -> SpecOptions:
-    """What the adapter of a cell's system asks of the engine."""
+    """The engine options that the adapter of a cell's system uses."""
     arguments: dict[str, Any] = dict(registry.create(cell.system, cell.options).arguments())  # type: ignore[attr-defined]
     options = arguments.pop("options", None)
     return options if options is not None else SpecOptions.of(**arguments)
 
 
 def replayable(options: SpecOptions) -> bool:
-    """Whether nothing in the options depends on time, on weights, or on a calibration.
+    """Whether the options depend on neither time nor weights nor a calibration.
 
-    Prefetch may: it is replayed as an ideal where it does not change who drafts.
+    Prefetch does, but is replayed as an ideal prefetch if it does not change the draft experts.
     """
     calibrated = options.selection in NEED_CALIBRATION or options.substitution in NEED_CALIBRATION
     same_draft = options.prefetch == "none" or options.draft_pool == "pinned"
@@ -121,19 +121,19 @@ def _median_cell(records: list[Record]) -> MeasuredCell:
 
 
 def run_of(measured: MeasuredCell) -> RunToRecord:
-    """The run whose trace a cell needs: plain decoding for all that do not draft, since tokens are the same."""
+    """The run whose trace a cell needs; all cells without drafts share one, since their tokens are the same."""
     cell, options = measured.cell, measured.options
     chosen = _draft_options(options) if options.speculates else {"gamma": 0}
     budget = cell.expert_budget_bytes if options.speculates else "50%"
     if budget is None:
-        raise TraceError(f"{measured.name} has no expert budget to be recorded under")
+        raise TraceError(f"{measured.name} has no expert budget, so its run cannot be recorded again")
     return RunToRecord(
         cell.model, cell.batch_size, cell.new_tokens, budget, chosen, cell.prompt_offset, cell.warmup_tokens
     )
 
 
 def _draft_options(options: SpecOptions) -> dict[str, Any]:
-    """What decides over drafted tokens; placement does only where all residents draft."""
+    """Options that affect drafted tokens; placement does only if all resident experts draft."""
     chosen = options.model_dump(exclude_defaults=True)
     if options.draft_pool == "pinned":
         for name in ("placement", "prefetch", "prefetch_share"):
@@ -142,7 +142,7 @@ def _draft_options(options: SpecOptions) -> dict[str, Any]:
 
 
 def trace_file(measured: MeasuredCell, folder: Path) -> Path:
-    """Where a cell's trace is kept: the name says the workload and a checksum of everything it depends on."""
+    """The path of a cell's trace: its workload, and a checksum of everything that the trace depends on."""
     run = run_of(measured)
     facts = {k: v for k, v in vars(run).items() if k != "expert_budget" or run.options.get("draft_pool") == "resident"}
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:8]
@@ -150,10 +150,10 @@ def trace_file(measured: MeasuredCell, folder: Path) -> Path:
 
 
 def trace_of(measured: MeasuredCell, folder: Path, may_record: bool = False) -> Trace:
-    """A cell's trace, recorded now if it is missing and ``may_record``.
+    """A cell's trace; if it is missing and ``may_record``, it is recorded now.
 
     Raises:
-        TraceError: missing and not to be recorded, or damaged.
+        TraceError: missing and ``may_record`` is False, or damaged.
     """
     path = trace_file(measured, folder)
     if not path.exists() and may_record:

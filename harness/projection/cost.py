@@ -1,4 +1,4 @@
-"""How long a piece of work takes on a machine: a roofline per operation, plus launches."""
+"""Time of a piece of work on a machine: a roofline per operation, plus launch costs."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from harness.projection.models import ModelSizes
 
 @dataclass(frozen=True)
 class Cost:
-    """Times of one model on one machine; ``context`` is the mean length of a row's keys and values."""
+    """Times of one model on one machine; ``context`` is the mean number of tokens in a row's KV cache."""
 
     hardware: Hardware
     model: ModelSizes
     context: int = 0
 
     def roofline_s(self, nbytes: float, flops: float) -> float:
-        """Reading and multiplying overlap: the slower of them counts."""
+        """Memory traffic and arithmetic overlap: the slower one counts."""
         hardware = self.hardware
         return max(nbytes / (hardware.memory_gb_s.value * 1e9), flops / (hardware.gemm_tflop_s.value * 1e12))
 
@@ -29,7 +29,7 @@ class Cost:
         return self.hardware.layer_launch_s.value + work
 
     def expert_s(self, tokens: int) -> float:
-        """One routed expert on its tokens; nothing for none."""
+        """One routed expert on its tokens; 0 without tokens."""
         if tokens == 0:
             return 0.0
         work = self.roofline_s(self.model.expert_bytes, 2 * self.model.expert_params * tokens)

@@ -1,8 +1,8 @@
-"""Calibration of this machine: effective rates and launch costs from a stated subset of measured cells.
+"""Calibrates the projection to this machine: effective rates and launch costs from a stated subset of measured cells.
 
-The subset is the ``quick`` experiment's on-demand and SpecMoE cells.  Compute is fitted to their draft and
-verification times, waits left out; the link's rate is that at which their bytes came while any were under way, its
-latency is fitted to their waits, each cell at its own rate.  Nothing else is looked at.
+The subset is the on-demand and SpecMoE cells of the experiment ``quick``.  Compute is fitted to their draft and
+verification times without waits; the link rate is bytes over the time that the link was busy; the link latency is
+fitted to their waits, each cell at its own link rate.  No other measurement is used.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from harness.projection.cost import Cost
 from harness.projection.hardware import Hardware, Input
 from harness.projection.models import ModelSizes
 from harness.projection.replay import Replayed
-from harness.projection.timeline import Timeline
+from harness.projection.simulation import Simulation
 
 SUBSET = "the on-demand and SpecMoE cells of the experiment quick, all batch sizes"
 _FITTED = (
@@ -34,7 +34,7 @@ _START = (10.0, 0.05, 3e-4, 2e-5, 1e-5)
 
 
 def in_subset(measured: MeasuredCell) -> bool:
-    """Whether a cell is used for calibration, and so not for validation."""
+    """Whether a cell is used for calibration, and therefore not for validation."""
     return measured.experiment == "quick" and measured.cell.system in ("on-demand", "specmoe")
 
 
@@ -48,23 +48,23 @@ class Observation:
 
 @dataclass(frozen=True)
 class Work:
-    """Compute of one kind of passes, counted: passes by (tokens, rows), expert calls by tokens."""
+    """Compute of the passes of one phase: number of passes by (tokens, rows), of expert calls by tokens."""
 
     passes: Counter[tuple[int, int]]
     experts: Counter[int]
 
     @classmethod
     def of(cls, replayed: Replayed, phase: str) -> Work:
-        """What the passes of a phase compute, whatever they wait for."""
+        """Count the compute of a phase, without waits."""
         chosen = [p for p in replayed.passes if p.source.phase == phase]
         visits = [v for p in chosen for v in p.visits]
         return cls(
-            Counter((p.source.positions, int(p.source.valid.any(1).sum())) for p in chosen),
+            Counter((p.source.tokens, int(p.source.valid.any(1).sum())) for p in chosen),
             Counter(n for v in visits for part in (v.hits, v.misses) for n in part.values()),
         )
 
     def compute_s(self, cost: Cost) -> float:
-        """As the timeline would have it on a link that nothing waits for."""
+        """The compute time that a simulation has on an infinitely fast link."""
         layers = range(len(cost.model.dense_params))
         passes = sum(
             n * (cost.head_s(tokens) + sum(cost.layer_s(layer, tokens, rows) for layer in layers))
@@ -74,7 +74,7 @@ class Work:
 
 
 def fit(model: ModelSizes, observations: Sequence[Observation]) -> Hardware:
-    """This machine, by the calibration subset.
+    """Fit this machine to the calibration subset.
 
     Raises:
         ValueError: no observation, or none that moved a byte.
@@ -103,7 +103,7 @@ def fit(model: ModelSizes, observations: Sequence[Observation]) -> Hardware:
 
 
 def _latency_s(machine: Hardware, model: ModelSizes, observations: Sequence[Observation]) -> float:
-    """Time between transfers that busy time does not count, by which waits come out as measured."""
+    """Time between transfers, which busy time does not include, such that simulated waits match measured ones."""
 
     def residuals(latency_s: np.ndarray) -> np.ndarray:
         found = []
@@ -111,7 +111,7 @@ def _latency_s(machine: Hardware, model: ModelSizes, observations: Sequence[Obse
             if one.measured.link_gb_s is not None and one.measured.wait_s > 0:
                 own = machine.with_link(one.measured.link_gb_s, "measured here", "")
                 cost = Cost(_with_latency(own, float(latency_s[0])), model)
-                waited = Timeline(cost, "pipelined").run(one.replayed).wait_s
+                waited = Simulation(cost, "pipelined").run(one.replayed).wait_s
                 found.append((waited - one.measured.wait_s) / one.measured.decode_s)
         return np.array(found)
 

@@ -1,4 +1,4 @@
-"""Machines: what their memories, links and processors do, each figure with its origin."""
+"""Machines: rates of memory, link and processor and fixed costs, each with its origin."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ Origin = Literal["paper", "measured here", "assumed", "public"]
 
 @dataclass(frozen=True)
 class Input:
-    """One input of a projection.  ``public`` is a data sheet or a published configuration."""
+    """One input of a projection; origin ``public`` means a data sheet or a published configuration."""
 
     name: str
     value: float
@@ -23,9 +23,9 @@ class Input:
 class Hardware:
     """Rates and fixed costs of one machine.
 
-    ``link`` is what experts cross, ``memory`` what weights are read from by compute.  ``layer_launch`` is the fixed
-    cost of a layer (kernel launches, Python), ``expert_launch`` that of each expert in it, ``token`` the
-    bookkeeping of one token of one pass, ``cycle`` that of a cycle.
+    Experts move over the ``link``; compute reads weights from ``memory``.  ``layer_launch`` is the fixed cost of a
+    layer (kernel launches, Python), ``expert_launch`` that of each expert in it, ``token`` the bookkeeping per token
+    of a pass and ``cycle`` that per cycle.
     """
 
     name: str

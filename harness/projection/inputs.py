@@ -1,4 +1,4 @@
-"""One set of routing inputs per model, each with its origin.  No input is changed for the sake of one row."""
+"""Routing inputs of each model with their origin: one set per model, the same for every row of the table."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from reports.results import paper
 
 @dataclass(frozen=True)
 class ModelInputs:
-    """A model, its routing, and where each number of it is from."""
+    """A model, its routing, and the origin of each number."""
 
     model: ModelSizes
     routing: Routing
@@ -65,7 +65,7 @@ def nllb() -> ModelInputs:
 
 
 def _low_hotness(name: str, draft_experts: int, acceptance_note: str) -> ModelInputs:
-    """Mixtral or Scout: N and acceptance are in no digest of the paper, so they are assumed."""
+    """Mixtral or Scout: the paper gives neither N nor acceptance, so both are assumed."""
     gamma, skew = paper.model(name).gamma, Skew("gini", paper.model(name).skewness)
     routing = Routing(skew, 0.0, 0.0, 0.672, gamma, draft_experts, context=1000)
     origins: dict[str, tuple[Origin, str]] = {
@@ -89,7 +89,7 @@ def scout() -> ModelInputs:
 
 
 def _fine_grained(name: str) -> ModelInputs:
-    """Models that the paper did not run: for the table of machines only."""
+    """Models that are not in the paper: for the table of machines only."""
     routing = Routing(Skew("gini", 0.6), 0.2, 0.0, 0.342, 5, 16, context=500)
     origins: dict[str, tuple[Origin, str]] = {
         "skew": ("assumed", "between the paper's models"),
@@ -117,8 +117,8 @@ def of_model(name: str) -> ModelInputs:
 def paper_machine() -> Hardware:
     """The paper's H100 with the link rate that the paper's own figures imply.
 
-    OnDemand takes 256 / 28.6 s a step, 90.11 % of it for the migration of 28 GB: 3.5 GB/s, an eighteenth of
-    the nominal 64 GB/s (what pageable copies, one expert at a time, amount to).
+    OnDemand takes 256 / 28.6 s per step, 90.11 % of it for the migration of 28 GB: 3.5 GB/s, an eighteenth of the
+    nominal 64 GB/s (as with pageable copies of one expert at a time).
     """
     step_s = paper.BATCH_SIZES[-1] / paper.figure("throughput.on-demand").value
     share = paper.figure("problem.migration-share").value / 100
@@ -128,7 +128,7 @@ def paper_machine() -> Hardware:
 
 
 def ssd_machine() -> Hardware:
-    """The paper's SSD tier; the drive and its rate are not known."""
+    """The paper's SSD tier; its drive and rate are unknown, so the rate is assumed."""
     return H100_PCIE5.with_link(
         2.0, "assumed", "SSD to host to GPU through the page cache; the paper's drive is not known"
     )

@@ -1,4 +1,4 @@
-"""Named public models on named machines: what the paper's four systems, and SpecMoE with prefetch, would do there."""
+"""Projects public models on other machines: the paper's four systems, and SpecMoE with prefetch."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ BATCHES = (1, 16)
 
 @dataclass(frozen=True)
 class MachineRow:
-    """One model, machine and batch; ``fits`` says whether what must stay on the device does (caches not counted)."""
+    """One model, machine and batch size; ``fits``: the device holds what must stay on it (KV caches not counted)."""
 
     model: str
     machine: str

@@ -1,7 +1,7 @@
-"""Per-layer sizes of named public models, from their published configurations.
+"""Sizes of public models per layer, from their published configurations.
 
-A *layer* is what one decoder layer reads besides routed experts: attention, dense or shared feed-forward, router.
-Only what takes part in decoding counts: of NLLB-MoE the decoder.
+A *layer* is what a decoder layer reads besides its routed experts: attention, dense or shared feed-forward, router.
+Only what takes part in decoding is counted: of NLLB-MoE only the decoder.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ class ModelSizes:
 
     Args:
         dense_params: of each layer, everything that is not a routed expert.
-        moe_layers: places (from 0) of the layers that have routed experts.
+        moe_layers: indices of the layers that have routed experts.
         expert_params: of one routed expert.
-        expert_bytes: as it is stored and moved.
+        expert_bytes: of one routed expert as stored and moved.
         weight_bytes: per parameter of everything else.
-        kv_bytes: of one token's keys and values in one layer.
+        kv_bytes: keys and values of one token in one layer.
         head_params: of the output projection, read once per pass.
-        other_params: held but not read by a decode step (input embeddings).
-        published_gb: total size that the publishers or the paper state, in 1e9 bytes.
+        other_params: held, but not read by a decode step (input embeddings).
+        published_gb: total size by the publishers or the paper, in 1e9 bytes.
     """
 
     name: str
@@ -48,7 +48,7 @@ class ModelSizes:
         return Geometry.even(len(self.moe_layers), self.experts, self.top_k, self.expert_bytes)
 
     def device_bytes(self, pinned_per_layer: int) -> float:
-        """Everything but routed experts, with so many of those pinned in each MoE layer; keys and values left out."""
+        """Everything but routed experts, plus ``pinned_per_layer`` of those in each MoE layer; without the KV cache."""
         experts = len(self.moe_layers) * pinned_per_layer * self.expert_bytes
         return (sum(self.dense_params) + self.head_params + self.other_params) * self.weight_bytes + experts
 
@@ -112,7 +112,7 @@ def _decoder(
     weight_bytes: float = 2,
     expert_bytes: float | None = None,
 ) -> ModelSizes:
-    """A decoder-only model whose first ``dense_layers`` have no routed experts; embeddings not tied."""
+    """A decoder-only model whose first ``dense_layers`` have no routed experts; untied embeddings."""
     moe = tuple(range(dense_layers, layers))
     routed = attention + shared_params + experts * hidden
     dense = tuple(attention + dense_ffn if i < dense_layers else routed for i in range(layers))
@@ -239,7 +239,7 @@ def gpt_oss_120b() -> ModelSizes:
 
 
 def embedded(factor: int = 32) -> ModelSizes:
-    """The model in this repository with experts ``factor`` times wider, in float32: what cells here are measured on."""
+    """The model in this repository with experts ``factor`` times wider, in float32, as in the measured cells."""
     hidden, vocabulary = 256, 4096
     expert = _gated(hidden, 40 * factor)
     layer = _attention(hidden, 4, 2, 64) + 64 * hidden

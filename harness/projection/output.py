@@ -1,4 +1,4 @@
-"""``projection.json``: everything a projection was given and everything it says, readable without this code."""
+"""``projection.json``: all inputs and outputs of a projection, readable without this code."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from harness.projection import inputs, machines, preset, sensitivity
+from harness.projection import grid, inputs, machines, preset, sensitivity
 from harness.projection.fit import SUBSET
 from harness.projection.hardware import H100_PCIE5, PROFILES, Hardware, Input
 from harness.projection.models import PUBLIC
@@ -33,7 +33,7 @@ def document(validation: Validation | None, with_machines: bool = True) -> dict[
         "machines": [_machine(m) for m in _all_machines(validation)],
         "models": [_model(name) for name in PUBLIC],
         "paper": [asdict(row) | {"error": row.error} for row in preset.rows()],
-        "series": [asdict(p) for model in paper.MODELS for p in preset.points(model.id, implied)],
+        "series": [asdict(p) for model in paper.MODELS for p in grid.points(model.id, implied)],
         "sensitivity": {
             "outcome": "throughput of SpecMoE over OnDemand, NLLB-MoE, batch 256, implied link rate",
             "swings": [asdict(s) for s in sensitivity.swings()],
@@ -134,18 +134,17 @@ def _prediction(one: Prediction) -> dict[str, Any]:
 
 
 def write(content: dict[str, Any], path: Path) -> Path:
-    """Write the file whole or not at all; returns ``path``.
+    """Write the projection file atomically; returns ``path``.
 
     Raises:
         OSError: it cannot be written.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, json.dumps(rounded(content), indent=1) + "\n")
     return path
 
 
 def rounded(value: Any) -> Any:
-    """Floats to six significant digits: what a projection says beyond is noise."""
+    """``value`` with floats rounded to six significant digits; further digits are noise."""
     if isinstance(value, dict):
         return {k: rounded(v) for k, v in value.items()}
     if isinstance(value, Sequence) and not isinstance(value, str):

@@ -1,17 +1,18 @@
-"""The paper's table, projected: every figure that a routing and timing model can speak to, beside the paper's."""
+"""Projects the paper's table: every figure that a model of routing and timing can predict, next to the paper's."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cache, partial
+from functools import partial
 from statistics import mean
 
 from harness.projection import inputs, scenario
+from harness.projection.grid import timed
 from harness.projection.hardware import H100_PCIE5, Hardware
 from harness.projection.models import ModelSizes
 from harness.projection.scenario import Routing, System, acceptance_for
-from harness.projection.timeline import Timed
+from harness.projection.simulation import Timed
 from reports.results import paper
 from specmoe.options import Selection
 
@@ -22,8 +23,9 @@ LARGEST = paper.BATCH_SIZES[-1]
 class Row:
     """One figure of the paper.
 
-    ``projected`` is with the link rate that the paper's own figures imply, ``nominal`` with PCIe's 64 GB/s; equal
-    where time plays no part.  ``role``: a ``prediction``, or an ``input`` that the projection was given.
+    ``projected`` uses the link rate that the paper's own figures imply, ``nominal`` PCIe's 64 GB/s; they are equal for
+    figures that do not depend on time.  ``role`` is a ``prediction``, or an ``input`` of the projection; ``why``
+    explains a difference.
     """
 
     id: str
@@ -37,30 +39,13 @@ class Row:
 
     @property
     def error(self) -> float:
-        """Relative to the paper's figure."""
+        """Relative difference from the paper's figure."""
         return self.projected / self.paper - 1
 
 
 @dataclass(frozen=True)
-class Point:
-    """One system at one batch size."""
-
-    model: str
-    machine: str
-    system: System
-    batch_size: int
-    tok_s: float
-    tokens_per_step: float
-    bytes_per_step: float
-    bytes_per_token: float
-    draft_s_per_token: float
-    wait_s_per_token: float
-    compute_s_per_token: float
-
-
-@dataclass(frozen=True)
 class _Machines:
-    """Where a model runs: the paper's machine as its figures imply it, and as its data sheet has it."""
+    """The paper's machine with the link rate implied by its figures, and with that of the data sheet."""
 
     implied: Hardware
     nominal: Hardware
@@ -70,37 +55,8 @@ def _machines() -> _Machines:
     return _Machines(inputs.paper_machine(), H100_PCIE5)
 
 
-@cache
-def timed(model: str, system: System, batch: int, machine: Hardware) -> Timed:
-    """One point of the paper's grid; every row shares these."""
-    given = inputs.of_model(model)
-    return scenario.run(system, given.model, given.routing, machine, batch)
-
-
-def points(model: str, machine: Hardware, batches: tuple[int, ...] = paper.BATCH_SIZES) -> list[Point]:
-    """All systems at all batch sizes."""
-    return [_point(model, system, batch, machine) for system in scenario.SYSTEMS for batch in batches]
-
-
-def _point(model: str, system: System, batch: int, machine: Hardware) -> Point:
-    one = timed(model, system, batch, machine)
-    return Point(
-        model,
-        machine.name,
-        system,
-        batch,
-        one.tok_s,
-        one.tokens_per_step,
-        one.moved_bytes * batch / one.row_steps,
-        one.bytes_per_token,
-        one.draft_s / one.tokens,
-        one.wait_s / one.tokens,
-        (one.decode_s - one.draft_s - one.wait_s) / one.tokens,
-    )
-
-
 def rows() -> list[Row]:
-    """Every row, in the paper's order."""
+    """All rows, in the paper's order."""
     machines = _machines()
     groups = (_headline, _bytes, _low_hotness, _ssd, _selection, _n_sweep)
     return [row for group in groups for row in group(machines)]
@@ -162,7 +118,7 @@ def _bytes(machines: _Machines) -> list[Row]:
 
 
 def _steps(system: System, least: Timed, most: Timed) -> float:
-    """Growth is of bytes per token step, so that a cycle counts for the tokens it gave."""
+    """Divisor that makes growth one of bytes per token: a cycle of SpecMoE yields several."""
     return most.tokens_per_step / least.tokens_per_step if system == "specmoe" else 1.0
 
 
@@ -180,7 +136,7 @@ def _low_hotness(machines: _Machines) -> list[Row]:
 
 
 def _implied_acceptance(id: str, name: str) -> str:
-    """What acceptance would give the paper's figure: speed is in proportion to the tokens of a cycle."""
+    """The acceptance that would give the paper's figure, as speed is proportional to the tokens of a cycle."""
     machine, given = inputs.paper_machine(), inputs.of_model(name).routing
     best = max(paper.BATCH_SIZES, key=lambda batch: _speedup(name, "specmoe", batch, machine))
     one = timed(name, "specmoe", best, machine)
@@ -206,7 +162,7 @@ def _ssd(machines: _Machines) -> list[Row]:
 
 
 def _selection(machines: _Machines) -> list[Row]:
-    """Speed against randomly chosen draft experts, with the tokens per step that the paper has for each choice."""
+    """Speed relative to randomly chosen draft experts, with the paper's tokens per step for each selection."""
     found = []
     for name in ("hot-global", "hot-temporal"):
         speed = partial(_speed_over_random, name)
@@ -247,34 +203,34 @@ def _tok_s(model: ModelSizes, routing: Routing, machine: Hardware) -> float:
 
 
 _WHY_RATE = (
-    "The link rate was derived from the paper's OnDemand figures, so this row checks the inputs against each other; "
-    "with the nominal 64 GB/s a step would be some seventeen times as fast."
+    "The link rate is derived from the paper's OnDemand figures, so this row only checks the inputs for consistency; "
+    "with the nominal 64 GB/s a step would be about seventeen times as fast."
 )
 _WHY_SPEEDUP = (
-    "Where the link is so slow, speed is the ratio of bytes; the projection moves a little more of them than the paper."
+    "With such a slow link, speed follows the bytes moved; the projection moves slightly more of them than the paper."
 )
 _WHY_GROWTH = (
-    "At batch 1 a step asks for two experts a block, so x45.28 would be 90.6 of 128 experts a block at batch 256, or "
-    "36 GB a step; 28 GB, which the paper states too, are 69.5, near what routing of skewness 0.84 gives here. The "
-    "paper's two figures agree only if OnDemand moved fewer than two experts a block at batch 1."
+    "At batch 1 a step needs two experts per block, so x45.28 means 90.6 of 128 experts per block at batch 256, or "
+    "36 GB per step. The paper also states 28 GB, which are 69.5 experts, close to what routing of skewness 0.84 gives "
+    "here. The two figures agree only if OnDemand moved fewer than two experts per block at batch 1."
 )
 _WHY_CACHING = (
     "The paper's percentages imply that Caching moves 17 % less than OnDemand at batch 256 and 26 % less at batch 1. "
-    "A cache of the experts most used so far, on routing of this skew, catches far more at small batches: the paper's "
-    "cached experts were not the ones that were hot in the measured text. How they were chosen is not known."
+    "A cache of the most used experts, on routing of this skew, has far more hits at small batch sizes: the paper's "
+    "cached experts were not the hot ones of the measured text. How they were chosen is unknown."
 )
 _WHY_OVERLAP = (
-    "Overlap gains what compute is of migration: the paper's 1.53 needs compute of half the migration time. With the "
-    "implied link rate there is next to none here, with the nominal one a few percent: the paper's implementation "
-    "spends more on compute than a roofline with eager launches does."
+    "Overlap can hide at most the compute time: the paper's 1.53 needs compute of half the migration time. Here it is "
+    "close to zero with the implied link rate and a few percent with the nominal one: the paper's implementation "
+    "spends more time on compute than a roofline with eager launches."
 )
-_WHY_SSD = "The drive is not known; with any, speed is the ratio of bytes, averaged over batch sizes."
+_WHY_SSD = "The drive is unknown; with any drive, speed follows the bytes moved, averaged over batch sizes."
 _WHY_N = (
-    "T(10) follows from coverage and the paper's T(10) at N = 4, hot and random. The paper's throughput falls from "
-    "N = 8 on although more pinned experts save bytes and accept more: what that costs in the paper's implementation "
-    "is nothing that this model has."
+    "T(10) follows from coverage and from the paper's T(10) at N = 4 with hot and random experts. The paper's "
+    "throughput falls from N = 8 on, although more pinned experts save bytes and raise acceptance: this model has no "
+    "cost that would explain it."
 )
 _WHY_SELECTION = (
-    "The synthetic routing has no topics that come and go, so experts hot overall are those hot now: HotTemporal's "
-    "lead over HotGlobal cannot appear."
+    "The popularity of experts does not change over time in synthetic routing, so HotTemporal cannot gain over "
+    "HotGlobal."
 )

@@ -1,18 +1,25 @@
-"""Records a run's routing and acceptance as a trace, under the same conditions as a measured cell."""
+"""Records routing and acceptance of a run as a trace, under the conditions of a measured cell."""
 
 from __future__ import annotations
 
-import re
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+from transformers import AutoTokenizer
+
 from harness.projection.traces import Geometry, Trace, TraceError
+from harness.projection.traces.recorder import TraceRecorder
+from specmoe import SpecMoE, SpecOptions
+from specmoe.stats import GenerationStats
+from workloads import models, prompts, requests
+from workloads.lengths import RequestShape
 
 
 @dataclass(frozen=True)
 class RunToRecord:
-    """A run as a cell has it: prompts from ``prompt_offset`` on, a warm-up call, then the call that counts."""
+    """A cell's run: prompts from ``prompt_offset`` on, a warm-up call (if not of 0 tokens), the measured call."""
 
     model: str
     batch_size: int
@@ -25,26 +32,14 @@ class RunToRecord:
 
 
 def record(run: RunToRecord) -> Trace:
-    """Run the model and record every pass; ``meta`` holds what the engine counted, by which a replay can be checked.
+    """Run the model and record every pass; ``meta`` holds the engine's counters, against which a replay can be checked.
 
     Raises:
         ValueError: an unknown model, prompt file or size.
         SpecMoEError: what loading or the options raise.
     """
-    import torch
-    from transformers import AutoTokenizer
-
-    from harness.projection.traces.recorder import TraceRecorder
-    from specmoe import SpecMoE, SpecOptions
-    from workloads import models, prompts, requests
-    from workloads.lengths import RequestShape
-
     options = SpecOptions.of(**run.options)
     folder = models.path(run.model)
-    tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
-    chosen = prompts.measured(prompts.load(run.prompts or models.find(run.model).prompts))
-    shape = RequestShape.model_validate({"output_tokens": run.new_tokens})
-    batch = requests.make(chosen, tokenizer, shape, run.batch_size, run.prompt_offset)
     with SpecMoE.from_pretrained(
         folder,
         expert_budget=run.expert_budget,
@@ -53,18 +48,10 @@ def record(run: RunToRecord) -> Trace:
         store=models.store_path(run.model, "float32"),
     ) as engine:
         recorder = TraceRecorder(_geometry(engine))
-        lengths = [run.warmup_tokens] if run.warmup_tokens else []
-        stats = None
-        for new_tokens in [*lengths, run.new_tokens]:
-            output = engine.generate(
-                batch.input_ids,
-                batch.attention_mask,
-                max_new_tokens=new_tokens,
-                eos_token_id=None,
-                recorder=recorder,
-            )
-            stats = output.stats
-        assert stats is not None
+        batch = _batch(run, folder)
+        if run.warmup_tokens:
+            _generate(engine, batch, run.warmup_tokens, recorder)
+        stats = _generate(engine, batch, run.new_tokens, recorder)
         budget_bytes = engine.arena.budget_bytes
     trace = recorder.trace
     trace.meta = {
@@ -75,30 +62,38 @@ def record(run: RunToRecord) -> Trace:
         "seed": options.seed,
         "expert_budget_bytes": budget_bytes,
         "slot_bytes": trace.geometry.slot_bytes,
-        "counted": {
-            "decode_link_bytes": stats.decode.link.moved_bytes,
-            "expert_requests": stats.decode.experts.requests,
-            "expert_hits": stats.decode.experts.hits,
-            "prefill_link_bytes": stats.prefill.link.moved_bytes,
-            "tokens_per_step": stats.tokens_per_step,
-        },
+        "counted": _counters(stats),
     }
     return trace
 
 
-def _geometry(engine: Any) -> Geometry:
+def _batch(run: RunToRecord, folder: Path) -> requests.Batch:
+    tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
+    chosen = prompts.measured(prompts.load(run.prompts or models.find(run.model).prompts))
+    shape = RequestShape.model_validate({"output_tokens": run.new_tokens})
+    return requests.make(chosen, tokenizer, shape, run.batch_size, run.prompt_offset)
+
+
+def _generate(engine: SpecMoE, batch: requests.Batch, new_tokens: int, recorder: TraceRecorder) -> GenerationStats:
+    output = engine.generate(
+        batch.input_ids, batch.attention_mask, max_new_tokens=new_tokens, eos_token_id=None, recorder=recorder
+    )
+    if output.stats is None:
+        raise TraceError("the engine returned no statistics")
+    return output.stats
+
+
+def _counters(stats: GenerationStats) -> dict[str, float]:
+    return {
+        "decode_link_bytes": stats.decode.link.moved_bytes,
+        "expert_requests": stats.decode.experts.requests,
+        "expert_hits": stats.decode.experts.hits,
+        "prefill_link_bytes": stats.prefill.link.moved_bytes,
+        "tokens_per_step": stats.tokens_per_step,
+    }
+
+
+def _geometry(engine: SpecMoE) -> Geometry:
     layers = engine.store.layers
     top_k = int(engine.model.config.get_text_config().num_experts_per_tok)
     return Geometry(tuple(spec.experts for spec in layers), tuple(spec.stride_bytes for spec in layers), top_k)
-
-
-def parse_geometry(text: str) -> Geometry:
-    """``6x64,2,3932160``: six MoE layers of 64 experts, top-2, 3,932,160 bytes per expert.
-
-    Raises:
-        TraceError: malformed.
-    """
-    match = re.fullmatch(r"(\d+)x(\d+),(\d+),(\d+)", text)
-    if match is None:
-        raise TraceError(f"--geometry {text!r}: write LAYERSxEXPERTS,TOP_K,EXPERT_BYTES, such as 6x64,2,3932160")
-    return Geometry.even(*(int(part) for part in match.groups()))

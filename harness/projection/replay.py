@@ -1,22 +1,22 @@
-"""Replays a trace through the engine's own placement code, without the model and without a byte moved.
+"""Replays a trace through the engine's own placement code, without the model and without moving bytes.
 
-Arena, residency, placement policy and draft selection are those of ``specmoe``; only the link is a ledger that
-writes down what it was asked for.  A run recorded with some options and replayed with the same has the same hits
-and the same bytes.  Replayed with others it says what they would have cost for the same tokens, which is exact
-where routing does not depend on them (a greedy target without a draft) and where the draft stays the same.
+Arena, residency, placement policy and draft selection are those of ``specmoe``; only the link is replaced, by one that
+lists the transfers.  Replayed with the options it was recorded with, a run has the same hits and bytes.  Replayed with
+other options, it shows their hits and bytes for the same tokens: exactly, if routing does not depend on the options (a
+greedy target without drafts) or the draft stays the same.
 
-Not replayed: the controller, whose decisions depend on the clock, and merged experts.  Prefetch depends on the clock
-too; given how many transfers fit beside a draft step it is replayed as an ideal: the most wanted come first, in time.
+Not replayed: merged experts, and the controller, whose decisions depend on the clock.  Prefetch depends on the clock
+too, so it is replayed as an ideal prefetch (``ideal_prefetch``), given how many transfers fit in a draft step.
 """
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 
+from harness.projection.ideal_prefetch import IdealPrefetch
 from harness.projection.traces import Geometry, Pass, Trace, TraceError
 from specmoe import SpecOptions
 from specmoe.drafting.calibration import Calibration
@@ -33,10 +33,10 @@ from specmoe.offload.store import ExpertStore, LayerSpec
 
 @dataclass(frozen=True)
 class Visit:
-    """One MoE layer of one pass: tokens per expert, ``hits`` in the order computed, ``misses`` as they move.
+    """One MoE layer of one pass: tokens per expert, ``hits`` in compute order, ``misses`` in transfer order.
 
-    A miss may have no token (an expert pinned anew).  In a draft pass ``hits`` are the experts that draft and
-    ``covered`` counts the gate's picks that fell on one of them.
+    A miss without tokens is a newly pinned expert.  In a draft pass ``hits`` are the draft experts and ``covered``
+    counts the gate's picks among them.
     """
 
     hits: dict[int, int]
@@ -46,7 +46,7 @@ class Visit:
 
 @dataclass(frozen=True)
 class ReplayedPass:
-    """A pass of the trace and what each MoE layer did in it; ``ahead`` experts were prefetched beside it."""
+    """A pass of the trace with its visits, one per MoE layer; ``ahead`` experts were prefetched during it."""
 
     source: Pass
     visits: list[Visit]
@@ -55,7 +55,7 @@ class ReplayedPass:
 
 @dataclass(frozen=True)
 class Totals:
-    """Counters as the engine keeps them, over the target passes of one phase of one call."""
+    """The engine's counters over the target passes of a phase."""
 
     requests: int
     hits: int
@@ -74,7 +74,7 @@ class Replayed:
     passes: list[ReplayedPass] = field(default_factory=list)
 
     def of_call(self, call: int) -> Replayed:
-        """One ``generate`` call alone."""
+        """The passes of one ``generate`` call."""
         return Replayed(self.geometry, [p for p in self.passes if p.source.call == call])
 
     def totals(self, phase: str) -> Totals:
@@ -87,14 +87,14 @@ class Replayed:
 
     @property
     def coverage(self) -> float:
-        """Part of the draft gate's picks that fell on experts that draft; NaN without drafts."""
+        """Share of the draft gate's picks that are draft experts; NaN without drafts."""
         drafts = [p for p in self.passes if p.source.phase == "draft"]
-        picks = sum(p.source.positions * len(p.visits) * self.geometry.top_k for p in drafts)
+        picks = sum(p.source.tokens * len(p.visits) * self.geometry.top_k for p in drafts)
         return sum(v.covered for p in drafts for v in p.visits) / picks if picks else float("nan")
 
 
-class _Ledger:
-    """A link that moves nothing: every transfer is written down, and over at once (one object stands for all)."""
+class _TransferLog:
+    """A link that moves nothing: it lists the transfers, each of which is finished at once (one shared object)."""
 
     def __init__(self) -> None:
         self.moved: list[Key] = []
@@ -116,7 +116,7 @@ class _Ledger:
 
 
 class _NoMemory(CpuDevice):
-    """Slots without memory behind them, so that a budget may be larger than this machine."""
+    """Allocates slots without memory, so that the budget may exceed this machine's memory."""
 
     def allocate(self, nbytes: int) -> torch.Tensor:
         return torch.empty(nbytes, dtype=torch.uint8, device="meta")
@@ -130,35 +130,37 @@ def replay(
     placement: Placement | None = None,
     ahead_per_step: float | None = None,
 ) -> Replayed:
-    """Run the trace's passes through placement and draft selection.
+    """Replay the passes of a trace through placement and draft selection.
 
     Args:
         trace: recorded or synthetic.
-        options: those of the run, or others to try on the same tokens.
+        options: those of the recorded run, or others.
         budget_bytes: device memory for experts.
         counts: use of each expert ([E] per layer) on calibration prompts, for ``selection="hot-global"``.
-        placement: a policy instead of the one the options name, such as a cache with room for transit beside it.
-        ahead_per_step: transfers that fit beside one draft step, for an ideal ``prefetch="draft"``.
+        placement: a policy that replaces the one in the options.
+        ahead_per_step: transfers that fit in one draft step, for an ideal ``prefetch="draft"``.
 
     Raises:
-        TraceError: options whose decisions depend on time or on weights.
+        TraceError: options that depend on time or weights.
         BudgetError: the budget cannot hold the draft experts and one more.
         OptionError: ``hot-global`` without counts.
     """
-    _refuse_what_depends_on_time(options, "draft" if ahead_per_step is not None else "none")
+    _check_replayable(options, "draft" if ahead_per_step is not None else "none")
     return _Replay(trace, options, budget_bytes, counts, placement, ahead_per_step).run()
 
 
-def _refuse_what_depends_on_time(options: SpecOptions, prefetch: str) -> None:
+def _check_replayable(options: SpecOptions, prefetch: str) -> None:
     for name, harmless in (("prefetch", prefetch), ("controller", "fixed"), ("merged_experts", 0)):
         if getattr(options, name) != harmless:
             raise TraceError(
-                f"{name}={getattr(options, name)!r} cannot be replayed: what it does depends on time or on weights; "
+                f"{name}={getattr(options, name)!r} cannot be replayed, since it depends on time or weights: "
                 f"set {name}={harmless!r}"
             )
 
 
 class _Replay:
+    """The engine's placement objects over a transfer log, and the state of a replay."""
+
     def __init__(
         self,
         trace: Trace,
@@ -171,33 +173,33 @@ class _Replay:
         self._trace, self._options = trace, options
         geometry = trace.geometry
         sizes = list(geometry.experts)
-        self._ledger = _Ledger()
+        self._log = _TransferLog()
         arena = ExpertArena(_NoMemory(), geometry.slot_bytes, budget_bytes, geometry.total_experts)
         calibration = Calibration(0, counts, []) if counts is not None else None
         chosen = make_policies(sizes, options, arena, calibration)
         policy = placement or chosen.placement
-        self._residency = Residency(_store(geometry), arena, self._ledger, policy)
-        self._ahead = None
+        self._residency = Residency(_store(geometry), arena, self._log, policy)
+        self._prefetch = None
         if ahead_per_step is not None:
             most = int(options.prefetch_share * budget_bytes) // geometry.slot_bytes
-            self._ahead = _Ahead(self._residency, ahead_per_step, most)
-        tables = [torch.empty(n, 0) for n in sizes]  # distances say who stands in, which a replay does not ask
+            self._prefetch = IdealPrefetch(self._residency, ahead_per_step, most)
+        tables = [torch.empty(n, 0) for n in sizes]  # no distances: a replay does not need the substitutes
         self._state = PassState(options, self._residency, policy, chosen.selection, tables)
 
     def run(self) -> Replayed:
         result = Replayed(self._trace.geometry)
         for one in self._trace.passes:
             visits = self._draft(one) if one.phase == "draft" else self._target(one)
-            ahead = self._ahead.step() if self._ahead is not None and one.phase == "draft" else 0
+            ahead = self._prefetch.step() if self._prefetch is not None and one.phase == "draft" else 0
             result.passes.append(ReplayedPass(one, visits, ahead))
             if one.phase == "verify":
                 self._state.count_accepted(one.kept.flatten())
-                if self._ahead is not None:
-                    self._ahead.end()
+                if self._prefetch is not None:
+                    self._prefetch.end()
         return result
 
     def _target(self, one: Pass) -> list[Visit]:
-        """A prefill or verification, as ``specmoe.model.experts`` runs its layers."""
+        """A prefill or verification, layer by layer as in ``specmoe.model.experts``."""
         if one.phase == "prefill":
             current = prompt_pass(one.valid, self._options)
         else:
@@ -208,65 +210,26 @@ class _Replay:
         experts = self._trace.geometry.experts[layer]
         tokens = torch.bincount(index[current.valid].flatten(), minlength=experts).tolist()
         wanted = self._state.target(layer, index, current)
-        before = len(self._ledger.moved)
+        before = len(self._log.moved)
         order = [expert for expert, _ in self._residency.stream(layer, wanted)]
-        misses = {expert: tokens[expert] for _, expert in self._ledger.moved[before:]}
+        misses = {expert: tokens[expert] for _, expert in self._log.moved[before:]}
         return Visit({e: tokens[e] for e in order if e not in misses}, misses)
 
     def _draft(self, one: Pass) -> list[Visit]:
-        """A draft step: who may draft, and how many picks they cover; it moves nothing."""
+        """A draft step, which moves nothing: the draft experts, and how many picks they cover."""
         visits = []
         for layer, picks in enumerate(one.picks):
             index = picks[one.valid].flatten()
             drafting = self._state.drafting(layer)
             covered = int(torch.isin(index, torch.tensor(drafting)).sum())
             visits.append(Visit(_spread(drafting, index), {}, covered))
-            if self._ahead is not None:
-                self._ahead.wanted(layer, index)
+            if self._prefetch is not None:
+                self._prefetch.wanted(layer, index)
         return visits
 
 
-class _Ahead:
-    """Ideal prefetch: beside every draft step the link takes the most wanted absentees, as many as fit.
-
-    Args:
-        per_step: transfers that fit beside one step; time that nothing is wanted in is lost.
-        most: of one cycle.
-    """
-
-    def __init__(self, residency: Residency, per_step: float, most: int) -> None:
-        self._residency, self._per_step, self._most = residency, per_step, most
-        self._demand: Counter[Key] = Counter()
-        self._credit, self._left = 0.0, most
-
-    def wanted(self, layer: int, index: torch.Tensor) -> None:
-        """A draft step's gate picked ``index`` (long [n])."""
-        for expert in index.tolist():
-            self._demand[layer, expert] += 1
-
-    def step(self) -> int:
-        """A draft step is over; returns how many experts came beside it."""
-        self._credit += self._per_step
-        came = 0
-        for key, demand in sorted(self._demand.items(), key=lambda item: (-item[1], item[0])):
-            if self._residency.slots.holds(*key):
-                continue
-            if self._credit < 1 or not self._left:
-                break
-            if self._residency.prefetched.start(key, float(demand), self._demand.__contains__):
-                self._credit, self._left, came = self._credit - 1, self._left - 1, came + 1
-        self._credit = min(self._credit, 1.0)
-        return came
-
-    def end(self) -> None:
-        """A verification is over; what it did not ask for is given up."""
-        self._residency.prefetched.end()
-        self._demand.clear()
-        self._credit, self._left = 0.0, self._most
-
-
 def _spread(drafting: list[int], index: torch.Tensor) -> dict[int, int]:
-    """Tokens per drafting expert: its own picks, and an even share of those that it stands in for."""
+    """Tokens per draft expert: those that picked it, and an even share of those whose picks are substituted."""
     picked, counts = index.unique(return_counts=True)
     tokens = dict(zip(picked.tolist(), counts.tolist(), strict=True))
     used = sorted(drafting, key=lambda e: -tokens.get(e, 0))[: len(tokens)]
@@ -275,7 +238,7 @@ def _spread(drafting: list[int], index: torch.Tensor) -> dict[int, int]:
 
 
 def _store(geometry: Geometry) -> ExpertStore:
-    """Sizes alone: a store whose experts hold no tensors."""
+    """A store with the sizes of the experts and no tensors."""
     layers = [
         LayerSpec(i, "", experts, stride, stride, "", (), ())
         for i, (experts, stride) in enumerate(zip(geometry.experts, geometry.stride_bytes, strict=True))

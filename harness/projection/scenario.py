@@ -1,4 +1,4 @@
-"""One system on one model, machine and batch, from synthetic traces: the paper's four systems."""
+"""Projects one of the paper's four systems on one model, machine and batch size, from synthetic traces."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from harness.projection.cost import Cost
 from harness.projection.hardware import Hardware
 from harness.projection.models import ModelSizes
 from harness.projection.replay import Replayed, replay
-from harness.projection.timeline import Overlap, Timed, Timeline
+from harness.projection.simulation import Overlap, Simulation, Timed
 from harness.projection.traces import Trace
 from harness.projection.traces.synthetic import Recipe, Skew, make
 from specmoe import SpecOptions
@@ -27,16 +27,16 @@ OVERLAP: dict[System, Overlap] = {
     "caching": "serial",
     "specmoe": "serial",
 }
-"""The paper's systems migrate, then compute; only its oracle hides one behind the other."""
+"""In the paper's systems compute waits for migration; only the oracle overlaps the two."""
 
 
 @dataclass(frozen=True)
 class Routing:
-    """What a model's routing and acceptance are taken to be: one set per model, for every row of the table.
+    """Routing and acceptance of a model: one set per model, used for every row of the table.
 
-    ``acceptance`` is the chance that a drafted token is accepted once those before it are, with this N;
-    ``substitute_acceptance`` that chance where pinned experts are chosen at random, so that nearly every pick has
-    another expert stand in; ``context`` the mean number of tokens in a row's KV cache.
+    ``acceptance`` is the probability that a drafted token is accepted if those before it are, with this N;
+    ``substitute_acceptance`` is the same with randomly pinned experts, where nearly every pick is substituted;
+    ``context`` is the mean number of tokens in a row's KV cache.
     """
 
     skew: Skew
@@ -53,34 +53,34 @@ class Routing:
     seed: int = 0
 
     def cycles(self, batch: int) -> int:
-        """Cycles simulated: few for large batches, which are their own average."""
+        """Cycles to simulate: fewer for large batches, which average over their rows."""
         return max(6, min(96, 384 // batch))
 
     def steps(self, batch: int) -> int:
-        """Decode steps simulated without a draft."""
+        """Decode steps to simulate without drafts."""
         return max(16, min(192, 768 // batch))
 
 
 def run(system: System, model: ModelSizes, routing: Routing, machine: Hardware, batch: int) -> Timed:
     """Project the decode phase of one system."""
-    timeline = Timeline(Cost(machine, model, routing.context), OVERLAP[system])
-    return timeline.run(replayed(system, model, routing, batch))
+    simulation = Simulation(Cost(machine, model, routing.context), OVERLAP[system])
+    return simulation.run(replayed(system, model, routing, batch))
 
 
 def run_with_prefetch(model: ModelSizes, routing: Routing, machine: Hardware, batch: int) -> Timed:
-    """SpecMoE with an ideal prefetch, beyond the paper: beside a draft step comes what it has time for."""
+    """SpecMoE with an ideal prefetch (not in the paper): each draft step prefetches what fits in its time."""
     cost = Cost(machine, model, routing.context)
     plain = replayed("specmoe", model, routing, batch)
     steps = sum(p.source.phase == "draft" for p in plain.passes)
-    step_s = Timeline(cost, "pipelined").run(plain).draft_s / max(1, steps)
-    return Timeline(cost, "pipelined").run(replayed("specmoe", model, routing, batch, step_s / cost.transfer_s()))
+    step_s = Simulation(cost, "pipelined").run(plain).draft_s / max(1, steps)
+    return Simulation(cost, "pipelined").run(replayed("specmoe", model, routing, batch, step_s / cost.transfer_s()))
 
 
 @lru_cache(maxsize=256)
 def replayed(
     system: System, model: ModelSizes, routing: Routing, batch: int, ahead_per_step: float | None = None
 ) -> Replayed:
-    """The system's placement policy over a trace of the model; without prefetch the same for every machine."""
+    """The system's placement policy on a trace of the model; without prefetch it is the same for every machine."""
     layers, speculative = len(model.moe_layers), system == "specmoe"
     kept, placement = 0, None
     if speculative:
@@ -97,7 +97,7 @@ def replayed(
     if system == "caching":
         kept = max(1, int(routing.caching_share * model.experts))
         placement = TopFraction(list(model.geometry.experts), kept)
-    slots = layers * kept + model.experts  # whatever a block moves has room beside what stays
+    slots = layers * kept + model.experts  # a block's transfers fit beside what is kept
     made = trace(model, routing, batch, speculative)
     counts = use(made) if options.selection == "hot-global" else None
     return replay(made, options, slots * model.expert_bytes, counts, placement, ahead_per_step)
@@ -122,7 +122,7 @@ def trace(model: ModelSizes, routing: Routing, batch: int, speculative: bool) ->
 
 
 def use(made: Trace) -> list[torch.Tensor]:
-    """How often target passes picked each expert, [E] per layer."""
+    """How often target passes picked each expert: float [E] per layer."""
     return [
         torch.stack(
             [torch.bincount(p.picks[layer][p.valid].flatten(), minlength=experts).float() for p in made.target_passes]
@@ -132,13 +132,13 @@ def use(made: Trace) -> list[torch.Tensor]:
 
 
 def acceptance_for(tokens_per_step: float, gamma: int) -> float:
-    """The chance per token that gives T(gamma) = (1 - a^(gamma + 1)) / (1 - a).
+    """The acceptance a for which T(gamma) = (1 - a^(gamma + 1)) / (1 - a) is ``tokens_per_step``.
 
     Raises:
-        ValueError: T(gamma) out of 1 to gamma + 1.
+        ValueError: not between 1 and gamma + 1.
     """
     if not 1 <= tokens_per_step <= gamma + 1:
-        raise ValueError(f"{tokens_per_step} tokens per step cannot be with gamma {gamma}: 1 to {gamma + 1}")
+        raise ValueError(f"{tokens_per_step} tokens per step are impossible with gamma {gamma}: use 1 to {gamma + 1}")
     low, high = 0.0, 1.0
     for _ in range(60):
         middle = (low + high) / 2
@@ -147,27 +147,23 @@ def acceptance_for(tokens_per_step: float, gamma: int) -> float:
 
 
 def expected_tokens(acceptance: float, gamma: int) -> float:
-    """T(gamma) of a chance per token."""
+    """T(gamma), the expected tokens per step, for an acceptance per token."""
     return sum(acceptance**i for i in range(gamma + 1))
 
 
 def coverage(model: ModelSizes, routing: Routing, batch: int) -> float:
-    """Part of the draft gate's picks that fall on pinned experts."""
+    """Share of the draft gate's picks that are pinned experts."""
     return replayed("specmoe", model, routing, batch).coverage
 
 
 def with_draft_experts(model: ModelSizes, routing: Routing, batch: int, draft_experts: int) -> Routing:
-    """The same routing with another N: acceptance on the line over coverage through the routing's two points.
+    """The same routing with another N; acceptance is linear in coverage.
 
-    One point is its own N, the other the random choice (``substitute_acceptance``), which covers N / E of picks.
+    The line goes through two points: the routing's own N, and randomly pinned experts (``substitute_acceptance``),
+    which cover N / E of the picks.
     """
-    at_random = draft_experts_share(model, routing)
+    at_random = routing.draft_experts / model.experts
     gained = (routing.acceptance - routing.substitute_acceptance) / (coverage(model, routing, batch) - at_random)
     other = replace(routing, draft_experts=draft_experts)
     expected = routing.substitute_acceptance + gained * (coverage(model, other, batch) - at_random)
     return replace(other, acceptance=min(1.0, max(0.0, expected)))
-
-
-def draft_experts_share(model: ModelSizes, routing: Routing) -> float:
-    """What pinned experts cover when they are chosen at random."""
-    return routing.draft_experts / model.experts

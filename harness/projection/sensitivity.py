@@ -1,4 +1,4 @@
-"""What each input is worth: one changed at a time around the headline, and the link rate over its whole range."""
+"""Sensitivity of the headline speed-up: one input varied at a time, and the link rate over its whole range."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ LINK_RATES_GB_S = (1.0, 2.0, 3.5, 7.0, 14.0, 28.0, 64.0, 128.0)
 
 @dataclass(frozen=True)
 class Swing:
-    """The headline speed-up over OnDemand with one input at a low and at a high value."""
+    """The headline speed-up over OnDemand with one input at a low and a high value."""
 
     input: str
     unit: str
@@ -33,7 +33,7 @@ class Swing:
 
 @dataclass(frozen=True)
 class LinkPoint:
-    """The best system's lead over OnDemand at one link rate."""
+    """Speed-up of a system over OnDemand at one link rate."""
 
     model: str
     system: str
@@ -43,7 +43,7 @@ class LinkPoint:
 
 @dataclass(frozen=True)
 class _Variation:
-    """An input at a low and at a high value, with the routing or batch that goes with each."""
+    """An input at a low and a high value, with the routing and batch size of each."""
 
     input: str
     unit: str
@@ -53,7 +53,7 @@ class _Variation:
 
 
 def swings() -> list[Swing]:
-    """One input changed at a time (NLLB-MoE, batch 256), widest first."""
+    """One input varied at a time (NLLB-MoE, batch 256), the largest effect first."""
     machine, routing = inputs.paper_machine(), inputs.nllb().routing
     base = _speedup(routing, machine)
     found = [_hardware_swing(name, factors, machine, routing, base) for name, factors in _FACTORS.items()]
@@ -101,7 +101,7 @@ def _speedup(routing: Routing, machine: Hardware, batch: int = BATCH) -> float:
 
 
 def link_lines(batch: int = BATCH) -> list[LinkPoint]:
-    """Speed-up over the link's rate for the paper's models."""
+    """Speed-up over OnDemand by link rate, for the paper's models."""
     found = []
     for given in (inputs.nllb(), inputs.mixtral(), inputs.scout()):
         for rate in LINK_RATES_GB_S:

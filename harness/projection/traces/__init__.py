@@ -1,7 +1,7 @@
-"""Routing and acceptance traces: what a run asked of its experts, without the model.
+"""Routing and acceptance traces: which experts a run used and which tokens it accepted, without the model.
 
-``trace`` holds the data, ``recorder`` fills it from a run, ``files`` keeps it as parquet, ``synthetic`` makes
-some with stated skew, locality and acceptance, ``describe`` measures those of any trace.
+``trace`` is the data, ``recorder`` fills it from a run, ``files`` stores it as parquet, ``synthetic`` generates traces
+of stated skew, locality and acceptance, ``describe`` measures these in any trace.
 """
 
 from harness.projection.traces.trace import Geometry, Pass, Trace, TraceError

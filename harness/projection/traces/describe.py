@@ -1,4 +1,4 @@
-"""Skew, locality, correlation and acceptance of a trace: what a synthetic one is asked for, and any one has."""
+"""Measures skew, locality, correlation and acceptance of a trace."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from workloads.skew import gini, top_share
 
 @dataclass(frozen=True)
 class Description:
-    """Means over MoE layers, of what target passes ask for while decoding (and prefilling, for the skew).
+    """Means over MoE layers of the target passes of the decode phase (for the skew also of the prefill).
 
-    ``repeat_rate``: part of a token's experts that the token before it in its sequence used too.
-    ``row_overlap``: part of a row's experts that another row of the batch, taken at random, uses in the same place of
-    the same pass; NaN for one row.  ``acceptance``: chance that a drafted token is accepted once those before it are;
-    NaN without drafts.
+    ``repeat_rate``: share of a token's experts that the previous token of its sequence used too.
+    ``row_overlap``: share of a row's experts that a random other row of the batch uses at the same index of the same
+    pass; NaN for one row.  ``acceptance``: probability that a drafted token is accepted if those before it are; NaN
+    without drafts.
     """
 
     top_10_percent_share: float
@@ -30,7 +30,7 @@ class Description:
 
 
 def describe(trace: Trace) -> Description:
-    """Measure a trace; rejected positions count where a target pass routed them."""
+    """Measure a trace; rejected tokens count, since target passes routed them."""
     layers = range(len(trace.geometry.experts))
     verifies = [p for p in trace.passes if p.phase == "verify"]
     counts = [_counts(trace, layer) for layer in layers]
@@ -50,7 +50,7 @@ def _mean(values: list[float]) -> float:
 
 
 def _counts(trace: Trace, layer: int) -> torch.Tensor:
-    """Use of each expert by target passes, [E]."""
+    """Number of times that target passes picked each expert, [E]."""
     size = trace.geometry.experts[layer]
     return sum(
         (torch.bincount(p.picks[layer][p.valid].flatten(), minlength=size) for p in trace.target_passes),
@@ -59,12 +59,12 @@ def _counts(trace: Trace, layer: int) -> torch.Tensor:
 
 
 def _shared(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """Of picks ``a`` [..., K], the part that ``b`` [..., K] holds too: [...]."""
+    """Share of the picks ``a`` [..., K] that are also in ``b`` [..., K]: [...]."""
     return (a[..., :, None] == b[..., None, :]).any(-1).float().mean(-1)
 
 
 def _repeat_rate(passes: list[Pass]) -> float:
-    """Over neighbouring places of the same row within a pass; the first token of a pass has no neighbour."""
+    """Over consecutive tokens of a row within a pass; the first token of a pass has no predecessor."""
     total, count = 0.0, 0
     for one in passes:
         both = one.valid[:, 1:] & one.valid[:, :-1]
@@ -75,7 +75,7 @@ def _repeat_rate(passes: list[Pass]) -> float:
 
 
 def _row_overlap(passes: list[Pass]) -> float:
-    """Each row against the next one, which for rows in no particular order is one at random."""
+    """Each row against the next one, which is a random one as rows are in no particular order."""
     total, count = 0.0, 0
     for one in passes:
         if len(one.rows) < 2:
@@ -88,7 +88,7 @@ def _row_overlap(passes: list[Pass]) -> float:
 
 
 def _acceptance(verifies: list[Pass]) -> float:
-    """Accepted tokens over those that were judged: a rejection ends a row's cycle."""
+    """Accepted over verified tokens; the first rejection ends a row's cycle."""
     drafted = [p.valid.sum(1) - 1 for p in verifies]
     accepted = sum(int(p.accepted.sum()) for p in verifies)
     rejected = sum(int((p.accepted < d).sum()) for p, d in zip(verifies, drafted, strict=True))

@@ -1,9 +1,9 @@
-"""Traces as parquet: one row per token, MoE layer and pass, readable with pandas or polars alone.
+"""Traces as parquet files: one row per token, MoE layer and pass, readable with pandas or polars.
 
-Columns: ``call`` ``cycle`` ``phase`` (prefill, draft, verify) ``step`` (of the draft) ``row`` (of the request)
-``position`` (the token's place in its sequence) ``layer`` (MoE layer, from 0) ``picks`` (expert ids, as the gate
-ordered them) ``kept`` (prefill and verify: the token stays; draft: the token it proposed was accepted).  The file's
-key-value metadata holds ``specmoe_trace``: version, geometry and the run's facts, as JSON.
+Columns: ``call``, ``cycle``, ``phase`` (prefill, draft, verify), ``step`` (of the draft), ``row`` (of the request),
+``position`` (of the token in its sequence), ``layer`` (MoE layer, from 0), ``picks`` (expert ids in the order of the
+gate), ``kept`` (prefill and verify: the token stays; draft: the proposed token was accepted).  The key-value metadata
+``specmoe_trace`` holds version, geometry and facts of the run as JSON.
 """
 
 from __future__ import annotations
@@ -17,13 +17,14 @@ import numpy as np
 import torch
 
 from harness.projection.traces.trace import PHASES, Geometry, Pass, Trace, TraceError
+from specmoe.files import replacing
 
 KEY = b"specmoe_trace"
 VERSION = 1
 
 
 def write(trace: Trace, path: Path) -> Path:
-    """Write a trace; returns ``path``.
+    """Write a trace atomically; returns ``path``.
 
     Raises:
         TraceError: pyarrow is not installed, or there is no pass.
@@ -31,22 +32,21 @@ def write(trace: Trace, path: Path) -> Path:
     """
     pyarrow, parquet = _arrow()
     if not trace.passes:
-        raise TraceError("the trace holds no pass: record a run first")
+        raise TraceError("the trace has no passes: record a run first")
     columns = [_columns(one) for one in trace.passes]
     merged = {name: np.concatenate([c[name] for c in columns]) for name in columns[0]}
     picks = pyarrow.FixedSizeListArray.from_arrays(pyarrow.array(merged.pop("picks").ravel()), trace.geometry.top_k)
     phases = pyarrow.DictionaryArray.from_arrays(merged.pop("phase"), list(PHASES))
     table = pyarrow.table({**merged, "phase": phases, "picks": picks})
     meta = {"version": VERSION, "geometry": vars(trace.geometry), **trace.meta}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.partial")
-    parquet.write_table(table.replace_schema_metadata({KEY: json.dumps(meta).encode()}), partial, compression="zstd")
-    partial.rename(path)
+    table = table.replace_schema_metadata({KEY: json.dumps(meta).encode()})
+    with replacing(path) as partial:
+        parquet.write_table(table, partial, compression="zstd")
     return path
 
 
 def _columns(one: Pass) -> dict[str, np.ndarray]:
-    """The rows of one pass as columns; layer after layer, tokens in the order of the pass."""
+    """One pass as columns: layer by layer, tokens in the order of the pass."""
     row, place = (i.numpy() for i in one.valid.nonzero(as_tuple=True))  # [n] each
     count, layers = len(row), len(one.picks)
     picked = np.concatenate([p.numpy()[row, place] for p in one.picks])  # [layers * n, K]
@@ -71,7 +71,7 @@ def read(path: Path) -> Trace:
     """Read a trace.
 
     Raises:
-        TraceError: no such file, pyarrow is not installed, or it is no trace of this version.
+        TraceError: no such file, not a trace of this version, or pyarrow is not installed.
     """
     _, parquet = _arrow()
     if not path.exists():
@@ -80,12 +80,12 @@ def read(path: Path) -> Trace:
         table = parquet.read_table(path)
         meta = json.loads(table.schema.metadata[KEY])
         if meta.pop("version") != VERSION:
-            raise ValueError(f"it is not of version {VERSION}")
+            raise ValueError(f"not of version {VERSION}")
         geometry = meta.pop("geometry")
         shape = Geometry(tuple(geometry["experts"]), tuple(geometry["stride_bytes"]), geometry["top_k"])
         return Trace(shape, _passes(table, shape), meta)
     except (KeyError, TypeError, ValueError, OSError) as error:
-        raise TraceError(f"{path} is no trace ({error}): record it again") from error
+        raise TraceError(f"{path} is not a trace ({error}): record it again") from error
 
 
 def _passes(table: Any, shape: Geometry) -> list[Pass]:

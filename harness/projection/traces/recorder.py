@@ -1,4 +1,4 @@
-"""Fills a trace from a run: give it to ``SpecMoE.generate(recorder=...)``."""
+"""Records a trace of a run: pass it as ``SpecMoE.generate(recorder=...)``."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
-"""Traces made from numbers: stated skew, locality, correlation across rows and acceptance, by a seed.
+"""Synthetic traces of stated skew, locality, correlation across rows and acceptance, from a seed.
 
 A token's experts are drawn without replacement from the layer's popularity, a Zipf law over a shuffled order of
-experts.  With ``repeat`` probability a token takes the experts of the token before it instead, and with
-``correlation`` probability a draw common to all rows.  Neither changes how often an expert is used overall, so the
-skew stays what was asked for.
+experts.  With probability ``repeat`` a token takes the experts of the previous token instead, and with probability
+``correlation`` a draw common to all rows.  Neither changes how often an expert is used overall, so the skew stays as
+stated.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 from harness.projection.traces.trace import Geometry, Pass, Phase, Trace, TraceError
 from workloads.skew import gini, top_share
 
-_SAMPLED = 4096  # draws by which a law's skew is found
+_SAMPLED = 4096  # draws used to find the exponent of a skew
 _STEEPEST = 8.0
 
 
@@ -25,7 +25,7 @@ Measure = Literal["zipf", "top-10%", "gini"]
 
 @dataclass(frozen=True)
 class Skew:
-    """How uneven use is: the exponent of a Zipf law, the share of the top 10 % of experts, or the Gini coefficient."""
+    """Skew of expert use: exponent of a Zipf law, share of the top 10 % of experts, or Gini coefficient."""
 
     measure: Measure
     value: float
@@ -50,17 +50,17 @@ class Skew:
 
 @dataclass(frozen=True)
 class Recipe:
-    """What to make.
+    """Statistics of a synthetic trace.
 
     Args:
         rows: of the batch.
-        new_tokens: decoded per row, at most: rows leave once they have them, the last cycle may be cut short.
-        gamma: drafted tokens per cycle; 0 makes a trace of plain decoding.
-        acceptance: chance that a drafted token is accepted once those before it are.
-        repeat: chance that a token takes the experts of the token before it.
-        correlation: chance that a token takes the draw common to all rows.
+        new_tokens: tokens per row; a row that has them leaves the batch, so its last cycle may be shorter.
+        gamma: drafted tokens per cycle; 0 for plain decoding.
+        acceptance: probability that a drafted token is accepted if those before it are.
+        repeat: probability that a token takes the experts of the previous token.
+        correlation: probability that a token takes the draw common to all rows.
         prompt_tokens: per row.
-        cycles: end after so many cycles instead, with every row in all of them (the steady state of long outputs).
+        cycles: if given, end after this many cycles instead, with every row in all of them (as in long outputs).
     """
 
     rows: int
@@ -77,7 +77,7 @@ class Recipe:
     def __post_init__(self) -> None:
         for name in ("acceptance", "repeat", "correlation"):
             if not 0 <= getattr(self, name) <= 1:
-                raise TraceError(f"{name} {getattr(self, name)} is no probability: give 0 to 1")
+                raise TraceError(f"{name} {getattr(self, name)} is not a probability: give 0 to 1")
         for name, least in (("rows", 1), ("new_tokens", 2), ("prompt_tokens", 1), ("gamma", 0)):
             if getattr(self, name) < least:
                 raise TraceError(f"{name} {getattr(self, name)} is too small: give at least {least}")
@@ -87,16 +87,16 @@ def make(geometry: Geometry, recipe: Recipe) -> Trace:
     """A trace of one ``generate`` call over a model of this geometry.
 
     Raises:
-        TraceError: no Zipf law has the skew asked for.
+        TraceError: no Zipf law has this skew.
     """
     return _Maker(geometry, recipe).run()
 
 
 def popularity(experts: int, top_k: int, skew: Skew) -> torch.Tensor:
-    """Log-popularity [E], most popular first, whose draws of ``top_k`` have the skew.
+    """Log-popularity [E], most popular first, such that draws of ``top_k`` experts have the skew.
 
     Raises:
-        TraceError: no Zipf law has it.
+        TraceError: no Zipf law has this skew.
     """
     noise = _gumbel((_SAMPLED, experts), torch.Generator().manual_seed(0))
     ranks = torch.arange(1, experts + 1).log()
@@ -125,7 +125,7 @@ def _gumbel(shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
 
 
 class _Maker:
-    """The chain of picks of every row and layer, advanced cycle by cycle."""
+    """Draws the picks of every row and layer, cycle by cycle."""
 
     def __init__(self, geometry: Geometry, recipe: Recipe) -> None:
         self._geometry, self._recipe = geometry, recipe
@@ -142,24 +142,24 @@ class _Maker:
         picks = self._draw(rows, recipe.prompt_tokens)
         self._keep(rows, picks, lengths - 1)
         trace.passes.append(_pass(0, "prefill", 0, rows, rows * 0, lengths, picks, lengths - 1))
-        room = torch.full((recipe.rows,), recipe.new_tokens - 1)
+        remaining = torch.full((recipe.rows,), recipe.new_tokens - 1)
         if recipe.cycles is not None:
-            room = torch.full((recipe.rows,), recipe.cycles * (recipe.gamma + 1) + 1)  # more than can be used
+            remaining = torch.full((recipe.rows,), recipe.cycles * (recipe.gamma + 1) + 1)  # more than can be used
         cycle = 0
         while len(rows) and cycle != recipe.cycles:
             cycle += 1
-            drafted = (room - 1).clamp_max(recipe.gamma)
+            drafted = (remaining - 1).clamp_max(recipe.gamma)
             picks = self._draw(rows, int(drafted.max()) + 1)
             accepted = self._accept(drafted)
             self._keep(rows, picks, accepted)
             trace.passes += _cycle(cycle, rows, lengths, drafted, picks, accepted)
-            room, lengths = room - accepted - 1, lengths + accepted + 1
-            going = room > 0
-            rows, room, lengths = rows[going], room[going], lengths[going]
+            remaining, lengths = remaining - accepted - 1, lengths + accepted + 1
+            going = remaining > 0
+            rows, remaining, lengths = rows[going], remaining[going], lengths[going]
         return trace
 
     def _draw(self, rows: torch.Tensor, places: int) -> list[torch.Tensor]:
-        """Picks of the next ``places`` tokens of some rows: one long [B, Q, K] per layer."""
+        """Picks of the next ``places`` tokens of ``rows``: one long [B, Q, K] per layer."""
         return [self._draw_layer(layer, rows, places) for layer in range(len(self._logits))]
 
     def _draw_layer(self, layer: int, rows: torch.Tensor, places: int) -> torch.Tensor:
@@ -181,13 +181,13 @@ class _Maker:
         return torch.rand(shape, generator=self._generator) < probability
 
     def _accept(self, drafted: torch.Tensor) -> torch.Tensor:
-        """Accepted tokens per row, long [B]: each with the same chance, up to the first rejection."""
+        """Accepted tokens per row, long [B]: each with the same probability, up to the first rejection."""
         most = int(drafted.max())
         agreed = self._chance((len(drafted), most), self._recipe.acceptance)
         return (agreed & (torch.arange(most) < drafted[:, None])).long().cumprod(1).sum(1)
 
     def _keep(self, rows: torch.Tensor, picks: list[torch.Tensor], accepted: torch.Tensor) -> None:
-        """The next token follows the last one that stays."""
+        """Remember the picks of the last kept token, which the next token may repeat."""
         for layer, drawn in enumerate(picks):
             self._last[layer][rows] = drawn[torch.arange(len(rows)), accepted]
 
@@ -200,7 +200,7 @@ def _cycle(
     picks: list[torch.Tensor],
     accepted: torch.Tensor,
 ) -> list[Pass]:
-    """Draft steps, which route a token as verification will, and the verification."""
+    """The draft steps, which route tokens as the verification does, and the verification."""
     steps = [
         _pass(
             cycle,
@@ -227,7 +227,7 @@ def _pass(
     picks: list[torch.Tensor],
     accepted: torch.Tensor,
 ) -> Pass:
-    """A pass whose rows take part with their first ``lengths`` (long [B]) places."""
+    """A pass in which the first ``lengths`` (long [B]) tokens of each row are valid."""
     valid = torch.arange(picks[0].shape[1]) < lengths[:, None]
     return Pass(0, cycle, phase, step, rows, start, valid, [p * valid[:, :, None] for p in picks], accepted)
 

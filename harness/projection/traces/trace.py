@@ -1,7 +1,8 @@
-"""A trace in memory: every forward pass of a run with the gate's picks, and what each cycle accepted."""
+"""A trace in memory: every forward pass of a run with the experts picked, and the tokens each cycle accepted."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -14,7 +15,7 @@ PHASES: tuple[Phase, ...] = ("prefill", "draft", "verify")
 
 
 class TraceError(ValueError):
-    """A trace that cannot be read, recorded or made; the message names cause and mend."""
+    """A trace cannot be read, recorded or made; the message gives cause and fix."""
 
 
 @dataclass(frozen=True)
@@ -27,12 +28,24 @@ class Geometry:
 
     @classmethod
     def even(cls, layers: int, experts: int, top_k: int, expert_bytes: int) -> Geometry:
-        """``layers`` MoE layers, all alike."""
+        """``layers`` equal MoE layers."""
         return cls((experts,) * layers, (expert_bytes,) * layers, top_k)
+
+    @classmethod
+    def parse(cls, text: str) -> Geometry:
+        """From ``6x64,2,3932160``: six MoE layers of 64 experts, top-2, 3,932,160 bytes per expert.
+
+        Raises:
+            TraceError: malformed.
+        """
+        match = re.fullmatch(r"(\d+)x(\d+),(\d+),(\d+)", text)
+        if match is None:
+            raise TraceError(f"geometry {text!r}: write LAYERSxEXPERTS,TOP_K,EXPERT_BYTES, such as 6x64,2,3932160")
+        return cls.even(*(int(part) for part in match.groups()))
 
     @property
     def slot_bytes(self) -> int:
-        """Bytes of a slot that any expert fits."""
+        """Bytes of a slot that fits any expert."""
         return max(self.stride_bytes)
 
     @property
@@ -49,10 +62,10 @@ class Pass:
         cycle: number of the cycle within the call; the prefill is cycle 0, the first decode cycle 1.
         step: number of the draft step; 0 in other phases.
         rows: long [B], rows of the request that were in the pass.
-        start: long [B], place in its sequence of each row's first token of the pass.
-        valid: bool [B, Q]; False is padding, or a row that did not take part in a draft step.
+        start: long [B], position in its sequence of each row's first token of the pass.
+        valid: bool [B, Q]; False for padding, and for rows that take no part in a draft step.
         picks: one long [B, Q, K] per MoE layer, zero where not valid.
-        accepted: long [B]; prefill: tokens after the first; other phases: drafted tokens the target kept.
+        accepted: long [B]; prefill: tokens after the first; other phases: drafted tokens that the target accepted.
     """
 
     call: int
@@ -66,13 +79,13 @@ class Pass:
     accepted: torch.Tensor
 
     @property
-    def positions(self) -> int:
-        """Tokens that took part."""
+    def tokens(self) -> int:
+        """Number of valid tokens."""
         return int(self.valid.sum())
 
     @property
     def kept(self) -> torch.Tensor:
-        """Bool [B, Q]: tokens of the pass whose place in the KV cache stays (draft: whose draft was accepted)."""
+        """Bool [B, Q]: tokens that stay in the KV cache (in a draft step: whose proposal was accepted)."""
         places = torch.arange(self.valid.shape[1])
         last = self.accepted[:, None] - (1 if self.phase == "draft" else 0)
         return (places + self.step <= last) & self.valid
@@ -88,7 +101,7 @@ class Trace:
 
     @property
     def calls(self) -> list[int]:
-        """Numbers of the generate calls, in order."""
+        """The numbers of the ``generate`` calls, in order."""
         return list(dict.fromkeys(p.call for p in self.passes))
 
     @property
@@ -104,7 +117,7 @@ class Trace:
             yield drafts, verify
 
     def tokens_per_step(self, call: int | None = None) -> float:
-        """T(gamma): accepted tokens and the target's own, per row and verification; NaN without a cycle."""
+        """T(gamma): accepted tokens plus the target's own, per row and verification; NaN without a cycle."""
         verifies = [
             p for p in self.passes if p.phase == "verify" and p.call == (self.calls[-1] if call is None else call)
         ]

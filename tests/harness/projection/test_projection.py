@@ -1,4 +1,4 @@
-"""The projection: sizes, costs, the event timeline, scenarios, and both validations from committed records."""
+"""The projection: sizes, costs, the simulation, scenarios, and both validations from committed records."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from harness.projection.hardware import H100_PCIE5, Hardware
 from harness.projection.models import PUBLIC, ModelSizes, embedded
 from harness.projection.replay import Replayed, replay
 from harness.projection.scenario import Routing
-from harness.projection.timeline import Overlap, Timed, Timeline
+from harness.projection.simulation import Overlap, Simulation, Timed
 from harness.projection.traces import Geometry, TraceError
 from harness.projection.traces.synthetic import Recipe, Skew, make
 from reports.pages import projection, projection_tables
@@ -61,7 +61,7 @@ def decoded(gamma: int = 0, rows: int = 4) -> Replayed:
 
 
 def timed(on: Hardware, overlap: Overlap, replayed: Replayed, model: ModelSizes = SMALL) -> Timed:
-    return Timeline(Cost(on, model), overlap).run(replayed)
+    return Simulation(Cost(on, model), overlap).run(replayed)
 
 
 @pytest.mark.parametrize("model", PUBLIC.values(), ids=PUBLIC.keys())
@@ -176,7 +176,7 @@ def test_acceptance_gives_back_the_tokens_per_step_it_came_from(tokens: float, g
 
 
 def test_impossible_tokens_per_step_are_refused() -> None:
-    with pytest.raises(ValueError, match="cannot be with gamma 5"):
+    with pytest.raises(ValueError, match="impossible with gamma 5"):
         scenario.acceptance_for(7.0, 5)
 
 
@@ -358,15 +358,13 @@ def test_replaying_a_committed_trace_needs_no_model(capsys: pytest.CaptureFixtur
     assert "call 1: 1228 expert requests" in capsys.readouterr().out
 
 
-def test_a_geometry_may_be_written_short() -> None:
-    from harness.projection.record_trace import parse_geometry
-
-    assert parse_geometry("6x64,2,4096") == Geometry.even(6, 64, 2, 4096)
+def test_a_geometry_is_parsed_from_its_short_form() -> None:
+    assert Geometry.parse("6x64,2,4096") == Geometry.even(6, 64, 2, 4096)
     with pytest.raises(TraceError, match="LAYERSxEXPERTS"):
-        parse_geometry("6 layers")
+        Geometry.parse("6 layers")
 
 
-def test_counted_work_is_the_timelines_compute() -> None:
+def test_counted_work_is_the_compute_of_the_simulation() -> None:
     replayed, on = decoded(gamma=4), machine(memory_gb_s=5.0, gemm_tflop_s=0.01, layer_launch_s=1e-3, token_s=1e-4)
     one = timed(on, "serial", replayed)
     work = fit.Work.of(replayed, "verify"), fit.Work.of(replayed, "draft")

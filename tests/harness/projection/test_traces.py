@@ -204,7 +204,7 @@ def test_every_row_of_a_synthetic_trace_gets_its_tokens() -> None:
 def test_impossible_requests_are_refused() -> None:
     with pytest.raises(TraceError, match="no Zipf law"):
         make(Geometry.even(1, 8, 2, 4096), Recipe(1, 4, 0, Skew("gini", 0.95)))
-    with pytest.raises(TraceError, match="no probability"):
+    with pytest.raises(TraceError, match="not a probability"):
         Recipe(1, 4, 0, Skew("zipf", 1.0), acceptance=1.2)
     with pytest.raises(TraceError, match="no trace at"):
         files.read(Path("nowhere.parquet"))
@@ -212,5 +212,5 @@ def test_impossible_requests_are_refused() -> None:
 
 def test_a_file_that_is_no_trace_is_refused(tmp_path: Path) -> None:
     pd.DataFrame({"a": [1]}).to_parquet(tmp_path / "table.parquet")
-    with pytest.raises(TraceError, match="is no trace"):
+    with pytest.raises(TraceError, match="is not a trace"):
         files.read(tmp_path / "table.parquet")

@@ -1,10 +1,10 @@
-"""Event timeline of a replayed trace: one compute track, one link track.
+"""Simulates a replayed trace on two tracks, compute and link.
 
-Within a layer the gate comes first, then transfers of what is missing are queued and experts are computed:
+In each MoE layer the gate runs first, then the transfers of missing experts are queued and the experts are computed:
 
-* ``serial``: experts wait until all transfers of the layer are over (MoE-OnDemand as the paper has it);
-* ``pipelined``: residents are computed in turn with others as they arrive (this engine);
-* ``next-block``: the oracle MoE-Overlap: a layer's transfers begin with the previous MoE layer's compute.
+* ``serial``: experts wait for all transfers of the layer (MoE-OnDemand in the paper);
+* ``pipelined``: resident experts are computed in turn with those that have arrived (this engine);
+* ``next-block``: an oracle starts a layer's transfers with the compute of the MoE layer before (MoE-Overlap).
 """
 
 from __future__ import annotations
@@ -21,7 +21,11 @@ Overlap = Literal["serial", "pipelined", "next-block"]
 
 @dataclass
 class Timed:
-    """Seconds of a replayed call.  ``wait_s`` is compute standing still for the link, ``busy_s`` link time."""
+    """Simulated times of a replayed call.
+
+    ``wait_s`` is how long compute waits for the link, ``busy_s`` how long the link is in use, both without the prefill.
+    ``row_steps`` counts rows over all verifications.
+    """
 
     prefill_s: float = 0.0
     draft_s: float = 0.0
@@ -50,19 +54,19 @@ class Timed:
         return self.moved_bytes / self.tokens
 
 
-class Timeline:
-    """Advances both tracks pass by pass; times start at zero."""
+class Simulation:
+    """Advances both tracks pass by pass, from time zero."""
 
     def __init__(self, cost: Cost, overlap: Overlap) -> None:
         self._cost, self._overlap = cost, overlap
         self._now = 0.0
         self._link_free = 0.0
-        self._may_start = 0.0  # when the next MoE layer's transfers may begin, for the oracle
+        self._may_start = 0.0  # earliest start of the next MoE layer's transfers (oracle)
         self._ahead = 0  # experts prefetched since the last verification
         self.result = Timed()
 
     def run(self, replayed: Replayed) -> Timed:
-        """Time every pass of one call; decode figures leave the prefill out."""
+        """Simulate every pass of one call."""
         result = self.result
         for one in replayed.passes:
             before, phase = (self._now, result.wait_s, result.busy_s), one.source.phase
@@ -91,24 +95,24 @@ class Timeline:
         self._now += self._cost.hardware.cycle_s.value
 
     def _prefetch(self, one: ReplayedPass, started: float) -> None:
-        """What came beside a draft step occupies the link, and nothing waits for it."""
+        """Transfers prefetched during a draft step occupy the link; nothing waits for them."""
         busy_s = one.ahead * self._cost.transfer_s()
         self._link_free = max(self._link_free, started) + busy_s
         self.result.busy_s += busy_s
         self._ahead += one.ahead
 
     def _pass(self, one: ReplayedPass) -> None:
-        tokens, rows = one.source.positions, int(one.source.valid.any(1).sum())
-        position = {layer: i for i, layer in enumerate(self._cost.model.moe_layers)}
+        tokens, rows = one.source.tokens, int(one.source.valid.any(1).sum())
+        moe_index = {layer: i for i, layer in enumerate(self._cost.model.moe_layers)}
         self._may_start = self._now
         for layer in range(len(self._cost.model.dense_params)):
             self._now += self._cost.layer_s(layer, tokens, rows)
-            if layer in position:
-                self._experts(one.visits[position[layer]])
+            if layer in moe_index:
+                self._experts(one.visits[moe_index[layer]])
         self._now += self._cost.head_s(tokens)
 
     def _experts(self, visit: Visit) -> None:
-        """Transfers and compute of one MoE layer from now on."""
+        """Transfers and compute of one MoE layer, starting now."""
         gate_done = self._now
         start = max(self._link_free, self._may_start if self._overlap == "next-block" else gate_done)
         step = self._cost.transfer_s()
@@ -116,7 +120,7 @@ class Timeline:
         if arrivals:
             self._link_free = arrivals[-1]
             self.result.busy_s += len(arrivals) * step
-        self._may_start = gate_done  # the oracle knows the next layer's experts by now
+        self._may_start = gate_done  # from here on the oracle knows the next layer's experts
         if self._overlap == "serial" and arrivals:
             self._wait_until(arrivals[-1])
         residents = iter(visit.hits.values())
