@@ -1,7 +1,7 @@
 """SpecMoE: lossless self-assisted speculative decoding for MoE models whose experts do not fit in device memory.
 
 Entry point: ``SpecMoE.from_pretrained(...).generate(...)``.  The decode loop is ``specmoe.speculate.decode``.
-Names are loaded on first use, so that ``specmoe.files`` and ``specmoe.sizes`` do not import torch.
+Names are loaded on first use, so that importing ``specmoe.files`` or ``specmoe.sizes`` does not import torch.
 """
 
 from importlib import import_module

@@ -1,4 +1,4 @@
-"""Who proposes tokens.  Any drafter is lossless, since the target verifies whatever it proposes."""
+"""Sources of draft tokens.  Any drafter is lossless, since the target verifies whatever it proposes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Drafter(Protocol):
 
 
 class PinnedDraft:
-    """The target itself with draft experts only (the paper's draft): no expert moves, no second cache."""
+    """The target itself with draft experts only (the paper's draft): no expert is loaded, no second cache is needed."""
 
     def propose(self, run: Run, rows: Rows, lengths: torch.Tensor) -> Proposal:
         steps = int(lengths.max()) if len(lengths) else 0
@@ -44,9 +44,9 @@ class PinnedDraft:
 
 
 class NgramDraft:
-    """Prompt lookup: what followed the latest earlier occurrence of the row's last few tokens.
+    """Prompt lookup: the tokens that followed the latest earlier occurrence of the row's last few tokens.
 
-    The longest suffix of ``most`` down to ``fewest`` tokens that occurs before is taken; a row without one
+    Uses the longest suffix of ``most`` down to ``fewest`` tokens that occurred before; without one the row
     proposes nothing.
     """
 
@@ -71,9 +71,9 @@ class NgramDraft:
 
 
 class Combined:
-    """N-gram lookup where a row's text repeats itself, the pinned draft for the rows where it does not.
+    """N-gram lookup for rows whose text repeats itself, the pinned draft for the others.
 
-    With sampling, looked-up tokens are proposed with certainty, so each gets a one-hot distribution.
+    With sampling, a looked-up token is proposed with probability 1, so it gets a one-hot distribution.
     """
 
     def __init__(self, lookup: NgramDraft, drafted: PinnedDraft) -> None:

@@ -1,8 +1,8 @@
-"""Every error a user can cause; each message names the cause and the mend."""
+"""Every error a user can cause; each message names the cause and the fix."""
 
 
 class SpecMoEError(Exception):
-    """Base of all errors raised on purpose by this package."""
+    """Base of all errors that this package raises for its users."""
 
 
 class StoreError(SpecMoEError):
@@ -18,4 +18,4 @@ class UnsupportedModelError(SpecMoEError):
 
 
 class OptionError(SpecMoEError, ValueError):
-    """An option out of range, or two that do not go together."""
+    """An option out of range, or two that contradict each other."""

@@ -1,4 +1,4 @@
-"""Files and folders that are never seen half written: made beside their place, then renamed into it."""
+"""Files and folders that are never seen half written: made under another name, then renamed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every choice of the algorithm as one typed object: the paper's, those it leaves open, and ours beyond it."""
+"""All options of the algorithm in one typed object: the paper's, those it leaves open, and additional ones."""
 
 from __future__ import annotations
 
@@ -16,48 +16,58 @@ Substitution = Literal["affinity", "affinity-activation", "random", "best-gate",
 
 
 class SpecOptions(BaseModel):
-    """Options of ``SpecMoE``; ``docs/options.md`` lists them with the ablation that tries each.
+    """Options of ``SpecMoE``; ``docs/options.md`` lists them with the ablation of each.
 
     Raises:
-        OptionError: through ``of``, when a value is out of range or two do not go together.
+        OptionError: through ``of``, when a value is out of range or two contradict each other.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     gamma: int = Field(default=5, ge=0, le=64, description="draft tokens per cycle; 0 turns speculation off")
     draft_experts: int = Field(default=4, ge=1, description="N, pinned experts per MoE layer that form the draft")
-    placement: PlacementName = Field(default="lfu", description="who keeps the rest of the budget")
-    drafter: Drafter = Field(default="pinned", description="who proposes tokens")
+    placement: PlacementName = Field(default="lfu", description="caching policy for the slots that draft experts leave")
+    drafter: Drafter = Field(
+        default="pinned", description="draft tokens from pinned experts, n-gram lookup, or lookup first"
+    )
     draft_pool: Literal["pinned", "resident"] = Field(
-        default="pinned", description="experts that may draft: the N pinned ones (paper), or all on the device"
+        default="pinned", description="experts that may draft: the N pinned ones (paper), or all resident ones"
     )
     selection: Selection = Field(default="hot-temporal", description="how the N draft experts are chosen")
-    count_window: CountWindow = Field(default="decayed", description="which passes the use counts look back on")
-    hot_decay: float = Field(default=0.5, ge=0, le=1, description="weight of older counts when window is decayed")
+    count_window: CountWindow = Field(
+        default="decayed", description="passes whose expert use counts: all with decay, the last, or all equally"
+    )
+    hot_decay: float = Field(
+        default=0.5, ge=0, le=1, description="factor on older counts per pass when count_window is decayed"
+    )
     counted: Literal["all", "accepted"] = Field(
-        default="all", description="positions of a verify pass that count: all, or only those the target kept"
+        default="all", description="tokens of a verify pass whose experts count: all, or accepted ones only"
     )
     refresh_interval: int = Field(default=1, ge=1, le=64, description="cycles between refreshes of the draft set")
     max_replacements: int | None = Field(default=None, ge=1, description="most experts replaced per layer and refresh")
-    ties: Literal["lower-id", "incumbent", "random"] = Field(default="lower-id", description="who wins equal counts")
+    ties: Literal["lower-id", "incumbent", "random"] = Field(
+        default="lower-id", description="rank among experts of equal count"
+    )
     initial: Literal["prefill", "prefill-tail"] = Field(
         default="prefill", description="first draft set: counts of the whole prompt, or of its last 16 tokens"
     )
-    substitution: Substitution = Field(default="affinity", description="who stands in for an expert that cannot draft")
+    substitution: Substitution = Field(default="affinity", description="how an expert that cannot draft is replaced")
     collision: Literal["add", "once"] = Field(
-        default="add", description="two picks on one expert: weights add, or the larger counts once, rescaled"
+        default="add", description="two picks on one expert: add their weights, or take the larger and rescale"
     )
     merged_experts: int = Field(default=0, ge=0, description="K averaged experts per layer for substitution=merged")
-    prefetch: Literal["none", "draft"] = Field(default="none", description="move what the draft's gate wants ahead")
+    prefetch: Literal["none", "draft"] = Field(
+        default="none", description="draft: load what the draft's gate picks before verification"
+    )
     prefetch_share: float = Field(
-        default=0.5, gt=0, le=1, description="most bytes prefetched per cycle, as a share of the expert budget"
+        default=0.5, gt=0, le=1, description="most bytes prefetched per cycle as a share of the expert budget"
     )
     ngram_max: int = Field(default=4, ge=1, le=16, description="longest suffix looked up by the n-gram drafter")
     ngram_min: int = Field(default=2, ge=1, le=16, description="shortest suffix looked up by the n-gram drafter")
     controller: Literal["fixed", "auto"] = Field(
-        default="fixed", description="auto: gamma (0 included), N and refresh interval chosen from measured costs"
+        default="fixed", description="auto: choose gamma (0 included), N and refresh interval from measured costs"
     )
-    seed: int = Field(default=0, ge=0, description="of random selection, substitution, ties and of sampling")
+    seed: int = Field(default=0, ge=0, description="seed of random selection, substitution, ties and sampling")
 
     @model_validator(mode="after")
     def _fit_together(self) -> Self:
@@ -74,7 +84,7 @@ class SpecOptions(BaseModel):
         """Validated options.
 
         Raises:
-            OptionError: naming the first option that is wrong, what was given, and what is allowed.
+            OptionError: names the first invalid option, the value given, and what is allowed.
         """
         try:
             return cls(**values)
@@ -89,5 +99,5 @@ class SpecOptions(BaseModel):
 
     @property
     def drafts_with_experts(self) -> bool:
-        """Whether drafting runs the model with pinned experts, so that a draft set is needed."""
+        """Whether drafting runs the model with draft experts, so that a draft set is needed."""
         return self.speculates and self.drafter != "ngram"

@@ -1,4 +1,4 @@
-"""From logits to tokens: greedy, or sampling that keeps the target's distribution whatever was drafted.
+"""From logits to tokens: greedy, or sampling that keeps the target's distribution whatever is drafted.
 
 The acceptance rule is that of Leviathan et al. (arXiv 2211.17192) and Chen et al. (arXiv 2302.01318), applied
 to the processed distributions p (target) and q (draft): a drafted token x is kept with probability
@@ -20,7 +20,7 @@ class Proposal:
     """What a drafter proposes for every row.
 
     ``tokens`` is long [B, g]; row b proposes its first ``lengths[b]`` (long [B]).  ``probs`` [B, g, V] is the
-    distribution each token was drawn from, None when it was not drawn (greedy or looked up).
+    distribution each token was sampled from, None when it was not sampled (greedy or looked up).
     """
 
     tokens: torch.Tensor
@@ -37,7 +37,7 @@ class Sampler(Protocol):
     """How tokens are chosen from logits, by draft and target alike."""
 
     def draw(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Tokens long [B] from logits [B, V], and the distribution [B, V] they came from (None: not drawn)."""
+        """Tokens long [B] from logits [B, V], and the distribution [B, V] they were sampled from, or None."""
         ...
 
     def accept(self, proposal: Proposal, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -46,7 +46,7 @@ class Sampler(Protocol):
 
 
 class Greedy:
-    """The most likely token; a drafted token is accepted when the target's is the same."""
+    """The most likely token; a drafted token is accepted when the target's token is the same."""
 
     def draw(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         return logits.argmax(dim=-1), None
@@ -64,7 +64,7 @@ class Sampling:
         temperature: above 0; 1 leaves logits as they are.
         top_k: keep the k most likely tokens; 0 keeps all.
         top_p: keep the smallest set with this probability; 1 keeps all.
-        seed: makes a run repeatable.
+        seed: of the draws.
         device: where the draws are made.
 
     Raises:
@@ -110,12 +110,12 @@ class Sampling:
         accepted = longest_prefix((chance * q < p) & proposal.valid)  # [B]
         rows = torch.arange(len(accepted), device=accepted.device)
         chances = target[rows, accepted]  # [B, V]
-        refused = accepted < proposal.lengths
-        if bool(refused.any()):
-            residual = (chances[refused] - drawn_from[rows[refused], accepted[refused]]).clamp_min(0)
+        rejected = accepted < proposal.lengths
+        if bool(rejected.any()):
+            residual = (chances[rejected] - drawn_from[rows[rejected], accepted[rejected]]).clamp_min(0)
             total = residual.sum(dim=-1, keepdim=True)
-            # p == q to the last bit leaves nothing: then the token was refused by rounding, and p is right
-            chances[refused] = torch.where(total > 0, residual / total.clamp_min(1e-30), chances[refused])
+            # if p == q in every bit nothing is left: the token was rejected by rounding only, and p is right
+            chances[rejected] = torch.where(total > 0, residual / total.clamp_min(1e-30), chances[rejected])
         return accepted, self._pick(chances)
 
     def _pick(self, probs: torch.Tensor) -> torch.Tensor:

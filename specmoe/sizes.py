@@ -1,4 +1,4 @@
-"""Sizes as people write them."""
+"""Sizes in bytes, as text."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def parse_bytes(value: int | str, everything: int, what: str) -> int:
     """
     match = re.fullmatch(r"\s*(-?[0-9]*\.?[0-9]+)\s*(%|[a-zA-Z]*)\s*", str(value))
     if match is None:
-        raise ValueError(f"{what} {value!r} is no size: give bytes, '512MB', '1.5GiB' or '25%'")
+        raise ValueError(f"{what} {value!r} is not a size: give bytes, '512MB', '1.5GiB' or '25%'")
     number, unit = float(match[1]), match[2].lower()
     if unit != "%" and unit not in _UNITS:
         raise ValueError(f"{what} {value!r}: unknown unit, use %, kB, MB, GB, KiB, MiB or GiB")

@@ -1,4 +1,4 @@
-"""What one ``generate`` call measured about itself."""
+"""The measurements of one ``generate`` call."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ class PhaseStats:
 
 @dataclass
 class CycleStats:
-    """One draft, verify, accept cycle: what was chosen, what it cost, what it gave.
+    """One cycle of draft, verify and accept: its settings, costs and tokens.
 
     ``gamma`` is the longest draft of the cycle, ``positions`` the tokens verified over all rows.  Times are
-    seconds: ``draft_s`` and ``verify_s`` whole phases, ``wait_s`` the part of ``verify_s`` in which compute stood
-    still for the link, ``refresh_s`` the part of ``verify_s`` spent on the draft set, ``other_s`` what is left of
-    the cycle (acceptance, bookkeeping, controller).  ``busy_s`` is link time and runs beside the others.
+    seconds: ``draft_s`` and ``verify_s`` whole phases, ``wait_s`` the part of ``verify_s`` in which compute waited
+    for the link, ``refresh_s`` the part of ``verify_s`` spent on choosing the draft set, ``other_s`` the rest of
+    the cycle (acceptance, bookkeeping, controller).  ``busy_s`` is link time, concurrent with the others.
     ``early_bytes`` is the part of ``moved_bytes`` that was moved while drafting.
     """
 
@@ -58,10 +58,10 @@ class GenerationStats:
     """Counters of one call.
 
     ``new_tokens`` counts every returned token of every row; the first of each row comes from the prefill.
-    ``row_steps`` is the sum over decode passes of the rows still active in it, so that
+    ``row_steps`` is the sum over decode passes of the rows active in each, so that
     ``tokens_per_step`` is the paper's T(gamma): tokens a row gains per target pass.
-    ``drafted_by_position[i]`` counts tokens drafted i+1 places ahead whose acceptance still mattered
-    (not past the row's end); ``accepted_by_position`` those of them the target kept.
+    ``drafted_by_position[i]`` counts tokens drafted i+1 positions ahead, without those past
+    the row's end; ``accepted_by_position`` those of them that the target accepted.
     """
 
     prompt_tokens: int = 0
@@ -97,15 +97,15 @@ class GenerationStats:
 
     @property
     def hit_rate(self) -> float | None:
-        """Resident over requested distinct experts of decode passes, None when none were requested."""
+        """Resident over requested distinct experts in decode passes, None when none were requested."""
         experts = self.decode.experts
         return experts.hits / experts.requests if experts.requests else None
 
     def breakdown_s(self) -> dict[str, float]:
-        """Decode time by what it was spent on; the parts but ``link_busy`` sum to the cycles' time.
+        """Decode time by activity; all parts except ``link_busy`` sum to the cycles' time.
 
-        ``draft`` and ``verify`` are compute: a draft never waits, and a verification's waits and refresh
-        are taken out.
+        ``draft`` and ``verify`` are compute: drafting never waits, and waits and refreshes are subtracted from
+        verification.
         """
         wait, refresh = sum(c.wait_s for c in self.cycles), sum(c.refresh_s for c in self.cycles)
         return {

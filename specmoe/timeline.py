@@ -1,4 +1,4 @@
-"""What happened when, on the compute side and on the link: a trace that Chrome and Perfetto open."""
+"""A timeline of compute, waits and transfers, saved in a format that Chrome and Perfetto open."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Span:
 
 
 class Timeline:
-    """Collects spans from any thread; a disabled one (the default of the engine) costs one test a span."""
+    """Collects spans from any thread; a disabled one (the engine's default) costs one check per span."""
 
     def __init__(self, enabled: bool = True) -> None:
         self.enabled = enabled
@@ -49,7 +49,7 @@ class Timeline:
             self.add(track, name, start, time.perf_counter(), **details)
 
     def overlap_s(self, first: Track, second: Track) -> float:
-        """Seconds in which both tracks were busy (spans of one track must not overlap each other)."""
+        """Seconds in which both tracks were busy; spans of one track must not overlap."""
         a = sorted((s.start_s, s.end_s) for s in self.spans if s.track == first)
         b = sorted((s.start_s, s.end_s) for s in self.spans if s.track == second)
         total, i, j = 0.0, 0, 0

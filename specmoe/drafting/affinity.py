@@ -1,4 +1,4 @@
-"""Expert affinity: which pinned expert stands in for one that is not (paper, section on draft experts).
+"""Expert affinity: which pinned expert replaces one that is not pinned (paper, section on draft experts).
 
 Affinity is the L2 distance between two experts' flattened weights, precomputed per layer as an E x E
 table in 16 bits and stored beside the experts.
@@ -23,11 +23,10 @@ def table_path(store: ExpertStore, layer: int) -> Path:
 
 
 def build_tables(store: ExpertStore) -> int:
-    """Compute and save every layer's table of weight distances; returns their bytes in all.
+    """Compute and save every layer's table of weight distances; returns their total bytes.
 
-    Works through column chunks of the layer file, so memory stays at E times one mebibyte however
-    large an expert is.  Distances are divided by the layer's largest, so that float16 keeps three
-    digits of each.
+    Works in column chunks of the layer file, so memory use is E times one mebibyte however large an expert
+    is.  Distances are divided by the layer's largest, so that float16 keeps three digits of each.
     """
     total = 0
     for layer, spec in enumerate(store.layers):
@@ -45,7 +44,7 @@ def build_tables(store: ExpertStore) -> int:
 
 
 def distances(gram: torch.Tensor) -> torch.Tensor:
-    """L2 distances [E, E] from inner products [E, E], over the largest of them, in float16."""
+    """L2 distances [E, E] from inner products [E, E], divided by the largest distance, in float16."""
     squared = gram.diag()[:, None] + gram.diag()[None, :] - 2 * gram
     distance = squared.clamp_min(0).sqrt().fill_diagonal_(0)
     return (distance / distance.max().clamp_min(1e-30)).to(torch.float16)
@@ -76,7 +75,7 @@ def load_table(store: ExpertStore, layer: int) -> torch.Tensor:
 
 
 def substitution(table: torch.Tensor, pinned: list[int]) -> torch.Tensor:
-    """For each expert the pinned expert nearest to it (itself when pinned): long [E] of expert ids.
+    """For each expert the nearest pinned expert (itself if pinned): long [E] of expert ids.
 
     ``table`` is [E, E]; ties go to the pinned expert listed first.
     """

@@ -1,7 +1,7 @@
-"""What a calibration run over sample prompts says of a checkpoint's experts; kept beside its expert store.
+"""Calibration: what a run over sample prompts says about a checkpoint's experts, saved with its expert store.
 
 Per MoE layer: how often each expert was used (HotGlobal and merged experts need it), and how far apart the
-experts' *outputs* are on the same tokens (activation affinity, the alternative to distance between weights).
+experts' *outputs* are on the same tokens (activation affinity, an alternative to the distance of weights).
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Calibration:
     distances: list[torch.Tensor]
 
     def save(self, store: ExpertStore) -> Path:
-        """Write beside the store; returns the file.  Merged slices built from an earlier one are removed."""
+        """Save with the store; returns the file.  Merged slices built from an earlier calibration are removed."""
         path = store.path / FILE
         for outdated in store.path.glob("merged_*"):
             shutil.rmtree(outdated, ignore_errors=True)
@@ -47,7 +47,7 @@ class Calibration:
 
 
 def load(store: ExpertStore) -> Calibration | None:
-    """The store's calibration, None when there is none.
+    """The store's calibration, None if it has none.
 
     Raises:
         StoreError: the file is damaged or of another shape.
@@ -64,12 +64,12 @@ def load(store: ExpertStore) -> Calibration | None:
         raise StoreError(f"calibration {path} cannot be read ({error!r}): delete it and calibrate again") from error
     for spec, count, table in zip(store.layers, counts, distances, strict=True):
         if count.shape != (spec.experts,) or table.shape != (spec.experts, spec.experts):
-            raise StoreError(f"calibration {path} does not fit its store: delete it and calibrate again")
+            raise StoreError(f"calibration {path} does not match its store: delete it and calibrate again")
     return Calibration(tokens, counts, distances)
 
 
 class SampledLayer(Protocol):
-    """What calibration asks of an experts layer."""
+    """What calibration needs of an experts layer."""
 
     @property
     def layer(self) -> int: ...
@@ -80,10 +80,10 @@ class SampledLayer(Protocol):
 
 
 class Observer:
-    """Called by every experts layer of a target pass while calibrating: counts picks, compares outputs.
+    """Called by every experts layer in target passes during calibration: counts picks and compares outputs.
 
-    Each layer runs all its experts over the same ``SAMPLED_TOKENS`` tokens of its first pass, so every
-    expert crosses the link once.
+    Each layer runs all its experts on the same ``SAMPLED_TOKENS`` tokens of its first pass, so every
+    expert is loaded once.
     """
 
     def __init__(self, store: ExpertStore) -> None:
@@ -104,6 +104,6 @@ class Observer:
             self._distances[layer] = affinity.distances((outputs @ outputs.t()).double())
 
     def result(self) -> Calibration:
-        """What was seen; every layer must have run."""
+        """The calibration; every layer must have run."""
         distances = [d for d in self._distances if d is not None]
         return Calibration(self._tokens, self._counts, distances)

@@ -1,8 +1,8 @@
-"""Merged experts: K averages per layer that let every pick draft, built once per checkpoint.
+"""Merged experts: K averaged experts per layer with which every pick can draft, built once per checkpoint.
 
-The experts of a layer are clustered by how far apart their outputs are; a slice is the average of a
+The experts of a layer are clustered by the distance of their outputs; a slice is the average of a
 cluster's weights, each expert weighted by its use on the calibration prompts.  Slices are stored like
-experts, under ids from E on.  Not in the paper; a public re-implementation reports the idea.
+experts, with ids from E on.  Not in the paper; the idea comes from a public re-implementation.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def clusters(distances: torch.Tensor, slices: int) -> torch.Tensor:
 
 
 def open_or_build(store: ExpertStore, calibration: Calibration, slices: int) -> tuple[ExpertStore, list[torch.Tensor]]:
-    """The merged slices of a store and, per layer, the slice of each expert (long [E]); built on first use.
+    """A store's merged slices and, per layer, the slice of each expert (long [E]); built on first use.
 
     Raises:
         StoreError: a damaged or unwritable folder.
@@ -51,7 +51,7 @@ def open_or_build(store: ExpertStore, calibration: Calibration, slices: int) -> 
         with np.load(path / _SLICES) as arrays:
             assigned = [torch.from_numpy(arrays[f"layer_{i}"]) for i in range(len(store.layers))]
     except (OSError, KeyError, ValueError, EOFError, BadZipFile) as error:
-        raise StoreError(f"{path / _SLICES} cannot be read ({error!r}): delete {path}, it is built again") from error
+        raise StoreError(f"{path / _SLICES} cannot be read ({error!r}): delete {path}, it will be rebuilt") from error
     return merged, assigned
 
 
@@ -75,7 +75,7 @@ def _build(store: ExpertStore, calibration: Calibration, slices: int, path: Path
 def _merge_layer(
     store: ExpertStore, source: DiskSource, layer: int, assigned: torch.Tensor, counts: torch.Tensor, folder: Path
 ) -> LayerSpec:
-    """Write one layer's slices; one slice and one expert are in memory at a time."""
+    """Write one layer's slices, with one slice and one expert in memory at a time."""
     spec = store.layers[layer]
     buffer = allocate_pages(spec.stride_bytes)
     checksums = []

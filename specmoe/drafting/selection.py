@@ -1,7 +1,7 @@
-"""Which experts draft: counts of expert use per layer, and the rule that picks the top N.
+"""Which experts draft: use counts per layer, and the rule that selects N experts.
 
-HotTemporal follows use over time (the paper's rule); HotGlobal takes the most used experts of a calibration
-run; HotPrefill freezes the set after the prompt; Random draws a set once, as the control.
+``hot-temporal`` follows use over time (the paper's rule); ``hot-global`` takes the most used experts of a
+calibration; ``hot-prefill`` keeps the set chosen after the prompt; ``random`` draws one set, as a control.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from specmoe.options import SpecOptions
 
 
 class DraftSelection:
-    """Counts and the current choice for every MoE layer.
+    """Use counts and the current draft set of every MoE layer.
 
     Args:
         experts: number of experts of each MoE layer.
-        options: N, rule, count window, decay, interval, most replacements, ties.
-        global_counts: use of each expert on calibration prompts, one [E] per layer; for ``hot-global``.
+        options: N, selection rule, count window, decay, interval, largest number of replacements, ties.
+        global_counts: use of each expert on calibration prompts, [E] per layer; for ``hot-global``.
 
     Raises:
         OptionError: ``hot-global`` without counts.
@@ -37,28 +37,28 @@ class DraftSelection:
         self.reset()
 
     def resize(self, draft_experts: int) -> None:
-        """Change N from the next refresh on, clamped to each layer's size."""
+        """Set N from the next refresh on, at most each layer's number of experts."""
         self._size = [min(draft_experts, n) for n in self._experts]
 
     def reset(self) -> None:
-        """Forget all counts and choices, and draw as from the start."""
+        """Forget all counts and draft sets, and restart random draws."""
         self._generator = torch.Generator().manual_seed(self._options.seed)
         self._counts = [torch.zeros(n) for n in self._experts]
         self._chosen: list[list[int] | None] = [None] * len(self._experts)
         self._passes = [0] * len(self._experts)
 
     def refresh(self, layer: int, counts: torch.Tensor, resident: set[int], is_prompt: bool | None = None) -> list[int]:
-        """Take in one target pass over the layer and return its draft experts, most used first.
+        """Count one target pass over the layer and return its draft experts, most used first.
 
         Args:
             layer: index of the MoE layer.
-            counts: long [E], how often the pass picked each expert (padding not counted).
+            counts: long [E], how often the pass picked each expert, without padding.
             resident: experts that already have a slot.
             is_prompt: whether the pass is a prompt's, whose tokens all stay (default: the first pass is).
 
-        A hot set only ever takes experts that this pass touches or that are resident, so refreshing
-        moves no byte (paper, HotTemporal).  With ``counted="accepted"`` the pass's own counts come later,
-        by ``count``; until then its picks only say who is at hand.
+        A hot set only takes experts that this pass uses or that are resident, so a refresh loads nothing
+        (paper, HotTemporal).  With ``counted="accepted"`` the pass's own counts follow later through
+        ``count``; here its picks only make experts available to the set.
         """
         is_prompt = self._passes[layer] == 0 if is_prompt is None else is_prompt
         if is_prompt or self._options.counted == "all":
@@ -72,7 +72,7 @@ class DraftSelection:
         return chosen
 
     def count(self, layer: int, counts: torch.Tensor) -> None:
-        """Add one pass's counts (long [E]); older ones are decayed by the window's rule."""
+        """Add one pass's counts (long [E]) after decaying older ones by the window's rule."""
         self._counts[layer].mul_(self._decay).add_(counts)
 
     def _choose(self, layer: int, counts: torch.Tensor, resident: set[int]) -> list[int]:
@@ -81,14 +81,14 @@ class DraftSelection:
             return torch.randperm(experts, generator=self._generator)[:size].tolist()
         if self._global is not None and self._options.selection == "hot-global":
             return self._ranked(layer, self._global[layer])[:size]
-        at_hand = counts > 0
+        available = counts > 0
         if resident:
-            at_hand[list(resident)] = True
-        ranked = [e for e in self._ranked(layer, self._counts[layer]) if at_hand[e]]
+            available[list(resident)] = True
+        ranked = [e for e in self._ranked(layer, self._counts[layer]) if available[e]]
         return self._limit(layer, ranked, size)
 
     def _ranked(self, layer: int, score: torch.Tensor) -> list[int]:
-        """Experts by score, highest first, ties by the rule."""
+        """Experts by score, highest first, ties by the option's rule."""
         order = torch.arange(len(score))
         if self._options.ties == "random":
             order = torch.randperm(len(score), generator=self._generator)
@@ -99,7 +99,7 @@ class DraftSelection:
         return ranked
 
     def _limit(self, layer: int, ranked: list[int], size: int) -> list[int]:
-        """The first ``size`` of ``ranked``, with at most ``max_replacements`` that were not chosen before."""
+        """The first ``size`` of ``ranked``, with at most ``max_replacements`` that were not in the set before."""
         most, held = self._options.max_replacements, self._chosen[layer]
         if most is None or held is None:
             return ranked[:size]

@@ -1,7 +1,7 @@
-"""Who stands in for an expert that cannot draft: from the gate's picks to picks among the draft experts.
+"""Substitution: maps the gate's picks to picks among the experts that may draft.
 
-A rule maps (index [T, K], weights [T, K]) to the same shapes over draft experts only; a weight of zero means
-that the pick is left out.  The target never uses these: verification asks for the gate's own picks.
+A rule maps (index [T, K], weights [T, K]) to the same shapes over draft experts only; a pick of weight zero is
+skipped.  The target never uses these rules: verification computes the gate's own picks.
 """
 
 from __future__ import annotations
@@ -32,17 +32,17 @@ class SubstitutionRule(Protocol):
 
 
 class MapTo:
-    """A fixed stand-in per expert: long [E] of ids; draft experts map to themselves."""
+    """A fixed substitute per expert: long [E] of ids; draft experts map to themselves."""
 
-    def __init__(self, stand_in: torch.Tensor) -> None:
-        self.stand_in = stand_in
+    def __init__(self, substitutes: torch.Tensor) -> None:
+        self.substitutes = substitutes
 
     def __call__(self, picks: Picks) -> tuple[torch.Tensor, torch.Tensor]:
-        return self.stand_in[picks.index], picks.weights
+        return self.substitutes[picks.index], picks.weights
 
 
 class Drop:
-    """Leave out what cannot draft and rescale the rest to the gate's sum; nothing is left when none can."""
+    """Drop picks that cannot draft and rescale the others to the gate's sum; if none can, all weights are zero."""
 
     def __init__(self, experts: int, drafting: list[int], device: torch.device) -> None:
         self._can = torch.zeros(experts, dtype=torch.bool, device=device)
@@ -56,7 +56,7 @@ class Drop:
 
 
 class BestGate:
-    """The gate's own ranking among draft experts: its K highest logits there, weighted by their softmax."""
+    """The gate's own ranking among draft experts: its K highest logits among them, weighted by their softmax."""
 
     def __init__(self, drafting: list[int], device: torch.device) -> None:
         self._drafting = torch.tensor(drafting, device=device)
@@ -64,7 +64,7 @@ class BestGate:
     def __call__(self, picks: Picks) -> tuple[torch.Tensor, torch.Tensor]:
         if picks.logits is None:
             raise UnsupportedModelError(
-                "substitution='best-gate' needs the router's logits, which this family does not return: use another"
+                "substitution='best-gate' needs router logits, which this family lacks: use another substitution"
             )
         top_k = min(picks.index.shape[1], len(self._drafting))
         best = picks.logits[:, self._drafting].topk(top_k, dim=-1)
@@ -87,11 +87,11 @@ def make_rule(
 
     Args:
         name: which rule.
-        drafting: expert ids on the device that may draft; at least one unless ``slices`` are given.
+        drafting: ids of the experts that may draft; at least one unless ``slices`` are given.
         table: distances [E, E] for the affinity rules.
         slices: long [E], each expert's merged slice as an id from E on; for ``merged``.
-        generator: of the random rule.
-        device: where index tensors live.
+        generator: for the random rule.
+        device: of index tensors.
     """
     experts = len(table)
     if name == "drop":
@@ -105,16 +105,16 @@ def make_rule(
     if name == "merged":
         if slices is None:
             raise ValueError("substitution 'merged' needs the merged slice of each expert: give slices")
-        stand_in = slices.clone()
-        stand_in[drafting] = torch.tensor(drafting, dtype=torch.long)
-        return MapTo(stand_in.to(device))
+        substitutes = slices.clone()
+        substitutes[drafting] = torch.tensor(drafting, dtype=torch.long)
+        return MapTo(substitutes.to(device))
     return MapTo(affinity.substitution(table, drafting).to(device))
 
 
 def merge_collisions(
     index: torch.Tensor, weights: torch.Tensor, rule: Literal["add", "once"]
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Let each expert appear once per token: later picks on one expert get weight zero.
+    """Let each expert count once per token: repeated picks of an expert get weight zero.
 
     ``add`` gives the first of them the sum of their weights; ``once`` the largest, rescaled to the row's sum.
     """
@@ -127,6 +127,6 @@ def merge_collisions(
 
 
 def rescale(weights: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """``weights`` [T, K] scaled so that each row sums to what the row of ``like`` does; all-zero rows stay."""
+    """``weights`` [T, K] scaled so that each row has the sum of that row of ``like``; all-zero rows stay zero."""
     total = weights.sum(dim=-1, keepdim=True)
     return torch.where(total > 0, weights * like.sum(dim=-1, keepdim=True) / total.clamp_min(1e-20), weights)

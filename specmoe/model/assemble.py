@@ -1,4 +1,4 @@
-"""Puts the parts together: arena, link, placement, draft set, affinity and the hook, for one loaded model."""
+"""Builds the parts of an engine for one loaded model: arena, link, placement, draft set, substitution, hook."""
 
 from __future__ import annotations
 
@@ -8,9 +8,8 @@ from typing import Literal
 import torch
 from transformers import PreTrainedModel
 
-from specmoe.drafting import affinity
-from specmoe.drafting import calibration as calibrate
-from specmoe.drafting import merged as merge
+from specmoe.drafting import affinity, merged
+from specmoe.drafting import calibration as calibrations
 from specmoe.drafting.calibration import Calibration
 from specmoe.drafting.selection import DraftSelection
 from specmoe.errors import BudgetError, OptionError
@@ -30,7 +29,7 @@ from specmoe.options import SpecOptions
 
 @dataclass
 class Assembly:
-    """The parts an engine drives; ``most_draft_experts`` is the largest N that a controller may pin."""
+    """The parts an engine uses; ``most_draft_experts`` is the largest N that a controller may pin."""
 
     state: PassState
     arena: ExpertArena
@@ -59,16 +58,16 @@ def assemble(
 
     Raises:
         BudgetError: the budget cannot hold the draft experts, merged slices and one expert in transit.
-        OptionError: an option that needs a calibration, and there is none.
+        OptionError: an option needs a calibration, and the store has none.
     """
     sizes = [spec.experts for spec in store.layers]
-    calibration = calibrate.load(store)
+    calibration = calibrations.load(store)
     source = open_source(store, device, slow_tier)
     slices = None
     if options.substitution == "merged":
-        merged, assigned = merge.open_or_build(store, _needed(calibration, options), options.merged_experts)
+        merged_store, assigned = merged.open_or_build(store, _required(calibration, options), options.merged_experts)
         slices = [a + n for a, n in zip(assigned, sizes, strict=True)]
-        source = WithMerged(source, open_source(merged, device, slow_tier), sizes)
+        source = WithMerged(source, open_source(merged_store, device, slow_tier), sizes)
     permanent = sum(len(set(s.tolist())) for s in slices or [])
     arena = ExpertArena(device, store.slot_bytes, budget_bytes, sum(sizes) + permanent)
     chosen = make_policies(sizes, options, arena, calibration, permanent)
@@ -86,14 +85,14 @@ def assemble(
 def make_policies(
     sizes: list[int], options: SpecOptions, arena: ExpertArena, calibration: Calibration | None, permanent: int = 0
 ) -> Policies:
-    """Who decides over the arena's slots, for MoE layers of ``sizes`` experts; ``permanent`` slots are merged slices.
+    """Placement and draft selection for MoE layers of ``sizes`` experts; ``permanent`` slots hold merged slices.
 
     Raises:
         BudgetError, OptionError: as ``assemble``.
     """
     pinned = sum(min(options.draft_experts, n) for n in sizes) if options.drafts_with_experts else 0
-    most = max(1, 3 * (arena.slots - permanent) // (4 * len(sizes)))  # the rest is for the placement policy
-    if options.controller == "auto" and options.drafts_with_experts:  # N is the controller's, from what fits
+    most = max(1, 3 * (arena.slots - permanent) // (4 * len(sizes)))  # the rest is left to the placement policy
+    if options.controller == "auto" and options.drafts_with_experts:  # the controller chooses N, from what fits
         pinned = sum(min(options.draft_experts, most, n) for n in sizes)
     _check_budget(arena, pinned + permanent, sum(sizes) + permanent, options)
     placement = make_placement(options.placement, sizes, arena.slots - pinned - permanent)
@@ -109,17 +108,17 @@ def open_source(store: ExpertStore, device: Device, slow_tier: Literal["disk", "
 
 
 def _selection(sizes: list[int], options: SpecOptions, calibration: Calibration | None) -> DraftSelection:
-    counts = _needed(calibration, options).counts if options.selection == "hot-global" else None
+    counts = _required(calibration, options).counts if options.selection == "hot-global" else None
     return DraftSelection(sizes, options, counts)
 
 
 def _tables(store: ExpertStore, options: SpecOptions, calibration: Calibration | None) -> list[torch.Tensor]:
     if options.substitution == "affinity-activation":
-        return [table.float() for table in _needed(calibration, options).distances]
+        return [table.float() for table in _required(calibration, options).distances]
     return [affinity.load_table(store, layer) for layer in range(len(store.layers))]
 
 
-def _needed(calibration: Calibration | None, options: SpecOptions) -> Calibration:
+def _required(calibration: Calibration | None, options: SpecOptions) -> Calibration:
     if calibration is None:
         raise OptionError(
             f"selection={options.selection!r} with substitution={options.substitution!r} needs a calibration of this "

@@ -1,7 +1,7 @@
-"""Reading a Hugging Face checkpoint without materialising its experts.
+"""Reads a Hugging Face checkpoint without materialising its experts.
 
-The model is built with every parameter on ``meta``; transformers' own key renamings say where each
-safetensors key belongs; expert keys are left to ``specmoe.model.convert``.
+The model is built with every parameter on ``meta``; transformers' own key renamings map each
+safetensors key to its parameter; expert keys are handled by ``specmoe.model.convert``.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _FUSED = re.compile(r"^(?P<module>.+\.experts)\.(?P<part>(?:gate_up_proj|up_proj
 
 @dataclass(frozen=True)
 class ExpertKey:
-    """Where one checkpoint key of an experts module goes; ``expert`` is None for a fused [E, ...] tensor."""
+    """The place of one checkpoint key in an experts module; ``expert`` is None for a fused [E, ...] tensor."""
 
     module: str
     expert: int | None
@@ -40,29 +40,31 @@ def build_shell(path: Path) -> PreTrainedModel:
     """The model of a checkpoint folder with parameters on ``meta`` and buffers (rotary tables) real.
 
     Raises:
-        UnsupportedModelError: no config, an unknown architecture, or no MoE layer this package can hook.
+        UnsupportedModelError: no config, an unknown architecture, or no MoE layer that can be hooked.
     """
     try:
         config = AutoConfig.from_pretrained(path)
         with init_empty_weights(include_buffers=False):
             model = AutoModelForCausalLM.from_config(config)
     except (OSError, ValueError, KeyError) as error:
-        raise UnsupportedModelError(f"{path} holds no causal language model transformers can build: {error}") from error
+        raise UnsupportedModelError(
+            f"{path} holds no causal language model that transformers can build ({error}): check the folder"
+        ) from error
     if not expert_modules(model):
         raise UnsupportedModelError(
-            f"{type(model).__name__} has no MoE layer behind transformers' experts interface "
-            "(families such as Mixtral, Qwen2/3-MoE, OLMoE and DeepSeek have): use one of those"
+            f"{type(model).__name__} has no MoE layer with transformers' experts interface: "
+            "use a family such as Mixtral, Qwen2/3-MoE, OLMoE or DeepSeek"
         )
     return model.eval()
 
 
 def expert_modules(model: PreTrainedModel) -> dict[str, Any]:
-    """Experts modules by name, in layer order; recognised by the flags transformers' hook sets on them."""
+    """Experts modules by name, in layer order; recognised by the flags of transformers' experts interface."""
     return {name: m for name, m in model.named_modules() if hasattr(m, "has_gate") and hasattr(m, "is_transposed")}
 
 
 class Checkpoint:
-    """Safetensors files of a folder, with each key's place in ``model``."""
+    """The safetensors files of a folder and the place of each key in ``model``."""
 
     def __init__(self, path: Path, model: PreTrainedModel) -> None:
         self.path = path
@@ -84,7 +86,7 @@ class Checkpoint:
                 yield file, opened, key
 
     def expert_key(self, key: str) -> ExpertKey | None:
-        """Where an expert's key goes, or None for a key of the rest of the model."""
+        """The place of an expert's key, or None for a key of the rest of the model."""
         renamed = self._with_prefix(apply_renamings(key, self._renamings))
         if match := _PER_EXPERT.match(renamed):
             suffix = "_bias" if match["kind"] == "bias" else ""
@@ -111,7 +113,9 @@ class Checkpoint:
                 key, self._renamings, self._converters, self._model.base_model_prefix, meta
             )
             if pattern is not None:
-                raise UnsupportedModelError(f"checkpoint key {key} needs a weight conversion outside the experts")
+                raise UnsupportedModelError(
+                    f"checkpoint key {key} needs a weight conversion that only experts support: use another model"
+                )
             if target in meta:
                 set_module_tensor_to_device(self._model, target, device, value=opened.get_tensor(key), dtype=dtype)
         self._model.tie_weights()
@@ -120,11 +124,13 @@ class Checkpoint:
         experts = tuple(expert_modules(self._model))
         missing = [n for n, p in self._model.named_parameters() if p.is_meta and not n.startswith(experts)]
         if missing:
-            raise UnsupportedModelError(f"{self.path} lacks {len(missing)} weights, the first is {missing[0]}")
+            raise UnsupportedModelError(
+                f"{self.path} lacks {len(missing)} weights, the first is {missing[0]}: download the checkpoint again"
+            )
 
 
 def open_shard(file: Path) -> Any:
-    """An opened safetensors file; tensors are read when asked for.
+    """An opened safetensors file; tensors are read on access.
 
     Raises:
         UnsupportedModelError: it is truncated or not safetensors.

@@ -1,4 +1,4 @@
-"""Checkpoint to expert store: streaming, one expert in memory at a time, atomic at the end."""
+"""Converts a checkpoint's experts to an expert store, with one expert in memory at a time."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ _PARTS = {
 
 @dataclass
 class _LayerSource:
-    """Where the tensors of one experts module are found: [expert][store tensor] -> parts in order."""
+    """Sources of one experts module: [expert][store tensor][part] -> (file, key, index into a fused tensor)."""
 
     parts: dict[int, dict[str, dict[int, tuple[Any, str, int | None]]]] = field(
         default_factory=lambda: defaultdict(lambda: defaultdict(dict))
@@ -55,9 +55,9 @@ def build_store(
 
     Args:
         checkpoint: folder with ``config.json`` and safetensors files.
-        out: folder to create; written beside it under another name first, then renamed.
+        out: folder to create; it appears only when complete.
         dtype: dtype of the stored experts; default is the checkpoint's own.
-        progress: called with (experts done, experts in all).
+        progress: called with (experts done, all experts).
 
     Raises:
         UnsupportedModelError: the family or the key layout is not supported.
@@ -65,7 +65,7 @@ def build_store(
     """
     checkpoint, out = Path(checkpoint), Path(out)
     if out.exists():
-        raise StoreError(f"{out} exists already: open it with ExpertStore.open, or delete it first")
+        raise StoreError(f"{out} already exists: open it with ExpertStore.open, or delete it first")
     model = build_shell(checkpoint)
     reader = Checkpoint(checkpoint, model)
     sources = _collect(reader, model)
@@ -83,7 +83,7 @@ def build_store(
 def open_or_build(
     checkpoint: str | Path, out: str | Path, dtype: torch.dtype | None = None, progress: Progress | None = None
 ) -> ExpertStore:
-    """The store at ``out`` if it was made from this checkpoint and dtype, else a fresh one.
+    """The store at ``out``, built if it does not exist yet.
 
     Raises:
         StoreError: ``out`` holds a damaged store, or one of another checkpoint or dtype.
@@ -93,16 +93,18 @@ def open_or_build(
         return build_store(checkpoint, out, dtype, progress)
     store = ExpertStore.open(out)
     if not fingerprint(Path(checkpoint)).items() <= store.source.items():
-        raise StoreError(f"{out} was built from another checkpoint than {checkpoint}: delete it or name another folder")
+        raise StoreError(
+            f"{out} was built from another checkpoint than {checkpoint}: delete it or choose another folder"
+        )
     if dtype is not None and store.dtype != dtype:
-        raise StoreError(f"{out} holds {store.dtype}, {dtype} was asked for: delete it or name another folder")
+        raise StoreError(f"{out} holds {store.dtype}, not {dtype}: delete it or choose another folder")
     return store
 
 
 def fingerprint(checkpoint: Path) -> dict[str, Any]:
-    """What identifies a checkpoint cheaply: sizes of its files, and a checksum of samples spread over each.
+    """A cheap identification of a checkpoint: the sizes of its files, and a checksum of samples spread over each.
 
-    Weights trained anew differ nearly everywhere, so 64 samples of 4 kB tell them from others of the same shape.
+    Retrained weights differ nearly everywhere, so 64 samples of 4 kB distinguish them from others of the same shape.
     """
     files = {}
     for file in checkpoint_files(checkpoint):
@@ -126,7 +128,9 @@ def _collect(reader: Checkpoint, model: PreTrainedModel) -> dict[str, _LayerSour
         if place is None:
             continue
         if place.module not in modules:
-            raise UnsupportedModelError(f"checkpoint key {key} names no experts module of {type(model).__name__}")
+            raise UnsupportedModelError(
+                f"checkpoint key {key} matches no experts module of {type(model).__name__}: its layout is not supported"
+            )
         _assign(sources[place.module], place, modules[place.module], file, key)
     for name, source in sources.items():
         expected = modules[name].num_experts
@@ -144,7 +148,9 @@ def _assign(source: _LayerSource, place: ExpertKey, module: Any, file: Path, key
             source.parts[expert][place.part][0] = (file, key, expert)
         return
     if place.part not in _PARTS:
-        raise UnsupportedModelError(f"checkpoint key {key}: unknown part {place.part!r} of an expert")
+        raise UnsupportedModelError(
+            f"checkpoint key {key}: unknown part {place.part!r} of an expert, its layout is not supported"
+        )
     name, part = _PARTS[place.part]
     source.parts[place.expert][name][part or 0] = (file, key, None)
 
@@ -220,14 +226,16 @@ def _expert_tensors(
 ) -> dict[str, torch.Tensor]:
     """The expert's store tensors, gate and up concatenated [2I, H] as transformers' experts hold them."""
     if expert not in source.parts:
-        raise UnsupportedModelError(f"{module} lacks expert {expert} in the checkpoint")
+        raise UnsupportedModelError(f"the checkpoint lacks expert {expert} of {module}: download it again")
     named: dict[str, torch.Tensor] = {}
     for name, parts in sorted(source.parts[expert].items(), reverse=True):
         loaded = [reader.tensor(*parts[i]) for i in sorted(parts)]
         tensor = loaded[0] if len(loaded) == 1 else torch.cat(loaded, dim=0)
         named[name] = tensor.to(dtype or tensor.dtype).contiguous()
     if "down_proj" not in named or not {"gate_up_proj", "up_proj"} & set(named):
-        raise UnsupportedModelError(f"{module} expert {expert} lacks a matrix: found {sorted(named)}")
+        raise UnsupportedModelError(
+            f"{module} expert {expert} lacks a matrix (found {sorted(named)}): download the checkpoint again"
+        )
     return named
 
 

@@ -29,7 +29,9 @@ class ExpertsLayer:
 
     def __init__(self, state: PassState, layer: int, module: Any) -> None:
         if module.has_post_expert_norm:
-            raise UnsupportedModelError(f"{type(module).__name__} normalises after each expert: not supported yet")
+            raise UnsupportedModelError(
+                f"{type(module).__name__} normalises after each expert, which is not supported: use another model"
+            )
         self.layer = layer
         self.router_logits: torch.Tensor | None = None
         self._state, self._experts, self._traits = state, int(module.num_experts), ExpertTraits.of(module)
@@ -61,21 +63,21 @@ class ExpertsLayer:
     ) -> torch.Tensor:
         """Run each supplied expert on its tokens and sum by gate weight: [T, H].
 
-        ``used`` (long) are the picks that count, as places in the flattened [T, K].
+        ``used`` (long) are the picks to compute, as indices into the flattened [T, K].
         """
         top_k, picks = index.shape[1], index.reshape(-1)
-        out = hidden.new_zeros(len(picks), hidden.shape[1])  # [T*K, H], row by pick: order of arrival is irrelevant
+        out = hidden.new_zeros(len(picks), hidden.shape[1])  # [T*K, H], row by pick: order of arrival does not matter
         order = used[torch.sort(picks[used], stable=True).indices]
         bounds = _group_bounds(picks[order])
         for expert, tensors in supply:
-            if expert in bounds:  # a newly pinned expert may have no token
+            if expert in bounds:  # a newly pinned expert may have no tokens
                 rows = order[slice(*bounds[expert])]
                 out[rows] = expert_mlp(hidden[rows // top_k], tensors, self._traits)
         out = out.view(*index.shape, -1) * weights.to(out.dtype).unsqueeze(-1)  # [T, K, H]
         return out.sum(dim=1)
 
     def outputs_of_all(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Every expert of the layer on the same tokens: [S, H] -> [E, S, H]; streams the whole layer."""
+        """Every expert of the layer on the same tokens: [S, H] -> [E, S, H]; loads the whole layer."""
         outputs = hidden.new_empty(self._experts, *hidden.shape)
         for expert, tensors in self._state.residency.stream(self.layer, list(range(self._experts))):
             outputs[expert] = expert_mlp(hidden, tensors, self._traits)
@@ -93,7 +95,7 @@ def _group_bounds(sorted_picks: torch.Tensor) -> dict[int, tuple[int, int]]:
 def specmoe_experts_forward(
     self: Any, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
 ) -> torch.Tensor:
-    """The registered function; ``self`` is an experts module that ``attach`` has prepared."""
+    """The function registered with transformers; ``self`` is an experts module prepared by ``attach``."""
     layer: ExpertsLayer = self.specmoe_layer
     return layer(hidden_states, top_k_index, top_k_weights)
 
@@ -109,7 +111,7 @@ def attach(model: PreTrainedModel, modules: dict[str, Any], state: PassState) ->
 
 
 def _watch_router(block: Any, experts: Any) -> None:
-    """Have the router of an MoE block hand its logits to the experts layer beside it."""
+    """Have the router of an MoE block pass its logits to the block's experts layer."""
 
     def keep(router: Any, inputs: Any, output: Any) -> None:
         logits = output[0] if isinstance(output, tuple) else output

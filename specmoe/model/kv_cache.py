@@ -1,9 +1,9 @@
-"""A KV cache whose rows have lengths of their own.
+"""A KV cache whose rows have different lengths.
 
-Rows of a batch accept different numbers of draft tokens.  Each row writes its new keys at its own length
-and lengths advance only by ``commit``: what a rejected token wrote is overwritten by the next pass.
-Draft and verification share this one cache (paper: no extra KV cache), and model code stays unmodified:
-transformers takes the cache through its layer interface and a prepared 4-d mask as is.
+Rows of a batch accept different numbers of draft tokens.  Each row writes its new keys at its own length,
+and lengths advance only by ``commit``: entries of rejected tokens are overwritten by the next pass.
+Draft and verification share this cache (paper: no extra KV cache), and model code stays unmodified:
+transformers accepts the cache through its layer interface and uses a prepared 4-d mask as it is.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ class RowLengths:
         self.values = torch.zeros(rows, dtype=torch.long, device=device)
 
     def positions(self, queries: int) -> torch.Tensor:
-        """Positions the next ``queries`` tokens of each row take: long [B, Q]."""
+        """Positions of each row's next ``queries`` tokens: long [B, Q]."""
         return self.values[:, None] + torch.arange(queries, device=self.values.device)
 
 
 class RaggedLayer(CacheLayerMixin):
-    """Keys and values of one layer, preallocated [B, heads, max_length, head_dim] at the first update."""
+    """Keys and values of one layer, allocated as [B, heads, max_length, head_dim] at the first update."""
 
     is_sliding = False
 
@@ -85,8 +85,8 @@ class RaggedCache(Cache):
     Args:
         config: the model's (text) config.
         rows: batch size B.
-        max_length: most tokens a row may hold, drafts included.
-        device: where lengths live.
+        max_length: most tokens a row may hold, including drafted ones.
+        device: of the lengths.
 
     Raises:
         UnsupportedModelError: a layer type other than full or sliding attention.
@@ -103,7 +103,7 @@ class RaggedCache(Cache):
         self.lengths.values = self.lengths.values + tokens
 
     def select(self, rows: torch.Tensor) -> None:
-        """Keep only ``rows`` (long [B']) of the batch: finished rows leave."""
+        """Keep only ``rows`` (long [B']) of the batch."""
         self.lengths.values = self.lengths.values[rows]
         for layer in self.layers:
             layer.select(rows)
@@ -111,8 +111,8 @@ class RaggedCache(Cache):
     def attention_mask(self, queries: int, dtype: torch.dtype, boolean: bool) -> torch.Tensor | dict[str, torch.Tensor]:
         """Masks [B, 1, Q, KV] for the next ``queries`` tokens of each row, by layer type where they differ.
 
-        ``boolean`` gives True where attention is allowed (sdpa), otherwise zeros and the dtype's lowest
-        value to add to the scores (eager).
+        ``boolean`` masks are True where attention is allowed (sdpa); others hold zeros and the dtype's lowest
+        value, to be added to the scores (eager).
         """
         positions = self.lengths.positions(queries)[:, None, :, None]  # [B, 1, Q, 1]
         keys = torch.arange(self.layers[0].get_mask_sizes(queries)[0], device=positions.device)
@@ -127,11 +127,13 @@ class RaggedCache(Cache):
 
 
 def _layer_types(config: PreTrainedConfig) -> set[str]:
-    """The kinds of attention a model's layers use, as its code names them when it builds masks."""
+    """The attention types of a model's layers, as its code names them when it builds masks."""
     declared = getattr(config, "layer_types", None)
     window = getattr(config, "sliding_window", None)
     types = set(declared) if declared else {"full_attention" if window is None else "sliding_attention"}
     unknown = types - {"full_attention", "sliding_attention"}
     if unknown:
-        raise UnsupportedModelError(f"attention of type {sorted(unknown)[0]!r} has no ragged cache yet")
+        raise UnsupportedModelError(
+            f"attention of type {sorted(unknown)[0]!r} is not supported: use a model with full or sliding attention"
+        )
     return types

@@ -96,7 +96,7 @@ class PassState:
 
     @contextmanager
     def running(self, current: Pass, recorder: Recorder) -> Iterator[None]:
-        """The block runs the model once, as ``current`` describes; ``recorder`` is told of its picks."""
+        """The block runs the model once, as ``current`` describes; ``recorder`` receives its picks."""
         self._pass, self.recorder = current, recorder
         try:
             yield
@@ -135,10 +135,10 @@ class PassState:
     ) -> set[int]:
         """Let the selection see the pass and pin its choice; returns the pinned experts that are not resident."""
         resident = self.residency.slots.resident(layer)
-        at_hand = resident | set(counts.nonzero().flatten().tolist())
+        available = resident | set(counts.nonzero().flatten().tolist())
         if current.counted is not None:
             counts = self._bincount(layer, index[current.valid & current.counted])
-        pinned = selection.refresh(layer, counts, at_hand, current.is_prompt)
+        pinned = selection.refresh(layer, counts, available, current.is_prompt)
         if pinned != self.residency.slots.pinned(layer):
             self.residency.slots.pin(layer, pinned)
             self._rules[layer] = None

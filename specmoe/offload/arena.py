@@ -1,4 +1,4 @@
-"""ExpertArena: all device memory for experts, a fixed number of slots under a hard byte budget."""
+"""The device memory for experts: a fixed number of equal slots within a hard byte budget."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ Key = tuple[int, int]
 
 
 class ExpertArena:
-    """Slots of equal size; knows which expert occupies which.
+    """Slots of equal size, and which expert occupies which.
 
-    A slot fits the largest expert of the model, so smaller ones leave the rest unused.
+    A slot fits the largest expert of the model; smaller experts leave part of it unused.
 
     Raises:
-        BudgetError: the budget holds no slot at all.
+        BudgetError: the budget is smaller than one slot.
     """
 
     def __init__(self, device: Device, slot_bytes: int, budget_bytes: int, max_slots: int) -> None:
@@ -46,7 +46,7 @@ class ExpertArena:
         return key in self._slot_of
 
     def occupants(self) -> list[Key]:
-        """Experts with a slot, in the order they came."""
+        """Experts with a slot, in the order they got it."""
         return list(self._slot_of)
 
     def acquire(self, key: Key) -> torch.Tensor:

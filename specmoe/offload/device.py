@@ -1,8 +1,8 @@
-"""The device tier: where expert slots live and how bytes get into them.
+"""The device tier: the memory of expert slots and how bytes get into it.
 
 Two devices satisfy the protocol.  ``CpuDevice`` slots are page-aligned RAM that a disk read can target
 directly (the paper's SSD scenario on any machine).  ``CudaDevice`` slots are GPU memory, filled through
-pinned staging buffers on a copy stream of their own, so that transfers run beside compute.
+pinned staging buffers on a separate copy stream, so that transfers run concurrently with compute.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ PAGE_BYTES = 4096
 
 
 class Device(Protocol):
-    """What the arena and the link need from the device tier."""
+    """What the arena and the link need of a device."""
 
     torch_device: torch.device
 
     def allocate(self, nbytes: int) -> torch.Tensor:
-        """A uint8 tensor [nbytes] in device memory; page-aligned where the host can address it."""
+        """A uint8 tensor [nbytes] in device memory; page-aligned if the host can address it."""
         ...
 
     def host_buffer(self, slot: torch.Tensor) -> memoryview | None:
@@ -33,12 +33,12 @@ class Device(Protocol):
         ...
 
     def upload(self, source: torch.Tensor, slot: torch.Tensor) -> torch.cuda.Event | None:
-        """Copy host bytes to a slot; returns an event to wait for, or None when already complete."""
+        """Copy host bytes to a slot; returns an event to wait for, or None if already complete."""
         ...
 
 
 def allocate_pages(nbytes: int) -> torch.Tensor:
-    """Page-aligned, zero-filled host memory as a uint8 tensor [nbytes]; pages are taken on first touch."""
+    """Page-aligned, zero-filled host memory as a uint8 tensor [nbytes]; pages are allocated on first touch."""
     return torch.frombuffer(mmap.mmap(-1, max(nbytes, PAGE_BYTES)), dtype=torch.uint8)[:nbytes]
 
 
@@ -98,16 +98,16 @@ class CudaDevice:
 
 
 def open_device(name: str | torch.device) -> Device:
-    """``"cpu"``, ``"cuda"`` or ``"cuda:1"`` to a device.
+    """The device named ``"cpu"``, ``"cuda"`` or ``"cuda:1"``.
 
     Raises:
-        ValueError: unknown device type, or CUDA asked for where torch sees no GPU.
+        ValueError: unknown device type, or CUDA where torch sees no GPU.
     """
     device = torch.device(name)
     if device.type == "cpu":
         return CpuDevice()
     if device.type == "cuda":
         if not torch.cuda.is_available():
-            raise ValueError(f"device {str(device)!r} asked for, but torch sees no CUDA GPU: use device='cpu'")
+            raise ValueError(f"device {str(device)!r} requested, but torch sees no CUDA GPU: use device='cpu'")
         return CudaDevice(device.index or 0)
     raise ValueError(f"device type {device.type!r} is not supported: use 'cpu' or 'cuda'")

@@ -1,4 +1,4 @@
-"""The link: the only mover of expert bytes from the slow tier to the device tier, and their only counter."""
+"""The link: moves expert bytes from the slow tier to the device, and is the only place that counts them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from specmoe.timeline import Timeline
 
 
 class Transfer:
-    """One expert on its way; ``wait`` returns once compute may read the slot."""
+    """One expert being loaded; ``wait`` returns once compute may read the slot."""
 
     def __init__(self, layer: int, expert: int, slot: torch.Tensor) -> None:
         self.layer, self.expert, self.slot = layer, expert, slot
@@ -28,7 +28,7 @@ class Transfer:
 
     @property
     def done(self) -> bool:
-        """Whether the transfer ended, well or not."""
+        """Whether the transfer has ended, successfully or not."""
         return self._done.is_set()
 
     def finish(self, event: torch.cuda.Event | None, error: BaseException | None) -> None:
@@ -36,7 +36,7 @@ class Transfer:
         self._done.set()
 
     def wait(self) -> float:
-        """Block until the bytes are there; returns seconds waited.
+        """Block until the bytes have arrived; returns seconds waited.
 
         Raises:
             StoreError: the read failed or the checksum differed.
@@ -63,7 +63,7 @@ class Mover(Protocol):
 
 
 class _Queue:
-    """Transfers not yet begun: demanded ones first, then prefetches, each in the order submitted."""
+    """Transfers that have not begun: demanded ones first, then prefetches, each in order of submission."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
@@ -74,19 +74,19 @@ class _Queue:
     def put(self, transfer: Transfer, ahead: bool) -> None:
         with self._changed:
             if self._closed:
-                raise SpecMoEError("the link is closed, and with it the engine: load the model again")
+                raise SpecMoEError("the link is closed because the engine was: load the model again")
             (self._ahead if ahead else self._demanded).append(transfer)
             self._changed.notify()
 
     def promote(self, transfer: Transfer) -> None:
-        """Move a prefetch to the demanded ones, unless it has begun."""
+        """Turn a prefetch into a demanded transfer, unless it has begun."""
         with self._changed:
             if transfer in self._ahead:
                 self._ahead.remove(transfer)
                 self._demanded.append(transfer)
 
     def withdraw(self, transfer: Transfer) -> bool:
-        """Take a prefetch back; False when it has begun."""
+        """Remove a prefetch; False if it has begun."""
         with self._changed:
             if transfer not in self._ahead:
                 return False
@@ -94,7 +94,7 @@ class _Queue:
             return True
 
     def get(self) -> Transfer | None:
-        """The next transfer; None once closed and empty."""
+        """The next transfer; waits for one, and returns None once closed and empty."""
         with self._changed:
             while not (self._demanded or self._ahead or self._closed):
                 self._changed.wait()
@@ -111,10 +111,10 @@ class _Queue:
 
 
 class Link:
-    """Moves experts into slots on one background thread, those demanded before those prefetched.
+    """Moves experts into slots on one background thread, demanded ones before prefetched ones.
 
-    One thread saturates the disks this was measured on; its reads release the interpreter, so transfers
-    run beside compute.  Every expert's checksum is compared the first time it arrives.
+    One thread saturates the disks this was measured on; its reads release the interpreter lock, so transfers
+    run concurrently with compute.  Every expert's checksum is verified the first time it arrives.
     """
 
     def __init__(self, source: Source, store: ExpertStore, device: Device) -> None:
@@ -131,7 +131,7 @@ class Link:
     def submit(self, layer: int, expert: int, slot: torch.Tensor, ahead: bool = False) -> Transfer:
         """Queue the transfer of one expert into ``slot`` (uint8, at least stride_bytes).
 
-        ``ahead`` marks a prefetch, which lets every demanded transfer pass.
+        ``ahead`` marks a prefetch, which every demanded transfer overtakes.
 
         Raises:
             SpecMoEError: the link is closed.
@@ -141,16 +141,16 @@ class Link:
         return transfer
 
     def promote(self, transfer: Transfer) -> None:
-        """A prefetch is demanded now."""
+        """Turn a prefetch into a demanded transfer, unless it has begun."""
         self._queue.promote(transfer)
 
     def withdraw(self, transfer: Transfer) -> bool:
-        """Take back a prefetch that has not begun; False when it has, or is done."""
+        """Cancel a prefetch that has not begun; False if it has begun or ended."""
         return self._queue.withdraw(transfer)
 
     @property
     def queued(self) -> int:
-        """Transfers submitted and not yet begun."""
+        """Transfers submitted that have not begun."""
         return len(self._queue)
 
     @property
@@ -159,7 +159,7 @@ class Link:
         return self._moving
 
     def wait(self, transfer: Transfer) -> None:
-        """Wait for a transfer and count the time compute stood still."""
+        """Wait for a transfer and count the time compute waited."""
         waited = transfer.wait()
         self.stats.wait_s += waited
         if self.timeline.enabled:
@@ -175,7 +175,7 @@ class Link:
         return self.stats.since(before)
 
     def close(self) -> None:
-        """Finish queued transfers, stop the thread, close the source; safe to call twice."""
+        """Finish queued transfers, stop the thread and close the source; may be called twice."""
         if self._thread.is_alive():
             self._queue.close()
             self._thread.join()
@@ -186,7 +186,7 @@ class Link:
             started, self._moving = time.perf_counter(), True
             try:
                 event = self._move(transfer.layer, transfer.expert, transfer.slot)
-            except BaseException as error:  # handed to the waiting side, which raises it
+            except BaseException as error:  # raised by the side that waits
                 self._moving = False
                 transfer.finish(None, error)
                 continue
@@ -213,7 +213,7 @@ class Link:
         self._check(layer, expert, host_bytes(host))
         event = self._device.upload(host, slot[:stride])
         if event is not None:
-            event.synchronize()  # ends the transfer's time, and frees the staging buffer for the next
+            event.synchronize()  # the transfer's time ends here, and the staging buffer is free for the next
         self.stats.moved_bytes += stride
         return event
 

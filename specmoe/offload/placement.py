@@ -1,7 +1,7 @@
-"""Placement policies: which experts stay on the device after their layer is done, and who goes first.
+"""Placement policies: which experts stay on the device after their layer is done, and which are evicted first.
 
-``retain`` is asked when a layer has finished with an expert; ``priority`` orders the experts that may be
-evicted (lowest first).  Draft experts are pinned outside of the policy.
+``retain`` is called when a layer has finished with an expert; ``priority`` orders the experts that may be
+evicted (lowest first).  Draft experts are pinned independently of the policy.
 """
 
 from __future__ import annotations
@@ -14,31 +14,35 @@ from specmoe.offload.arena import Key
 from specmoe.options import PlacementName
 
 IN_TRANSIT = 2
-"""Slots that experts which only pass through may always have: one is filled while the other is computed with."""
+"""Slots always granted to experts that are not kept: one is filled while the other is in use."""
 
 
 class Placement(Protocol):
-    """What residency asks of a policy."""
+    """What residency needs of a policy."""
 
     def observe(self, layer: int, counts: torch.Tensor) -> None:
-        """A target pass used the layer's experts ``counts`` times (long [E])."""
+        """A target pass used the layer's experts ``counts`` times each (long [E])."""
         ...
 
-    def retain(self, key: Key) -> bool: ...
+    def retain(self, key: Key) -> bool:
+        """Whether the expert stays on the device after its layer is done."""
+        ...
 
-    def priority(self, key: Key) -> float: ...
+    def priority(self, key: Key) -> float:
+        """The value of keeping the expert; the lowest is evicted first."""
+        ...
 
     def expected(self, key: Key) -> float:
-        """Tokens per pass that will probably use the expert, by what the policy has seen."""
+        """Tokens per pass that will probably use the expert, estimated from past passes."""
         ...
 
     def reset(self) -> None:
-        """Forget what was seen."""
+        """Forget all passes."""
         ...
 
 
 class OnDemand:
-    """Nothing stays: every pass brings every expert it needs (MoE-OnDemand)."""
+    """Keeps nothing: every pass loads every expert it needs (MoE-OnDemand)."""
 
     def observe(self, layer: int, counts: torch.Tensor) -> None:
         pass
@@ -57,7 +61,7 @@ class OnDemand:
 
 
 class LeastRecentlyUsed:
-    """Everything stays until its slot is needed; the longest unused goes first."""
+    """Keeps everything until its slot is needed; evicts the longest unused first."""
 
     def __init__(self) -> None:
         self.reset()
@@ -84,7 +88,7 @@ class LeastRecentlyUsed:
 
 
 class LeastFrequentlyUsed:
-    """Everything stays until its slot is needed; the one with the lowest decayed use goes first.
+    """Keeps everything until its slot is needed; evicts the one with the lowest decayed use count first.
 
     ``decay`` multiplies older counts at each pass of the layer (1 keeps them all).
     """
@@ -95,8 +99,8 @@ class LeastFrequentlyUsed:
 
     def reset(self) -> None:
         self._counts = [torch.zeros(n) for n in self._experts]
-        self._weight = torch.zeros(len(self._experts))  # passes seen, decayed alike
-        self._values: list[list[float]] = [c.tolist() for c in self._counts]  # every eviction looks at all of them
+        self._weight = torch.zeros(len(self._experts))  # number of passes, decayed likewise
+        self._values: list[list[float]] = [c.tolist() for c in self._counts]  # read at every eviction
 
     def observe(self, layer: int, counts: torch.Tensor) -> None:
         self._counts[layer].mul_(self._decay).add_(counts)
@@ -114,9 +118,9 @@ class LeastFrequentlyUsed:
 
 
 class TopFraction:
-    """The most frequently used experts of each layer stay, ``per_layer`` of them (MoE-Caching).
+    """Keeps the ``per_layer`` most frequently used experts of each layer (MoE-Caching).
 
-    Counts accumulate over all passes, as the paper's baseline has it.
+    Counts accumulate over all passes, as in the paper's baseline.
     """
 
     def __init__(self, experts: list[int], per_layer: int) -> None:
@@ -125,7 +129,7 @@ class TopFraction:
 
     def reset(self) -> None:
         self._counts = [torch.zeros(n) for n in self._experts]
-        self._values: list[list[float]] = [c.tolist() for c in self._counts]  # every eviction looks at all of them
+        self._values: list[list[float]] = [c.tolist() for c in self._counts]  # read at every eviction
         self._kept: list[set[int]] = [set() for _ in self._experts]
         self._passes = [0] * len(self._experts)
 
@@ -148,7 +152,7 @@ class TopFraction:
 
 
 def make_placement(name: PlacementName, experts: list[int], slots: int) -> Placement:
-    """A policy for a model whose MoE layers have ``experts[i]`` experts and an arena of ``slots``.
+    """The policy for a model whose MoE layers have ``experts[i]`` experts, and for an arena of ``slots``.
 
     ``top-fraction`` keeps an equal number per layer and leaves ``IN_TRANSIT`` slots for the rest.
     """

@@ -1,7 +1,7 @@
-"""Draft-driven prefetch: what the gate picked while drafting is what verification will ask for.
+"""Draft-driven prefetch: verification will probably need the experts that the gate picked while drafting.
 
-Drafting itself moves no byte, so the link is idle then.  The gate's true picks are known before others stand
-in for them; the most wanted absentees start moving while the draft goes on.  Related: SP-MoE, MoE-SpeQ.
+Drafting itself loads nothing, so the link is idle then.  The gate's own picks are known before substitution;
+the absent experts with the most picks are loaded while the draft goes on.  Related: SP-MoE, MoE-SpeQ.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from specmoe.offload.store import ExpertStore
 
 
 class Prefetcher:
-    """Decides what to bring ahead, within a byte budget per cycle and only what can arrive in time.
+    """Decides what to prefetch: within a byte budget per cycle, and only what can arrive in time.
 
     Args:
         budget_bytes: most bytes started per cycle.
@@ -29,7 +29,7 @@ class Prefetcher:
         self, store: ExpertStore, residency: Residency, link: Link, budget_bytes: int, rate_gb_s: float = 1.0
     ) -> None:
         self.skipped_late = 0
-        """Experts not started because the estimate said that they would not arrive before being asked for."""
+        """Experts not prefetched because they were not expected to arrive in time."""
         self._store, self._residency, self._link = store, residency, link
         self._budget_bytes, self._first_rate = budget_bytes, rate_gb_s * 1e9
         self._demand = [torch.zeros(spec.experts) for spec in store.layers]
@@ -37,9 +37,9 @@ class Prefetcher:
         self.begin(0, 0.0)
 
     def begin(self, steps: int, step_s: float | None) -> None:
-        """A cycle starts: ``steps`` draft steps of about ``step_s`` seconds each lie ahead.
+        """Start a cycle of ``steps`` draft steps of about ``step_s`` seconds each.
 
-        Before any step was timed (None), all that the budget allows is taken to arrive in time.
+        Before any step was timed (None), everything within the budget is assumed to arrive in time.
         """
         self._left_bytes = self._budget_bytes
         self._until = math.inf if step_s is None else time.perf_counter() + steps * step_s
@@ -47,12 +47,12 @@ class Prefetcher:
             demand.zero_()
 
     def end(self, verify_s: float) -> None:
-        """The cycle's verification is over and took ``verify_s``; what it did not ask for is given up."""
+        """End a cycle whose verification took ``verify_s`` seconds; prefetches that it did not use are given up."""
         self._residency.prefetched.end()
         self._verify_s = verify_s if not self._verify_s else 0.7 * self._verify_s + 0.3 * verify_s
 
     def wanted(self, layer: int, counts: torch.Tensor) -> None:
-        """One draft step asked this layer for experts ``counts`` (long [E]) times."""
+        """One draft step picked this layer's experts ``counts`` times each (long [E])."""
         demand = self._demand[layer]
         demand += counts
         resident = self._residency.slots.resident(layer)
@@ -68,15 +68,15 @@ class Prefetcher:
                 self._left_bytes -= stride
 
     def _is_asked_for(self, key: Key) -> bool:
-        """Whether this cycle's draft wanted the expert too: it is as hot as what would replace it."""
+        """Whether this cycle's draft picked the expert: then it is not evicted for another."""
         return bool(self._demand[key[0]][key[1]] > 0)
 
     def _arrives_in_time(self, layer: int, stride: int) -> bool:
-        """Whether a transfer queued now would be there when verification reaches the layer."""
+        """Whether a transfer queued now would have arrived when verification reaches the layer."""
         stats = self._link.stats
         rate = stats.moved_bytes / stats.busy_s if stats.busy_s > 0 else self._first_rate
-        before = self._link.queued + (0.5 if self._link.moving else 0.0)  # one under way is half done
+        before = self._link.queued + (0.5 if self._link.moving else 0.0)  # assume that the one under way is half done
         arrival_s = time.perf_counter() + (before + 1) * stride / rate
         reached_s = self._until + self._verify_s * layer / len(self._store.layers)
-        # Half a transfer late is still ahead of asking for it only then.
+        # Arriving half a transfer late still beats starting it on demand.
         return arrival_s - 0.5 * stride / rate <= reached_s

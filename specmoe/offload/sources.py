@@ -1,4 +1,4 @@
-"""The slow tier: where a link takes an expert's bytes from."""
+"""The slow tier: disk or host memory from which the link reads experts."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from specmoe.offload.store import ExpertStore
 
 
 class Source(Protocol):
-    """Where a link takes an expert's bytes from."""
+    """What the link needs of a slow tier."""
 
     def read(self, layer: int, expert: int, out: memoryview) -> int:
-        """Fill ``out`` (stride_bytes) with the expert; returns bytes read from the slow tier."""
+        """Fill ``out`` (stride_bytes) with the expert; returns the bytes read."""
         ...
 
     def view(self, layer: int, expert: int) -> torch.Tensor | None:
-        """The expert as host memory (uint8 [stride_bytes]) to upload from, or None when it must be read."""
+        """The expert as host memory (uint8 [stride_bytes]) to upload from, or None if it must be read."""
         ...
 
     def check(self, layer: int, expert: int, data: memoryview) -> None:
-        """Compare an expert's bytes with its checksum; raises StoreError."""
+        """Compare an expert's bytes with its checksum; raises StoreError if they differ."""
         ...
 
     def close(self) -> None: ...
@@ -33,9 +33,9 @@ class Source(Protocol):
 class DiskSource:
     """Reads a store's files past the page cache.
 
-    O_DIRECT goes straight into the (page-aligned) target.  Where the file system refuses it, reads are
-    buffered and the pages dropped afterwards, so that the page cache does not become a hidden tier;
-    ``direct`` says which of the two is in force.
+    With O_DIRECT, reads go straight into the (page-aligned) target.  If the file system refuses it, reads are
+    buffered and their pages dropped afterwards, so that the page cache does not become a hidden tier;
+    ``direct`` tells which of the two is used.
     """
 
     def __init__(self, store: ExpertStore) -> None:
@@ -60,7 +60,7 @@ class DiskSource:
             if count == 0:
                 raise StoreError(
                     f"{self.store.layer_file(layer)} ended inside expert {expert}: "
-                    "it was truncated while open; delete the store folder and convert again"
+                    "it was truncated while open: delete the store folder and convert the checkpoint again"
                 )
             done += count
         if not self.direct:
@@ -83,7 +83,7 @@ class HostSource:
     """Holds a whole store in host memory (pinned when the device is CUDA): the paper's main setting.
 
     Raises:
-        MemoryError or RuntimeError: the host cannot hold ``store.total_bytes``.
+        MemoryError, RuntimeError: the host has less than ``store.total_bytes`` of free memory.
     """
 
     def __init__(self, store: ExpertStore, device: Device) -> None:
@@ -117,7 +117,7 @@ class HostSource:
 
 
 class WithMerged:
-    """A source whose layers go on past their E experts with the K merged slices of a second source."""
+    """A source in which the K merged slices of a second source follow the E experts of each layer."""
 
     def __init__(self, base: Source, merged: Source, experts: list[int]) -> None:
         self._base, self._merged, self._experts = base, merged, experts

@@ -1,12 +1,12 @@
-"""ExpertStore: the slow tier on disk, expert-major and page-aligned, with an index and checksums.
+"""The expert store: a model's experts on disk, one after another and page-aligned, with an index and checksums.
 
 Layout of a store folder (format version 1)::
 
     index.json          sizes, dtypes, tensor offsets, checksums (xxh3-64 per expert), source
     layer_003.bin       experts of decoder layer 3, one after another, each at a multiple of 4096 bytes
-    affinity_003.npy    E x E float16 weight distances (specmoe.drafting.affinity), when built
+    affinity_003.npy    E x E float16 weight distances (specmoe.drafting.affinity)
 
-One expert is one contiguous read that O_DIRECT accepts, whatever tensors it holds.
+Each expert is one contiguous read that O_DIRECT accepts, whatever tensors it holds.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ INDEX = "index.json"
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """One tensor inside an expert's bytes: ``offset`` in bytes from the expert's start."""
+    """One tensor of an expert: ``offset`` in bytes from the expert's start."""
 
     name: str
     shape: tuple[int, ...]
@@ -73,7 +73,7 @@ def write_expert(out: BinaryIO, data: Any) -> str:
 
 
 def write_index(path: Path, dtype: torch.dtype, layers: list[LayerSpec], source: dict[str, Any]) -> None:
-    """Write the index that makes a folder of layer files a store."""
+    """Write the index of a folder of layer files, which makes it a store."""
     index = {
         "format": FORMAT,
         "version": VERSION,
@@ -85,10 +85,9 @@ def write_index(path: Path, dtype: torch.dtype, layers: list[LayerSpec], source:
 
 
 class ExpertStore:
-    """An opened store: where every expert lies and how to see tensors in its bytes.
+    """An opened store: the place of every expert, and views of its bytes as tensors.
 
-    ``dtype`` is that of every tensor.  Opening checks the index and all file sizes; ``verify`` reads
-    and checks every byte.
+    ``dtype`` is that of all tensors.  ``open`` checks the index and all file sizes, ``verify`` also every byte.
     """
 
     def __init__(self, path: Path, dtype: torch.dtype, layers: list[LayerSpec], source: dict[str, Any]) -> None:
@@ -102,7 +101,7 @@ class ExpertStore:
         """Open an existing store.
 
         Raises:
-            StoreError: no index, malformed index, another version, or a missing or truncated file.
+            StoreError: no index, a malformed one, another version, or a missing or truncated file.
         """
         path = Path(path)
         index = _read_index(path)
@@ -111,7 +110,7 @@ class ExpertStore:
             dtype = getattr(torch, index["dtype"])
             source = dict(index["source"])
             if not layers or not isinstance(dtype, torch.dtype):
-                raise ValueError("no layers, or no dtype of torch")
+                raise ValueError("no layers, or an unknown dtype")
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise StoreError(f"{path / INDEX} is malformed ({error!r}): {_REBUILD}") from error
         for spec in layers:
@@ -120,7 +119,7 @@ class ExpertStore:
 
     @property
     def total_bytes(self) -> int:
-        """Bytes of all experts, padding not counted."""
+        """Bytes of all experts, without padding."""
         return sum(spec.experts * spec.expert_bytes for spec in self.layers)
 
     @property
@@ -129,7 +128,7 @@ class ExpertStore:
 
     @property
     def slot_bytes(self) -> int:
-        """Bytes of a slot that any expert of the model fits."""
+        """Bytes of a slot that fits any expert of the model."""
         return max(spec.stride_bytes for spec in self.layers)
 
     def layer_file(self, layer: int) -> Path:
@@ -150,7 +149,7 @@ class ExpertStore:
         """Compare an expert's bytes with its checksum.
 
         Raises:
-            StoreError: they differ; names the layer, the expert and the file.
+            StoreError: they differ; the message names layer, expert and file.
         """
         spec = self.layers[layer]
         if checksum(data[: spec.expert_bytes]) != spec.checksums[expert]:
@@ -163,7 +162,7 @@ class ExpertStore:
         """Read every expert and compare its checksum.
 
         Raises:
-            StoreError: on the first corrupt expert.
+            StoreError: at the first corrupt expert.
         """
         for layer, spec in enumerate(self.layers):
             buffer = host_bytes(allocate_pages(spec.stride_bytes))
@@ -189,7 +188,9 @@ def _read_index(path: Path) -> dict[str, Any]:
     if not isinstance(index, dict) or index.get("format") != FORMAT:
         raise StoreError(f"{path / INDEX} is not an expert store index: {_REBUILD}")
     if index.get("version") != VERSION:
-        raise StoreError(f"{path} has store version {index.get('version')}, this release reads {VERSION}: {_REBUILD}")
+        raise StoreError(
+            f"{path} has store version {index.get('version')}, this release reads version {VERSION}: {_REBUILD}"
+        )
     return index
 
 

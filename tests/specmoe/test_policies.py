@@ -153,7 +153,7 @@ def test_a_budget_too_small_for_the_draft_is_refused(tiny: tuple[Path, PreTraine
         ({"gamma": -1}, r"option gamma: .*\(given -1\)"),
         ({"draft_experts": 0}, r"option draft_experts: .*\(given 0\)"),
         ({"hot_decay": 2.0}, r"option hot_decay: .*\(given 2.0\)"),
-        ({"expert_budget": "much"}, "is no size"),
+        ({"expert_budget": "much"}, "is not a size"),
         ({"expert_budget": "5 furlongs"}, "unknown unit"),
         ({"expert_budget": 0}, "not positive"),
         ({"device": "tpu"}, "tpu"),

@@ -208,10 +208,10 @@ def test_a_refresh_needs_no_byte_of_its_own(
     """A hot set is always within what the pass touches and what is resident, and as large as it can be."""
     selection = DraftSelection([8], SpecOptions.of(**options))
     for counts in passes:
-        at_hand = {e for e, n in enumerate(counts) if n} | resident
+        available = {e for e, n in enumerate(counts) if n} | resident
         chosen = selection.refresh(0, torch.tensor(counts), resident)
-        assert set(chosen) <= at_hand
-        assert len(chosen) == len(set(chosen)) == min(options["draft_experts"], len(at_hand))
+        assert set(chosen) <= available
+        assert len(chosen) == len(set(chosen)) == min(options["draft_experts"], len(available))
         resident = set(chosen)
 
 

@@ -137,7 +137,7 @@ def test_a_file_truncated_while_open_is_an_error_not_garbage(store: ExpertStore)
     [
         ("{ not json", "is not JSON"),
         ("[]", "is not an expert store index"),
-        ('{"format": "specmoe-expert-store", "version": 99}', "store version 99, this release reads 1"),
+        ('{"format": "specmoe-expert-store", "version": 99}', "store version 99, this release reads version 1"),
         ('{"format": "specmoe-expert-store", "version": 1}', "is malformed"),
     ],
 )
@@ -159,7 +159,7 @@ def test_a_store_of_another_checkpoint_is_refused(store: ExpertStore, tmp_path: 
 
 
 def test_a_store_of_another_dtype_is_refused(store: ExpertStore, tiny: tuple[Path, PreTrainedModel]) -> None:
-    with pytest.raises(StoreError, match="bfloat16 was asked for"):
+    with pytest.raises(StoreError, match="not torch.bfloat16: delete it"):
         open_or_build(tiny[0], store.path, torch.bfloat16)
 
 
@@ -174,7 +174,7 @@ def test_a_model_without_experts_is_refused(tmp_path: Path) -> None:
 
 def test_an_unknown_model_family_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "no-such-family"}))
-    with pytest.raises(UnsupportedModelError, match="no causal language model transformers can build"):
+    with pytest.raises(UnsupportedModelError, match="no causal language model that transformers can build"):
         SpecMoE.from_pretrained(tmp_path)
 
 
