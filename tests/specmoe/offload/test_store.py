@@ -159,7 +159,7 @@ def test_a_store_of_another_checkpoint_is_refused(store: ExpertStore, tmp_path: 
 
 
 def test_a_store_of_another_dtype_is_refused(store: ExpertStore, tiny: tuple[Path, PreTrainedModel]) -> None:
-    with pytest.raises(StoreError, match="not torch.bfloat16: delete it"):
+    with pytest.raises(StoreError, match=r"not torch\.bfloat16: delete it"):
         open_or_build(tiny[0], store.path, torch.bfloat16)
 
 
