@@ -158,12 +158,12 @@ class Request:
 
 @dataclass
 class Counters:
-    """What a system can say of itself beyond its output; None where it cannot.
+    """What a system counts itself, beyond its output; None where it cannot.
 
-    ``phases_s`` splits the decode time; ``cycles`` has one plain object per decode step (see
-    ``specmoe.stats.CycleStats``), for systems that have steps worth telling apart.
-    ``oracle_*_s`` are times an oracle computes for itself; the harness takes them instead of its clock for
-    cards of kind ``oracle`` and refuses them from any other.
+    Every counter is recorded under its own name (``reports.results.repetition.Repetition``).  ``phases_s`` splits the
+    decode time; ``cycles`` has one plain object per decode step (see ``specmoe.stats.CycleStats``), for systems whose
+    steps differ.  Only ``oracle_*_s`` are not recorded: they are the times that an oracle computes, which replace the
+    clock's for cards of kind ``oracle`` and are refused from any other.
     """
 
     decode_steps: int | None = None

@@ -1,4 +1,4 @@
-"""Result files as tables for other tools: CSV, parquet, markdown; a row per record or per repetition."""
+"""Result files as CSV, parquet or markdown tables, with a row per record or per repetition."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from reports.results.load import ReportError, load
 Format = Literal["csv", "parquet", "markdown"]
 Rows = Literal["records", "repetitions"]
 SUFFIXES: dict[str, Format] = {".csv": "csv", ".parquet": "parquet", ".md": "markdown"}
-_NESTED = ("usage", "ceilings", "environment")  # objects of plain values: a column for each member
+_NESTED = ("usage", "ceilings", "environment")  # objects with a column for each member
 
 
 def frame_of(results: Sequence[Path], rows: Rows = "records") -> pd.DataFrame:
-    """Every field of every record in flat columns; ``repetitions`` adds raw figures under their own names.
+    """Every field of every record in flat columns; ``rows="repetitions"`` adds the raw figures as ``raw_*``.
 
-    Objects become columns named after them (``usage_cpu_s``); lists and open maps become JSON text.
+    Members of an object become columns with its name as prefix (``usage_cpu_s``); lists and maps become JSON text.
 
     Raises:
         ReportError: as ``reports.results.load``.
@@ -39,7 +39,7 @@ def frame_of(results: Sequence[Path], rows: Rows = "records") -> pd.DataFrame:
 
 
 def export(results: Sequence[Path], out: Path, rows: Rows = "records", overwrite: bool = False) -> int:
-    """Write a table to ``out``, its format by suffix; returns the number of rows.
+    """Write a table to ``out`` in the format of its suffix; returns the number of rows.
 
     Raises:
         ReportError: unknown suffix, ``out`` exists, parquet without pyarrow, or unreadable results.
@@ -64,7 +64,7 @@ def export(results: Sequence[Path], out: Path, rows: Rows = "records", overwrite
 
 
 def _extra(record: dict[str, Any]) -> dict[str, Any]:
-    fields = {name: record.get(name) for name in ("attempt", "session", "node", "phases_s", "notes", "config")}
+    fields = {name: record.get(name) for name in ("phases_s", "notes", "config")}
     for group in _NESTED:
         fields |= {f"{group}_{name}": value for name, value in (record.get(group) or {}).items()}
     return fields

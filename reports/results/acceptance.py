@@ -6,17 +6,20 @@ from itertools import zip_longest
 
 import pandas as pd
 
+from reports.results.load import finished
+
 COLUMNS = ["kind", "title", "system", "batch_size", "position", "drafted", "accepted", "accepted_share"]
 
 
 def by_position(frame: pd.DataFrame) -> pd.DataFrame:
     """Sums of accepted over drafted tokens of one workload, over repetitions and rounds.
 
-    One row per kind, title, batch and position (1 is drafted first); empty if nothing was drafted.
+    One row per kind, title, batch size and position (1 is drafted first); empty if nothing was drafted.
     """
     rows = []
-    finished = frame[frame["status"] == "ok"]
-    for (kind, title, system, batch), part in finished.groupby(["kind", "title", "system", "batch_size"], sort=False):
+    for (kind, title, system, batch), part in finished(frame).groupby(
+        ["kind", "title", "system", "batch_size"], sort=False
+    ):
         drafted, accepted = _sums(part, "drafted_by_position"), _sums(part, "accepted_by_position")
         for position, (tried, kept) in enumerate(zip_longest(drafted, accepted, fillvalue=0), start=1):
             if tried:

@@ -1,7 +1,7 @@
 """Lines of a result file: one JSON object each, sealed with a checksum, brought to the current schema.
 
 A sealed line ends in ``"checksum":"<16 hex digits>"}``: the xxh3-64 of the same object without that member,
-byte for byte.  Lines of older releases carry none and are taken as they are.
+byte for byte. Lines of older releases have none and are accepted without it.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ _SEAL = re.compile(r',"checksum":"([0-9a-f]{16})"\}$')
 
 
 class DamagedLine(ValueError):
-    """A line that was torn by a kill or altered since it was written; never a result."""
+    """A line that was cut off by a kill or altered since it was written; never a result."""
 
 
 def seal(body: str) -> str:
-    """``body`` (the text of a JSON object with members) as a line that shows any later change."""
+    """``body`` (the text of a JSON object with members) with a checksum that detects any later change."""
     return f'{body[:-1]},"checksum":"{xxhash.xxh3_64_hexdigest(body.encode())}"}}'
 
 
@@ -50,11 +50,11 @@ def unseal(line: str) -> Any:
 
 
 def read_lines(path: Path, stacklevel: int = 3) -> Iterator[tuple[int, Any]]:
-    """(line number, object of the current schema) of every whole line; warns of those that are damaged.
+    """(line number, object of the current schema) of every intact line; warns about damaged ones.
 
     Raises:
         OSError: the file cannot be read.
-        ValueError: a line of a schema this release does not know.
+        ValueError: a line of a schema unknown to this release.
     """
     for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").split("\n"), start=1):
         if not line.strip():
@@ -62,7 +62,7 @@ def read_lines(path: Path, stacklevel: int = 3) -> Iterator[tuple[int, Any]]:
         try:
             payload = unseal(line.rstrip("\r"))
         except DamagedLine as error:
-            warnings.warn(f"{path}:{number}: torn line skipped ({error})", stacklevel=stacklevel)
+            warnings.warn(f"{path}:{number}: damaged line skipped ({error})", stacklevel=stacklevel)
             continue
         try:
             yield number, upgrade(payload)

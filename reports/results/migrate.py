@@ -1,8 +1,7 @@
 """Schemas of result lines: the current one, and the steps that bring older lines to it.
 
-A schema's number changes only when a field is renamed, removed or changes its meaning.  Whoever does that
-adds one step here: from the old name to the new, a function from payload to payload.  New fields with
-defaults need no step.
+The number of a schema changes only when a field is renamed, removed or changes its meaning. Such a change adds one
+step here, a function from the old payload to the new one. New fields with defaults need no step.
 """
 
 from __future__ import annotations
@@ -63,10 +62,10 @@ STEPS: Mapping[str, Step] = {"specmoe-bench.result/1": ("specmoe-bench.result/2"
 
 
 def upgrade(payload: Any, steps: Mapping[str, Step] = STEPS, target: str = SCHEMA) -> Any:
-    """``payload`` in schema ``target``, by as many steps as it takes; what names no schema is returned as it is.
+    """``payload`` in schema ``target``, by as many steps as needed; unchanged if it names no schema.
 
     Raises:
-        ValueError: a schema from which no steps lead to ``target``; the message says what to do.
+        ValueError: no steps lead from its schema to ``target``; the message names the fix.
     """
     if not isinstance(payload, dict) or "schema_version" not in payload:
         return payload

@@ -1,8 +1,8 @@
-"""The paper's figures as data, each with its unit, where it stands and under which conditions.
+"""The paper's figures as data, each with its unit, source and conditions.
 
 Source: *SpecMoE: A Fast and Efficient Mixture-of-Experts Inference via Self-Assisted Speculative Decoding*, Bang,
-Cho, Hwang, Chung, Rhu, DAC 2026, arXiv 2604.10152.  The full text was not at hand: the figures were gathered from
-independent digests that agree with each other, so a source says *text*, *table* or *figure*, not a page.
+Cho, Hwang, Chung, Rhu, DAC 2026, arXiv 2604.10152.  The full text was not available: the figures come from
+independent digests that agree with each other, so a source is *text*, *table* or *figure*, without a page.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Source = Literal["text", "table: models", "table: draft selection", "table: N", 
 
 @dataclass(frozen=True)
 class Conditions:
-    """Under what a figure holds; None means that the digests do not say (or that it does not apply)."""
+    """Conditions under which a figure holds; None if the digests do not state it, or if it does not apply."""
 
     model: str | None = None
     batch_size: int | None = None
@@ -36,7 +36,7 @@ class Conditions:
 
 @dataclass(frozen=True)
 class Figure:
-    """One number of the paper; ``bound`` says that it is stated as *up to* (max) or *over* (min)."""
+    """One number of the paper; ``bound`` tells whether it is stated as *up to* (max) or *over* (min)."""
 
     id: str
     title: str
@@ -286,19 +286,19 @@ _BY_ID = {figure.id: figure for figure in FIGURES}
 
 
 def figure(id: str) -> Figure:
-    """A figure by its id.
+    """The figure with this id.
 
     Raises:
-        KeyError: there is none of that id.
+        KeyError: unknown id.
     """
     return _BY_ID[id]
 
 
 def model(id: str) -> Model:
-    """A model of the paper by its id.
+    """The model of the paper with this id.
 
     Raises:
-        KeyError: the paper has none of that id.
+        KeyError: unknown id.
     """
     for known in MODELS:
         if known.id == id:

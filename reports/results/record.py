@@ -1,9 +1,9 @@
-"""Result schema, version 1: one JSON line per cell and round, readable without this code.
+"""Result schema, version 2: one JSON line per cell and round, readable without this code.
 
 A *cell* is one system with its options on one workload; a *round* is one pass over all cells.
-Every line stands alone: config, limit, environment and raw repetitions are in it, and a checksum at its end.
+Every line is self-contained: it holds configuration, limit, environment and raw repetitions, and ends in a checksum.
 Sizes are bytes, times seconds, rates ``_tok_s`` (tokens per second) and ``_gb_s`` (1e9 bytes per second).
-Fields may be added with defaults; ``reports.results.migrate`` says what else a change of schema takes.
+Fields may be added with defaults; ``reports.results.migrate`` describes any other change of the schema.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ Covers = Literal["worker", "engine"]
 
 
 class RecordError(ValueError):
-    """A result file that cannot be read or written; the message names the file, line and mend."""
+    """A result file that cannot be read or written; the message names the file, the line and the fix."""
 
 
 class Cell(Strict):
@@ -103,23 +103,23 @@ class Limit(Strict):
     peak_bytes: int | None = None
     why_not: str | None = None
     disk_read_limit_bytes_s: int | None = None
-    """The throttle in force; None where none was asked for (a throttle that cannot be had fails the cell)."""
+    """The throttle in force; None if none was requested (a cell whose throttle cannot be set fails)."""
     covers: Covers = "worker"
-    """Whose process: the worker's, with the system in it, or the system's engine's, driven by a worker outside."""
+    """The limited process: the worker, which runs the system, or the system's engine, driven by an unlimited worker."""
 
 
 class Usage(Strict):
-    """What the kernel and the GPU driver said of the whole worker process, warm-up and loading included; where the
+    """What the kernel and the GPU driver report of the whole worker process, loading and warm-up included; where the
     limit covers an engine, peaks are the engine's, totals (CPU time, disk) those of engine and worker together.
 
-    Peaks are of samples, so a shorter peak can be missed; totals are exact.  None: not readable here.
+    Peaks are of samples, so a short peak can be missed; totals are exact. None: not readable on this machine.
     """
 
     samples: int
     period_s: float
-    """Time between samples; longer than asked for where sampling would have cost more than its share."""
+    """Time between samples; longer than configured where sampling would have exceeded its share of CPU time."""
     sampler_cpu_share: float
-    """CPU time of the sampling thread over wall time: what telemetry cost."""
+    """CPU time of the sampling thread over wall time: the cost of telemetry."""
     peak_rss_bytes: int | None = None
     peak_pss_bytes: int | None = None
     peak_cgroup_bytes: int | None = None
@@ -129,21 +129,21 @@ class Usage(Strict):
     cpu_s: float | None = None
     """User and system time of all threads."""
     cpu_cores: float | None = None
-    """``cpu_s`` over wall time: mean number of cores kept busy."""
+    """``cpu_s`` over wall time: mean number of busy cores."""
     peak_gpu_bytes: int | None = None
     pcie_to_gpu_gb_s: float | None = None
-    """Mean of the driver's rate samples, all processes of the GPU."""
+    """Mean of the driver's rate samples, over all processes on the GPU."""
     pcie_from_gpu_gb_s: float | None = None
     gpu_power_w: float | None = None
     gpu_energy_j: float | None = None
     cpu_energy_j: float | None = None
-    """RAPL packages: the whole machine's processors, not this process alone."""
+    """RAPL package energy: of the machine's processors, not of this process alone."""
     memory_gb_s: float | None = None
-    """Memory traffic of the whole machine by the memory controllers' counters."""
+    """Memory traffic of the whole machine, from the memory controllers' counters."""
 
 
 class Ceilings(Strict):
-    """What ``specmoe-bench calibrate`` measured on this machine; the last calibration before the cell."""
+    """Rates that ``specmoe-bench calibrate`` measured on this machine, from the last calibration before the cell."""
 
     date: str
     disk_read_gb_s: float | None = None
@@ -181,11 +181,11 @@ class Record(Strict):
     environment: dict[str, Any] = Field(default_factory=dict)
     config: dict[str, Any] = Field(default_factory=dict)
     attempt: int = Field(default=1, ge=1)
-    """1 for the first try of a cell in a round; failed tries keep their lines."""
+    """1 for the first attempt of a cell in a round; failed attempts keep their lines."""
     session: str | None = None
-    """Equal for records of one runner process; a continued run has several."""
+    """Equal for records of one runner process; a resumed run has several."""
     node: str | None = None
-    """The cluster's node, where the run was scaled out."""
+    """The cluster node that ran the cell, in a distributed run."""
     usage: Usage | None = None
     ceilings: Ceilings | None = None
 
@@ -201,7 +201,7 @@ class Record(Strict):
 
 
 class ResultFile:
-    """Append-only JSONL of sealed records; a line torn by a kill is set aside, never parsed as a result."""
+    """Append-only JSONL of sealed records; a line cut off by a kill is skipped, never parsed as a result."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -225,17 +225,17 @@ class ResultFile:
                 sync_folder(self.path.parent)
         except OSError as error:
             full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-            mend = "free some space" if full else "make the folder writable"
+            fix = "free some space" if full else "make the folder writable"
             raise RecordError(
-                f"cannot write {self.path} ({error.strerror}): finished cells are kept; {mend} "
-                "and run the same command to go on"
+                f"cannot write {self.path} ({error.strerror}): finished cells are kept; {fix} "
+                "and run the same command to continue"
             ) from error
 
     def read(self) -> list[Record]:
-        """All whole records in file order; warns about damaged lines.
+        """All intact records in file order; warns about damaged lines.
 
         Raises:
-            RecordError: the file is missing, or a whole line is not a record.
+            RecordError: the file is missing, or an intact line is not a record.
         """
         if not self.path.exists():
             raise RecordError(f"no result file at {self.path}: run `specmoe-bench run` first")
@@ -261,7 +261,7 @@ class ResultFile:
 
 
 def _append(file: int, line: bytes) -> None:
-    """All of ``line`` on a new line of its own, on disk; or nothing of it, with the error raised."""
+    """Append ``line`` on a new line and sync it to disk; on an error nothing of it remains in the file."""
     size = os.fstat(file).st_size
     torn = size > 0 and os.pread(file, 1, size - 1) != b"\n"
     rest = memoryview((b"\n" if torn else b"") + line)

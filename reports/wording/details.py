@@ -1,4 +1,4 @@
-"""Everything known of one cell, with its configuration and raw values, as JSON text."""
+"""The full record of each cell, with its configuration and raw values, as JSON text."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-_HIDDEN = ("cell", "config", "environment", "schema_version", "cell_id")  # shown once, above the rounds
+_HIDDEN = ("cell", "config", "environment", "schema_version", "cell_id")  # shown once per cell
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Detail:
 
 
 def details(frame: pd.DataFrame) -> list[Detail]:
-    """One entry for every cell, in the order of the records."""
+    """One entry per cell, in the order of the records."""
     out = []
     for (kind, title, batch, cell_id), part in frame.groupby(["kind", "title", "batch_size", "cell_id"], sort=False):
         records = list(part["record"])
@@ -36,7 +36,7 @@ def details(frame: pd.DataFrame) -> list[Detail]:
 
 
 def _round(record: dict[str, Any]) -> dict[str, Any]:
-    """The record with each repetition's cycles as one list per field: the same values in a fifth of the text."""
+    """The record with the cycles of each repetition as one list per field, which is five times shorter."""
     repetitions = [
         r | {"cycles": _columns(r["cycles"])} if r.get("cycles") else r for r in record.get("repetitions", [])
     ]

@@ -1,4 +1,4 @@
-"""Nothing finished is lost: random kills, torn lines, full disks, second runners, changed configurations."""
+"""Nothing finished is lost: random kills, damaged lines, full disks, second runners, changed configurations."""
 
 from __future__ import annotations
 
@@ -159,7 +159,7 @@ def test_a_line_altered_on_disk_is_no_result_and_its_cell_runs_again(tmp_path: P
     file.append(bare_record(0, wall_s=1.25))
     file.append(bare_record(1))
     file.path.write_text(file.path.read_text().replace('"wall_s":1.25', '"wall_s":0.25'))
-    with pytest.warns(UserWarning, match=r"results\.jsonl:1: torn line skipped \(checksum differs\)"):
+    with pytest.warns(UserWarning, match=r"results\.jsonl:1: damaged line skipped \(checksum differs\)"):
         assert [r.round for r in file.read()] == [1]
 
 

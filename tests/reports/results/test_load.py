@@ -34,11 +34,11 @@ def test_empty_results_say_what_to_do(tmp_path: Path) -> None:
         load([path])
 
 
-def test_torn_line_is_skipped_with_a_warning(tmp_path: Path) -> None:
+def test_a_damaged_line_is_skipped_with_a_warning(tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", record("on-demand", 4))
     whole = path.read_text()
     path.write_text(whole + whole[:40])
-    with pytest.warns(UserWarning, match=r"a\.jsonl:2: torn line"):
+    with pytest.warns(UserWarning, match=r"a\.jsonl:2: damaged line"):
         frame = load([path])
     assert len(frame) == 1
 

@@ -1,4 +1,4 @@
-"""The schema is documented as it is, older lines stay readable, and every figure can leave for other tools."""
+"""The documented schema is current, older lines stay readable, and every figure can be exported."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ FIRST = ROOT / "tests" / "data" / "first_v1.jsonl"
 
 
 def test_the_documented_schema_is_current() -> None:
-    mend = "run `python -m reports.results.schema`"
-    assert (schema.DOCS / "record.schema.json").read_text() == schema.schema_text(), mend
+    fix = "run `python -m reports.results.schema`"
+    assert (schema.DOCS / "record.schema.json").read_text() == schema.schema_text(), fix
     page = (schema.DOCS / "record.md").read_text()
-    assert page == schema.document(page), mend
+    assert page == schema.document(page), fix
 
 
 def test_written_lines_satisfy_the_documented_schema(tmp_path: Path) -> None:
@@ -107,7 +107,7 @@ def test_older_schemas_are_brought_forward_step_by_step() -> None:
 
 
 @pytest.mark.parametrize("version", ["specmoe-bench.result/9", None, 3, ["x"]])
-def test_a_schema_nobody_can_read_is_named_with_a_mend(tmp_path: Path, version: object) -> None:
+def test_an_unknown_schema_is_refused_with_the_fix(tmp_path: Path, version: object) -> None:
     path = tmp_path / "r.jsonl"
     path.write_text(json.dumps({"schema_version": version}) + "\n")
     for error, read in ((RecordError, ResultFile(path).read), (ReportError, lambda: load([path]))):
@@ -115,7 +115,7 @@ def test_a_schema_nobody_can_read_is_named_with_a_mend(tmp_path: Path, version: 
             read()
 
 
-def test_a_step_that_leads_in_a_circle_is_an_error() -> None:
+def test_a_cycle_of_steps_is_an_error() -> None:
     with pytest.raises(ValueError, match="s/1"):
         upgrade({"schema_version": "s/1"}, {"s/1": ("s/1", dict)}, "s/2")
 

@@ -31,7 +31,7 @@ def test_a_line_torn_by_a_kill_costs_only_itself(cut: int) -> None:
         file.path.write_bytes(whole[:-cut])
         file.append(bare_record(2))
         if cut > 1:  # cutting just the newline tears nothing
-            with pytest.warns(UserWarning, match="torn line"):
+            with pytest.warns(UserWarning, match="damaged line"):
                 assert [r.round for r in file.read()] == [0, 2]
         else:
             assert [r.round for r in file.read()] == [0, 1, 2]
