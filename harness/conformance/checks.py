@@ -1,25 +1,26 @@
-"""The verdicts of the conformance suite: what its runs of a system left, judged check by check."""
+"""The checks of the conformance suite: each judges what the runs of a system left."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
-from baselines import contract
-from harness.run.job import LEFT_BEHIND, Answer
+from harness.conformance.evidence import Evidence
+from harness.run.job import LEFT_BEHIND
+from reports.results.metrics import Metrics
 from reports.results.record import Record
 
 SLACK_BYTES = 64 << 20
 FORCED_BYTES = 1 << 20
-"""What the kernel may charge beyond a limit it enforces: allocations that must not fail pass it by some pages."""
+"""What the kernel may charge beyond a limit it enforces: allocations that must not fail exceed it by some pages."""
 
 BYTES_TOLERANCE = 0.1
 
 
 @dataclass(frozen=True)
 class Check:
-    """One verdict; ``detail`` says what was seen."""
+    """One verdict; ``detail`` is the observation or the reason behind it."""
 
     name: str
     status: Literal["passed", "failed", "skipped"]
@@ -30,25 +31,21 @@ class Check:
         return self.status == "passed"
 
 
-@dataclass
-class Evidence:
-    """What the runs of one system left to judge."""
-
-    card: contract.CapabilityCard
-    records: dict[str, Record] = field(default_factory=dict)
-    refusals: dict[str, Answer] = field(default_factory=dict)
-    unknown_option: str | None = None
-    leftovers: list[str] = field(default_factory=list)
-    large_expert_bytes: int = 0
-    kernel_counts_reads: bool = False
-
-
 class _Skip(Exception):
-    """The check does not apply; the message says why."""
+    """The check does not apply; the message gives the reason."""
+
+
+class _Failed(Exception):
+    """The system breaks the contract; the message says what was seen."""
+
+
+def _require(holds: bool, otherwise: str) -> None:
+    if not holds:
+        raise _Failed(otherwise)
 
 
 def judge(name: str, evidence: Evidence) -> Check:
-    """The verdict of the check called ``name``; skipped where the system says that it cannot run here."""
+    """The verdict of the check called ``name``; skipped if the system cannot run here."""
     first = next(iter(evidence.records.values()))
     if first.status == "not_supported":
         return Check(name, "skipped", first.error or "no reason given")
@@ -56,27 +53,26 @@ def judge(name: str, evidence: Evidence) -> Check:
         return Check(name, "passed", CHECKS[name](evidence))
     except _Skip as reason:
         return Check(name, "skipped", str(reason))
-    except AssertionError as error:
-        return Check(name, "failed", str(error))
+    except _Failed as finding:
+        return Check(name, "failed", str(finding))
 
 
-def _finished(evidence: Evidence, which: str) -> Record:
+def _finished(evidence: Evidence, which: str) -> tuple[Record, Metrics]:
     record = evidence.records[which]
     if record.status == "not_supported":
         raise _Skip(record.error or "no reason given")
-    assert record.status == "ok", f"{record.status}: {record.error}"
-    assert record.metrics is not None
-    return record
+    if record.status != "ok" or record.metrics is None:
+        raise _Failed(f"{record.status}: {record.error}")
+    return record, record.metrics
 
 
 def _equal_tokens(which: str) -> Callable[[Evidence], str]:
     def check(evidence: Evidence) -> str:
-        record = _finished(evidence, which)
-        assert record.metrics is not None
-        fidelity = record.metrics.fidelity
+        record, metrics = _finished(evidence, which)
+        fidelity = metrics.fidelity
         if not evidence.card.lossless:
             raise _Skip(f"the card says lossy; fidelity {fidelity}")
-        assert fidelity == 1.0, f"fidelity {fidelity} against transformers' greedy tokens in float32: 1.0 is asked"
+        _require(fidelity == 1.0, f"fidelity {fidelity} against transformers' greedy tokens in float32: it must be 1.0")
         tokens = record.repetitions[0].new_tokens
         return f"{tokens} tokens of {record.cell.batch_size} rows equal transformers' in float32"
 
@@ -84,71 +80,70 @@ def _equal_tokens(which: str) -> Callable[[Evidence], str]:
 
 
 def _rows_end_at_their_own_length(evidence: Evidence) -> str:
-    """The worker refuses an answer with a row that is too long or too short; here is what was asked for."""
-    record = _finished(evidence, "ragged")
+    """The worker rejects an answer with a row of wrong length; this compares the lengths with the request."""
+    record, _ = _finished(evidence, "ragged")
     asked = record.cell.shape.output_lengths(record.cell.batch_size)
     for repetition in record.repetitions:
         given = repetition.new_tokens_by_row
-        assert given == asked, f"rows came back with {given} tokens, {asked} were asked for"
-        assert repetition.new_tokens == sum(asked), f"{repetition.new_tokens} tokens counted, {sum(asked)} asked for"
+        _require(given == asked, f"rows came back with {given} tokens, {asked} were requested")
+        counted = repetition.new_tokens
+        _require(counted == sum(asked), f"{counted} tokens counted, {sum(asked)} requested")
     return f"rows of {', '.join(map(str, asked))} tokens"
 
 
 def _budget_is_kept(evidence: Evidence) -> str:
-    """The kernel's peak of the process, and for systems that know the budget the growth with the model's size."""
-    small, large = _finished(evidence, "ragged"), _finished(evidence, "large")
-    assert small.metrics is not None
-    assert large.metrics is not None
-    limit, budget = large.limit, large.cell.expert_budget_bytes or 0
+    """The kernel's peak of the process; for systems that know the budget also the growth with the model's size."""
+    _, small = _finished(evidence, "ragged")
+    record, large = _finished(evidence, "large")
+    limit, budget = record.limit, record.cell.expert_budget_bytes or 0
     if limit.enforced and limit.peak_bytes is not None and limit.limit_bytes is not None:
-        allowed = limit.limit_bytes + FORCED_BYTES
-        assert limit.peak_bytes <= allowed, f"peak {limit.peak_bytes} beyond the limit {limit.limit_bytes}"
-    reported = large.metrics.peak_device_expert_bytes
-    if reported is not None and evidence.card.knows_budget:
-        assert reported <= budget, f"reports {reported} expert bytes, the budget is {budget}"
+        within = limit.peak_bytes <= limit.limit_bytes + FORCED_BYTES
+        _require(within, f"peak {limit.peak_bytes} beyond the limit {limit.limit_bytes}")
     if not evidence.card.knows_budget:
         if not limit.enforced:
-            raise _Skip(f"knows no budget, and no limit was enforced: {limit.why_not}")
+            raise _Skip(f"does not know the budget, and no limit was enforced: {limit.why_not}")
         return f"kernel peak {_mb(limit.peak_bytes)} within the process limit of {_mb(limit.limit_bytes)}"
-    peaks = small.metrics.peak_rss_bytes, large.metrics.peak_rss_bytes
-    if peaks[0] is None or peaks[1] is None or evidence.large_expert_bytes < 2 * (budget + SLACK_BYTES):
-        raise _Skip("no resident sizes from the kernel, or a model too small to tell")
-    grown = peaks[1] - peaks[0]
-    allowed = budget + SLACK_BYTES
-    assert grown <= allowed, (
-        f"with {_mb(evidence.large_expert_bytes)} of experts the process grew by {_mb(grown)}: {_mb(allowed)} allowed"
-    )
-    return f"grew by {_mb(grown)} for {_mb(evidence.large_expert_bytes)} of experts under a budget of {_mb(budget)}"
+    reported = large.peak_device_expert_bytes
+    _require(reported is None or reported <= budget, f"reports {reported} expert bytes, the budget is {budget}")
+    if small.peak_rss_bytes is None or large.peak_rss_bytes is None:
+        raise _Skip("no resident sizes from the kernel")
+    if evidence.large_expert_bytes < 2 * (budget + SLACK_BYTES):
+        raise _Skip("the large model is too small to decide")
+    grown, allowed = large.peak_rss_bytes - small.peak_rss_bytes, budget + SLACK_BYTES
+    experts = _mb(evidence.large_expert_bytes)
+    _require(grown <= allowed, f"with {experts} of experts the process grew by {_mb(grown)}: {_mb(allowed)} allowed")
+    return f"grew by {_mb(grown)} for {experts} of experts under a budget of {_mb(budget)}"
 
 
 def _bytes_agree(evidence: Evidence) -> str:
-    record = _finished(evidence, "large")
-    assert record.metrics is not None
-    link, kernel = record.metrics.link_bytes, record.metrics.kernel_read_bytes
+    _, metrics = _finished(evidence, "large")
+    link, kernel = metrics.link_bytes, metrics.kernel_read_bytes
     if link is None:
-        raise _Skip("reports no link bytes: the kernel's alone are used")
+        raise _Skip("reports no link bytes: only the kernel's are used")
     if kernel is None or not evidence.kernel_counts_reads:
         raise _Skip("the kernel counts no reads here")
     if link == 0 == kernel:
         return "no byte moved, by either count"
-    assert kernel, f"reports {_mb(link)}, the kernel read none: they came from the page cache, which is no slow tier"
-    assert abs(link / kernel - 1) <= BYTES_TOLERANCE, f"reports {_mb(link)}, the kernel read {_mb(kernel)}"
-    return f"reports {_mb(link)}, the kernel read {_mb(kernel)}"
+    seen = f"reports {_mb(link)}, the kernel read {_mb(kernel)}"
+    if not kernel:
+        raise _Failed(f"reports {_mb(link)}, the kernel read none: they came from the page cache, not the slow tier")
+    _require(abs(link / kernel - 1) <= BYTES_TOLERANCE, seen)
+    return seen
 
 
 def _bad_input_is_refused(evidence: Evidence) -> str:
-    assert evidence.unknown_option, "an unknown option was accepted: derive Options from SystemOptions"
+    _require(bool(evidence.unknown_option), "an unknown option was accepted: derive Options from SystemOptions")
     for what, answer in evidence.refusals.items():
-        assert answer.status != "ok", f"{what} was accepted"
-        assert answer.error, f"{what} was refused without a reason"
-        assert "died" not in answer.notes, f"{what}: {answer.error}"
+        _require(answer.status != "ok", f"{what} was accepted")
+        _require(bool(answer.error), f"{what} was refused without a reason")
+        _require("died" not in answer.notes, f"{what}: {answer.error}")
     return f"refused: an unknown option, {', '.join(evidence.refusals)}"
 
 
 def _nothing_is_left(evidence: Evidence) -> str:
     noted = [n for record in evidence.records.values() for n in record.notes if n.startswith(LEFT_BEHIND)]
     found = [*noted, *evidence.leftovers]
-    assert not found, "; ".join(found)
+    _require(not found, "; ".join(found))
     return "no thread, process, open file or new file after close"
 
 
@@ -167,7 +162,7 @@ CHECKS: dict[str, Callable[[Evidence], str]] = {
     "clean-shutdown": _nothing_is_left,
 }
 
-# The runs that each check looks at.
+# The runs that each check needs.
 NEEDS: dict[str, frozenset[str]] = {
     "equal-tokens": frozenset({"one row"}),
     "equal-tokens-ragged-batch": frozenset({"ragged"}),

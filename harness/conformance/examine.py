@@ -1,7 +1,7 @@
-"""Does a system keep the contract?  The same processes, limits and counters as a benchmark, on small models.
+"""Whether a system keeps the adapter contract, by the same processes, limits and counters as a benchmark.
 
-``examine`` runs a system on the embedded model and on one eight times wider and judges what came back, in the
-order of ``CHECKS``.  A system that says it cannot run here is skipped, with its reason, and is no failure.
+``examine`` runs a system on the embedded model and on one eight times wider, and judges the results by ``CHECKS``.
+A system that cannot run here is skipped with its reason and is not a failure.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from baselines import registry
-from harness.conformance.checks import CHECKS, NEEDS, Check, Evidence, judge
+from harness.conformance.checks import CHECKS, NEEDS, Check, judge
+from harness.conformance.evidence import Evidence
 from harness.machine.page_cache import drop_page_cache
 from harness.machine.proc import kernel_read_bytes
 from harness.plan.experiment import validate
@@ -45,7 +46,7 @@ def examine(name: str, options: dict[str, Any], work: Path, only: Collection[str
         name: the system.
         options: its options.
         work: keeps reference outputs, so share it between systems examined one after another.
-        only: names of checks; nothing is run that none of them looks at.  Default: all.
+        only: names of checks, all by default; only the runs that they need are made.
 
     Raises:
         ValueError: unknown system, option or check.
@@ -63,7 +64,7 @@ def examine(name: str, options: dict[str, Any], work: Path, only: Collection[str
 
 
 def _gather(name: str, options: dict[str, Any], work: Path, runs: frozenset[str], evidence: Evidence) -> None:
-    """Run the system as often as the named runs need."""
+    """Make the named runs, and note what they left."""
     try:
         registry.create(name, {**options, "no_such_option": 1})
     except ValueError as error:
@@ -85,7 +86,7 @@ def _gather(name: str, options: dict[str, Any], work: Path, runs: frozenset[str]
 
 @dataclass
 class _Place:
-    """Where a system is run: on which model, with references and results in which folder."""
+    """A system on one model; reference tokens and results are kept in ``work``."""
 
     system: str
     options: dict[str, Any]
@@ -102,12 +103,12 @@ class _Place:
 
 
 def _refused(evidence: Evidence) -> bool:
-    """Whether the system said in its first run that it cannot run here."""
+    """Whether the first run was ``not_supported``: then no other run is made."""
     return any(record.status == "not_supported" for record in list(evidence.records.values())[:1])
 
 
 def _run(place: _Place, run: str, evidence: Evidence, batch: int, budget: str, new_tokens: Any = 10) -> None:
-    """One cell, as a benchmark would run it; notes its record and the files it leaves."""
+    """Run one cell as a benchmark does; notes its record and the files it leaves."""
     experiment = {
         "name": "conformance",
         "model": place.model,
@@ -131,7 +132,7 @@ def _run(place: _Place, run: str, evidence: Evidence, batch: int, budget: str, n
 
 
 def _kernel_counts_reads(file: Path) -> bool:
-    """Whether reading a file that is not cached shows in the kernel's counter (on tmpfs, say, it does not)."""
+    """Whether the kernel's counter sees the read of an uncached file (on tmpfs it does not)."""
     drop_page_cache([file])
     before = kernel_read_bytes()
     file.read_bytes()
@@ -140,7 +141,7 @@ def _kernel_counts_reads(file: Path) -> bool:
 
 
 def _refusal(place: _Place, model: Path, budget: int | None) -> Answer:
-    """The answer of a worker that is given something it must refuse."""
+    """The answer of a worker to a request that it must refuse."""
     result, reference = place.work / "refusal.json", place.work / "refusal-reference.json"
     result.unlink(missing_ok=True)
     reference.write_text("[[0, 0]]")  # so that only the system itself can refuse
@@ -178,7 +179,7 @@ def _refusal(place: _Place, model: Path, budget: int | None) -> Answer:
 
 @contextlib.contextmanager
 def _private_temporary_folder(work: Path) -> Iterator[tuple[Path, str]]:
-    """Workers get a temporary folder of their own and a mark by which any descendant is found."""
+    """Give workers a temporary folder of their own, and a mark in the environment that identifies descendants."""
     mark = uuid.uuid4().hex
     temporary = work / f"tmp-{mark}"
     temporary.mkdir(parents=True)

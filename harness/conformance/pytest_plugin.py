@@ -1,4 +1,4 @@
-"""pytest plugin: one test per conformance check, in this package and in any that registers a system.
+"""pytest plugin: one test per conformance check, for this package and any other that registers a system.
 
 ::
 
@@ -6,7 +6,7 @@
     def test_my_system(conformance_check):
         assert conformance_check.passed, conformance_check.detail
 
-A system is run once per session and option set; a check that does not apply is skipped with its reason.
+A system runs once per session and set of options; a check that does not apply is skipped with its reason.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 @pytest.fixture
 def conformance_check(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Check:
     """The verdict on the marked system under this test's check; skips where the check does not apply."""
-    from harness.conformance import examine as conformance
+    from harness.conformance.examine import examine
 
     marker = request.node.get_closest_marker("conformance")
     if marker is None or len(marker.args) != 1:
@@ -46,7 +46,7 @@ def conformance_check(request: pytest.FixtureRequest, tmp_path_factory: pytest.T
     results = request.config.stash[_RESULTS]
     if key not in results:
         work = tmp_path_factory.getbasetemp() / "conformance"
-        results[key] = {c.name: c for c in conformance.examine(marker.args[0], dict(marker.kwargs), work)}
+        results[key] = {c.name: c for c in examine(marker.args[0], dict(marker.kwargs), work)}
     check = results[key][request.param]
     if check.status == "skipped":
         pytest.skip(check.detail)
