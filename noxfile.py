@@ -1,4 +1,4 @@
-"""Sessions: ``tests``, ``adapters``, ``cluster``, ``bench``, ``lint``, ``docs``, ``reproduce``, each from nothing."""
+"""Sessions ``tests``, ``adapters``, ``cluster``, ``bench``, ``lint``, ``docs``, ``reproduce``, each in its own."""
 
 from __future__ import annotations
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 import sys
 import tomllib
 from collections.abc import Iterator
@@ -56,6 +57,16 @@ def test_links_and_includes_lead_to_files(page: Path, hooks: ModuleType) -> None
     folder = page.parent.relative_to(ROOT).as_posix()
     text = hooks.expanded(page.read_text(), folder)
     assert not [target for target in hooks.targets(text, folder) if not (ROOT / target).exists()]
+
+
+PATH = re.compile(r"`((?:specmoe|harness|reports|baselines|workloads|tests|docs|examples)/[\w./-]+)`")
+INVENTED = {"baselines/my_system.py", "reports/figures/first_token.py", "workloads/prompts/NAME.jsonl"}  # in guides
+
+
+@pytest.mark.parametrize("page", [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *PAGES], ids=lambda page: page.name)
+def test_a_path_named_in_a_document_exists(page: Path) -> None:
+    named = set(PATH.findall(page.read_text())) - INVENTED
+    assert not [path for path in named if not (ROOT / path).exists() and not (page.parent / path).exists()]
 
 
 def test_an_include_that_leads_nowhere_is_an_error(hooks: ModuleType) -> None:
