@@ -20,7 +20,7 @@ _BY = ["kind", "title", "system", "batch_size"]
 def _data(material: Material) -> pd.DataFrame:
     """Acceptance with its Wilson interval over one round's drafts: greedy rounds repeat the same tokens."""
     data = by_position(material.records)
-    rounds = material.records[material.records["status"] == "ok"].groupby(_BY).size()
+    rounds = material.finished.groupby(_BY).size()
     bounds = []
     for row in data.to_dict("records"):
         repeats = int(rounds[tuple(row[name] for name in _BY)])

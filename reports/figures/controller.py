@@ -17,7 +17,7 @@ _BY = ["kind", "title", "system", "batch_size"]
 
 def _data(material: Material) -> pd.DataFrame:
     rows = []
-    records = material.records[material.records["status"] == "ok"]
+    records = material.finished
     for row in records.to_dict("records"):
         if row["record"]["cell"].get("options", {}).get("controller") != "auto":
             continue

@@ -18,7 +18,7 @@ _COLUMNS = ["kind", "title", "system", "batch_size", "peak_gb", "peak_expert_gb"
 
 
 def _data(material: Material) -> pd.DataFrame:
-    finished = material.records[material.records["status"] == "ok"]
+    finished = material.finished
     rows = []
     for (kind, title, system), part in finished.groupby(["kind", "title", "system"], sort=False):
         peaks = part["limit_peak_bytes"].astype(float).fillna(part["peak_rss_bytes"].astype(float))

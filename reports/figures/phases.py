@@ -20,7 +20,7 @@ _COLUMNS = ["kind", "title", "system", "batch_size", "phase", "ms_per_token", "t
 def _data(material: Material) -> pd.DataFrame:
     rows = []
     by = ["kind", "title", "system", "batch_size"]
-    for names, part in material.records[material.records["status"] == "ok"].groupby(by, sort=False):
+    for names, part in material.finished.groupby(by, sort=False):
         found: dict[str, list[float]] = {}
         totals = []
         for record in part["record"]:

@@ -18,7 +18,7 @@ _OUTCOME_FIELDS = {"useful": "prefetch_useful_bytes", "late": "prefetch_late_byt
 
 def _data(material: Material) -> pd.DataFrame:
     rows = []
-    for names, part in material.records[material.records["status"] == "ok"].groupby(_BY, sort=False):
+    for names, part in material.finished.groupby(_BY, sort=False):
         found: dict[str, list[float]] = {name: [] for name in _OUTCOME_FIELDS}
         shares = []
         for record in part["record"]:

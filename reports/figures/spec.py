@@ -10,6 +10,7 @@ from typing import Any, Literal
 import pandas as pd
 
 from reports.figures.style import Looks
+from reports.results.load import finished
 from reports.results.projection import Document
 
 Scope = Literal["section", "across", "projection"]
@@ -40,6 +41,11 @@ class Material:
     records: pd.DataFrame = field(default_factory=pd.DataFrame)
     summary: pd.DataFrame = field(default_factory=pd.DataFrame)
     projection: Document = field(default_factory=dict)
+
+    @property
+    def finished(self) -> pd.DataFrame:
+        """The records with a result."""
+        return finished(self.records)
 
     @property
     def compares_systems(self) -> bool:

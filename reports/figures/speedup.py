@@ -23,7 +23,7 @@ _COLUMNS = ["kind", "title", "system", "rival", "rival_kind", "batch_size", "spe
 
 
 def _data(material: Material) -> pd.DataFrame:
-    finished = material.records[material.records["status"] == "ok"]
+    finished = material.finished
     rows = []
     for kind, records in finished.groupby("kind", sort=False):
         if kind == "oracle":

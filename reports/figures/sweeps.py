@@ -37,7 +37,7 @@ _VALUES = ("tokens_per_step", "decode_tok_s", "acceptance_rate", "hit_rate", "li
 
 
 def _data(sweep: _Sweep, material: Material) -> pd.DataFrame:
-    ours = material.records[(material.records["system"] == SUBJECT) & (material.records["status"] == "ok")]
+    ours = material.finished[material.finished["system"] == SUBJECT]
     if ours.empty:
         return pd.DataFrame()
     parsed = [json.loads(text) for text in ours["options"]]
@@ -141,7 +141,7 @@ def _settings(material: Material) -> pd.DataFrame:
     """Every setting of an experiment on one system, where no single option was swept."""
     if material.compares_systems or any(len(spec.data(material)) for spec in SWEPT):
         return pd.DataFrame()
-    ours = material.records[material.records["status"] == "ok"]
+    ours = material.finished
     rows: list[dict[str, Any]] = []
     for _, group in ours.assign(setting=ours["title"]).groupby(["workload", "kind", "batch_size"], sort=False):
         if group["setting"].nunique() >= _SETTINGS.fewest:

@@ -14,7 +14,7 @@ import pandas as pd
 
 from reports.results.aggregate import round_ratios, within_rounds
 from reports.results.commands import measured_by
-from reports.results.load import ReportError, load
+from reports.results.load import ReportError, finished, load
 from reports.results.roles import CACHE
 from reports.results.stats import Ratio, bootstrap, geometric_mean
 
@@ -39,7 +39,7 @@ def write_ablation(results: Sequence[Path], out: Path) -> Path:
         ReportError: a file is missing, malformed, or holds no finished cell.
     """
     frame = load(results)
-    frame = frame[(frame["status"] == "ok") & (frame["kind"] == "measured")].reset_index(drop=True)
+    frame = finished(frame[frame["kind"] == "measured"]).reset_index(drop=True)
     if frame.empty:
         raise ReportError("no finished measured cell in the result files: run the ablation presets first")
     parts = [part for _, part in frame.groupby("experiment", sort=False)]

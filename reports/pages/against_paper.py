@@ -10,7 +10,7 @@ import pandas as pd
 
 from reports.figures import Material, sweeps
 from reports.results import paper
-from reports.results.aggregate import mean_over_batches, ratio_of, round_ratios, within_rounds
+from reports.results.aggregate import mean_over_batches, ratio_of, round_ratios, rounds_of, within_rounds
 from reports.results.roles import CACHE, REFERENCE, SUBJECT
 from reports.results.stats import Ratio, bootstrap, geometric_mean
 from reports.text import NONE, number
@@ -196,15 +196,8 @@ def _at(part: pd.DataFrame, row: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _rounds(frame: pd.DataFrame, row: dict[str, Any]) -> pd.DataFrame:
-    same = frame["status"] == "ok"
-    for name in ("workload", "kind", "title", "batch_size"):
-        same &= frame[name] == row[name]
-    return frame[same]
-
-
 def _ratio(frame: pd.DataFrame, row: dict[str, Any], other: dict[str, Any], column: str) -> Ratio:
-    return within_rounds(_rounds(frame, row), _rounds(frame, other), column)
+    return within_rounds(rounds_of(frame, row), rounds_of(frame, other), column)
 
 
 def _change(frame: pd.DataFrame, rows: pd.DataFrame, others: pd.DataFrame, where: str) -> Ours:
@@ -213,7 +206,7 @@ def _change(frame: pd.DataFrame, rows: pd.DataFrame, others: pd.DataFrame, where
     for row in rows.to_dict("records"):
         other = others[others["batch_size"] == row["batch_size"]]
         if len(other):
-            pair = _rounds(frame, row), _rounds(frame, other.iloc[0].to_dict())
+            pair = rounds_of(frame, row), rounds_of(frame, other.iloc[0].to_dict())
             cells.append(round_ratios(*pair, "link_bytes_per_token"))
     mean = geometric_mean(cells) if len(cells) > 1 else bootstrap(cells[0] if cells else [])
     percent: Callable[[float | None], float | None] = lambda v: None if v is None else 100 * (v - 1)  # noqa: E731
