@@ -35,7 +35,7 @@ def command(
 
 
 def systems() -> list[str]:
-    """Each system with its capabilities and its options' defaults."""
+    """Each system with its capabilities and the defaults of its options."""
     from baselines import registry
 
     lines = []
@@ -58,10 +58,10 @@ def models() -> list[str]:
         lines += [f"{spec.name:20} {_figures(spec)}  {_state(spec)}", f"{'':20}   {spec.summary}; {spec.licence}"]
     return [
         *lines,
-        f"{'NAME-xF':20} any of these with experts F times wider (F a power of two), the same function",
+        f"{'NAME-xF':20} any of these with experts F times wider (F a power of two) that compute the same function",
         f"{'FOLDER, OWNER/NAME':20} any Hugging Face MoE checkpoint in safetensors, on disk or on the hub",
-        "top-10 %: share of activations on the most used tenth of a layer's experts; repeat: part of a token's experts",
-        "that the token before it used; both and Gini measured on held-out text, mean over MoE layers (see the card)",
+        "top-10 %: share of activations on the most used tenth of a layer's experts; repeat: share of the experts of",
+        "a token that the previous token used; measured on held-out text, mean over MoE layers (see the model's card)",
     ]
 
 
@@ -84,9 +84,9 @@ def workloads() -> list[str]:
         lines.append(f"{'':20}   {kinds}; {described.language}; {described.source}; {described.licence}")
     return [
         *lines,
-        f"{'FILE.jsonl':20} prompts of your own, or Spec-Bench's questions (docs/workloads.md)",
-        f"{'hf:NAME':20} any datasets name as hf:NAME[:CONFIG]:SPLIT:FIELD; cnn_dailymail and wmt14 need no more",
-        "median tokens: by the embedded model's tokenizer, which knows Python better than prose",
+        f"{'FILE.jsonl':20} your own prompts, or Spec-Bench's questions (docs/workloads.md)",
+        f"{'hf:NAME':20} any data set as hf:NAME[:CONFIG]:SPLIT:FIELD; for cnn_dailymail and wmt14 the name is enough",
+        "median tokens: by the embedded model's tokenizer, trained on Python code, which splits prose into more tokens",
     ]
 
 
@@ -136,13 +136,13 @@ def _state(spec: ModelSpec) -> str:
 
 
 def _facts(card: CapabilityCard) -> list[str]:
-    """What a user should know of a system before comparing it."""
+    """What a user should know about a system before comparing it."""
     facts = [f"kind {card.kind}", "lossless" if card.lossless else "lossy", *card.sampling]
-    facts.append("keeps the expert budget itself" if card.knows_budget else "held by the process limit")
+    facts.append("keeps to the expert budget itself" if card.knows_budget else "limited by the process limit")
     if not card.limited:
         facts[-1] = "runs without a limit"
     if card.own_process:
-        facts.append("engine in a process of its own")
+        facts.append("engine in its own process")
     if card.extra:
         facts.append(f"needs pip install 'specmoe-bench[{card.extra}]'")
     return facts

@@ -17,7 +17,7 @@ ExistingTrace = Annotated[Path, typer.Argument(metavar="FILE.parquet", help="Tra
 
 
 @command.command("record")
-def record(
+def record_command(
     out: NewTrace,
     model: Annotated[str, typer.Option(help="Model name or folder.")] = "embedded",
     batch_size: Annotated[int, typer.Option(help="Prompts in the batch.")] = 1,
@@ -31,8 +31,7 @@ def record(
 
     The trace holds the experts that the gates choose and the tokens that the target accepts.
     """
-    from harness.projection.record_trace import RunToRecord
-    from harness.projection.record_trace import record as record_run
+    from harness.projection.record_trace import RunToRecord, record
     from harness.projection.traces import files
 
     wanted = RunToRecord(
@@ -44,7 +43,7 @@ def record(
         warmup_tokens=warmup_tokens,
         prompts=prompts,
     )
-    print(files.write(record_run(wanted), out))
+    print(files.write(record(wanted), out))
 
 
 @command.command("record-cells")
@@ -116,7 +115,7 @@ def show(file: ExistingTrace) -> None:
 
 
 @command.command("replay")
-def replay(
+def replay_command(
     file: ExistingTrace,
     expert_budget: Annotated[
         str | None, typer.Option(help="Memory for experts: bytes, 400MB, or a share (default: the recorded run's).")
@@ -127,7 +126,7 @@ def replay(
 
     Needs no model; prints hits and bytes moved. Options given here replace those of the recorded run.
     """
-    from harness.projection.replay import replay as replay_trace
+    from harness.projection.replay import replay
     from harness.projection.traces import TraceError, files
     from specmoe import SpecOptions
     from specmoe.sizes import parse_bytes
@@ -139,7 +138,7 @@ def replay(
     if given is None:
         raise TraceError("a synthetic trace has no expert budget of its own: give --expert-budget")
     everything = shape.slot_bytes * shape.total_experts
-    replayed = replay_trace(trace, options, parse_bytes(given, everything, "expert budget"))
+    replayed = replay(trace, options, parse_bytes(given, everything, "expert budget"))
     for call in trace.calls:
         decoded = replayed.of_call(call).totals("verify")
         print(

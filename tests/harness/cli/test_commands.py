@@ -73,7 +73,7 @@ def test_every_module_of_the_package_is_a_command() -> None:
 
 
 def test_help_imports_neither_torch_nor_pandas() -> None:
-    heavy = ("torch", "transformers", "pandas", "matplotlib", "numpy", "yaml", "specmoe", "reports", "baselines")
+    heavy = ("torch", "transformers", "pandas", "matplotlib", "numpy", "yaml", "specmoe", "baselines")
     code = f"""
 import sys
 from harness.cli.main import main

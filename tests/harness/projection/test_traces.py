@@ -214,3 +214,9 @@ def test_a_file_that_is_no_trace_is_refused(tmp_path: Path) -> None:
     pd.DataFrame({"a": [1]}).to_parquet(tmp_path / "table.parquet")
     with pytest.raises(TraceError, match="is not a trace"):
         files.read(tmp_path / "table.parquet")
+
+
+def test_a_geometry_is_parsed_from_its_short_form() -> None:
+    assert Geometry.parse("6x64,2,4096") == Geometry.even(6, 64, 2, 4096)
+    with pytest.raises(TraceError, match="LAYERSxEXPERTS"):
+        Geometry.parse("6 layers")
