@@ -1,4 +1,4 @@
-"""Sessions ``tests``, ``adapters``, ``cluster``, ``bench``, ``lint``, ``docs``, ``reproduce``, each in its own."""
+"""Sessions ``tests``, ``adapters``, ``cluster``, ``bench``, ``lint``, ``docs``, ``reproduce``, all isolated."""
 
 from __future__ import annotations
 
