@@ -1,4 +1,4 @@
-"""Whatever the input: one clear error, exit code 2, no traceback without --debug, nothing overwritten."""
+"""Any bad input ends with one clear line and exit code 2; no traceback without --debug, nothing is overwritten."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ FUZZ = settings(
 
 
 def refused(arguments: list[str]) -> str:
-    """Run the command line, hold it to one line of error and code 2, and return that line."""
+    """Run a command that must end with one line of error and code 2; returns the line."""
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -51,7 +51,7 @@ def refused(arguments: list[str]) -> str:
     assert text.startswith("specmoe-bench: ")
     assert text.count("\n") == 1, text
     assert "Traceback" not in text
-    assert "add --debug before the command" not in text, f"an error nobody foresaw: {text}"
+    assert "add --debug before the command" not in text, f"an unexpected error: {text}"
     return text
 
 
@@ -66,7 +66,7 @@ def folder() -> Iterator[Path]:
 
 
 def paths(node: Any, prefix: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-    """Every place in nested data."""
+    """The path of every node in nested data."""
     children = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
     return [prefix, *(place for key, child in children for place in paths(child, (*prefix, key)))]
 
@@ -80,7 +80,7 @@ def replaced(node: Any, place: tuple[Any, ...], value: Any) -> Any:
 
 
 def mutated(original: Any) -> st.SearchStrategy[Any]:
-    """``original`` with any one part exchanged for anything."""
+    """``original`` with one node replaced by arbitrary JSON."""
     return st.tuples(st.sampled_from(paths(original)), JSON).map(lambda change: replaced(original, *change))
 
 
@@ -224,7 +224,7 @@ class TestStores:
             assert contents(place) == before
 
 
-def test_our_own_faults_are_one_line_too_and_debug_shows_where(
+def test_an_unexpected_error_is_one_line_and_debug_shows_the_traceback(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def broken() -> None:
