@@ -1,1 +1,1 @@
-"""Models, prompts and request shapes that every system is measured on."""
+"""Models, prompts and request lengths that every system is measured on."""

@@ -1,4 +1,4 @@
-"""Where constructed models, expert stores and exported prompts are kept between runs."""
+"""The folder that keeps constructed models, expert stores and exported prompts between runs."""
 
 from __future__ import annotations
 
@@ -7,6 +7,6 @@ from pathlib import Path
 
 
 def cache_dir() -> Path:
-    """Folder for constructed models and expert stores: ``SPECMOE_CACHE`` or ``~/.cache/specmoe-bench``."""
+    """``SPECMOE_CACHE``, or ``~/.cache/specmoe-bench`` if it is not set."""
     named = os.environ.get("SPECMOE_CACHE")
     return Path(named) if named else Path.home() / ".cache" / "specmoe-bench"

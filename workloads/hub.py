@@ -1,4 +1,4 @@
-"""Models named by a hub id: fetched by ``huggingface_hub`` into its own cache, where a hub is reachable."""
+"""Models named by a hub id, downloaded by ``huggingface_hub`` into its cache."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def is_id(name: str) -> bool:
 
 
 def cached(name: str) -> Path:
-    """The folder of a model fetched before, without asking the network; ``NOT_FETCHED`` where there is none."""
+    """The folder of a model in the local cache, without network access; ``NOT_FETCHED`` if it is not cached."""
     try:
         return Path(snapshot_download(name, allow_patterns=_WANTED, local_files_only=True))
     except LocalEntryNotFoundError:
@@ -30,13 +30,13 @@ def fetch(name: str) -> Path:
     """Download a model's weights, config and tokenizer; continues an interrupted download.
 
     Raises:
-        ValueError: the hub cannot be reached, or it has no such model or keeps it behind an agreement.
+        ValueError: the hub is unreachable, or the model does not exist there or requires accepting an agreement.
     """
     try:
         return Path(snapshot_download(name, allow_patterns=_WANTED))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise ValueError(
-            f"model {name!r} is no folder here and cannot be fetched from the hub ({_first_line(error)}): "
+            f"model {name!r} is not a local folder and cannot be fetched from the hub ({_first_line(error)}): "
             "check the name and the network, or give a folder with config.json"
         ) from error
 

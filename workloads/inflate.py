@@ -1,10 +1,9 @@
-"""Function-preserving widening of routed experts: real bytes per expert, the very same routing and tokens.
+"""Function-preserving widening of routed experts: larger experts with the same routing and tokens.
 
 Every intermediate neuron of an expert is replicated ``factor`` times and its output weights are divided by
 ``factor``.  SiLU(gate) * up is the same for each replica and the down projection sums the replicas, so the
-expert computes what it computed before; with a power of two the divided weights are exact, and only the
-order of a sum's rounding can differ.  Routers, shared experts, dense layers, attention and embeddings are copied
-as they are.
+expert's function is unchanged.  With a power of two the division is exact, and only the order of summation, and
+so its rounding, can differ.  Routers, shared experts, dense layers, attention and embeddings are copied unchanged.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ _WIDTH = {
     "mixtral": "intermediate_size",
     "olmoe": "intermediate_size",
 }
-"""The config field that holds the width of routed experts, and of nothing else, by model type."""
+"""The config field that holds only the width of routed experts, by model type."""
 _LAYER = re.compile(r"\.layers\.(\d+)\.")
 
 
@@ -46,17 +45,17 @@ def widen(matrix: str, weight: torch.Tensor, factor: int) -> torch.Tensor:
 
 
 def inflated(source: Path, out: Path, factor: int, dtype: torch.dtype = torch.float32) -> Path:
-    """Write the widened model to ``out`` unless it is there; returns ``out``.
+    """Write the widened model to ``out`` unless it exists; returns ``out``.
 
-    One safetensors shard per layer is written, so memory stays at one layer.  The folder appears under
-    its name only when complete.
+    It writes one safetensors shard per layer, so it needs the memory of one layer.  The folder appears under its name
+    only when complete.
 
     Raises:
-        ValueError: the factor is not a power of two, or the source is of an unknown family or lacks per-expert
+        ValueError: the factor is not a power of two, or the source is of an unsupported family or has no per-expert
             weights.
     """
     if factor < 1 or factor & (factor - 1):
-        raise ValueError(f"inflation factor {factor} is not a power of two: the widening would not be exact")
+        raise ValueError(f"factor {factor} is not a power of two, so widening would not be exact: use 2, 4, 8, ...")
     if (out / "config.json").exists():
         return out
     _width_field(json.loads((source / "config.json").read_text()), source)
@@ -77,7 +76,7 @@ def _write_shards(source: Path, out: Path, factor: int, dtype: torch.dtype) -> N
             layer = _LAYER.search(key)
             place[key] = (f"model-layer-{int(layer[1]):03d}.safetensors" if layer else "model-rest.safetensors", opened)
     if not any(_EXPERT.search(key) for key in place):
-        raise ValueError(f"{source} holds no per-expert gate, up and down projections to widen")
+        raise ValueError(f"{source} has no per-expert gate, up and down projections to widen: name another checkpoint")
     total = 0
     for shard in sorted({name for name, _ in place.values()}):
         tensors = {}
@@ -103,7 +102,7 @@ def _write_config(source: Path, out: Path, factor: int, dtype: torch.dtype) -> N
 def _width_field(config: dict[str, Any], source: Path) -> str:
     family = config.get("model_type")
     if family not in _WIDTH:
-        raise ValueError(f"{source} is a {family} model: experts are widened for {', '.join(_WIDTH)}")
+        raise ValueError(f"{source} is a {family} model: only {', '.join(_WIDTH)} can be widened")
     return _WIDTH[family]
 
 

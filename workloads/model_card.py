@@ -1,4 +1,4 @@
-"""What is known of a model beside its weights, for programs: ``card.json``; ``README.md`` says it to people."""
+"""A model's size, training and routing in ``card.json``, for programs; ``README.md`` has the same for people."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ FILE = "card.json"
 class LayerSkew:
     """Routing of one MoE layer on held-out text.
 
-    ``top_10_percent_share``: part of all activations that falls on the most used ``ceil(E / 10)`` experts.
-    ``gini``: Gini coefficient of activations over experts (0 even, 1 all on one).
-    ``repeat_rate``: part of a token's experts that the previous token of the same sequence used too.
+    ``top_10_percent_share``: share of activations on the most used ``ceil(E / 10)`` experts.
+    ``gini``: Gini coefficient of activations over experts (0: uniform, 1: all on one expert).
+    ``repeat_rate``: share of a token's experts that the previous token of the same sequence used too.
     """
 
     layer: int
@@ -32,8 +32,8 @@ class LayerSkew:
 class ModelCard:
     """Size, training and routing of one model; losses in nats per token, ``None`` where not measured.
 
-    ``expert_parameters`` are those of the routed experts alone.  ``weights_sha256`` is that of
-    ``model.safetensors``, ``data_sha256`` that of the training text as the recipe reads it.
+    ``expert_parameters`` counts the routed experts only.  ``weights_sha256`` is the checksum of ``model.safetensors``,
+    ``data_sha256`` that of the training text as the recipe reads it.
     """
 
     name: str
@@ -58,10 +58,10 @@ class ModelCard:
 
     @classmethod
     def read(cls, folder: Path) -> ModelCard | None:
-        """The card in ``folder``, or None where there is none.
+        """The card in ``folder``, or None if it has none.
 
         Raises:
-            ValueError: the file is no card.
+            ValueError: the file is not a valid card.
         """
         file = folder / FILE
         if not file.exists():
@@ -70,22 +70,22 @@ class ModelCard:
             row = json.loads(file.read_text(encoding="utf-8"))
             return cls(**row | {"routing": [LayerSkew(**layer) for layer in row["routing"]]})
         except (TypeError, KeyError, json.JSONDecodeError) as error:
-            raise ValueError(f"{file} is no model card ({error}): build or install the model again") from error
+            raise ValueError(f"{file} is not a model card ({error}): build or install the model again") from error
 
     def write(self, folder: Path) -> None:
         """Write the card into ``folder``."""
         write_text(folder / FILE, json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n")
 
     def mean_top_10_percent_share(self) -> float | None:
-        """Over MoE layers."""
+        """Mean over MoE layers; None if routing was not measured."""
         return _mean([layer.top_10_percent_share for layer in self.routing])
 
     def mean_gini(self) -> float | None:
-        """Over MoE layers."""
+        """Mean over MoE layers; None if routing was not measured."""
         return _mean([layer.gini for layer in self.routing])
 
     def mean_repeat_rate(self) -> float | None:
-        """Over MoE layers."""
+        """Mean over MoE layers; None if routing was not measured."""
         return _mean([layer.repeat_rate for layer in self.routing])
 
 

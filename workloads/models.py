@@ -1,4 +1,4 @@
-"""The model registry: trained models in this package, constructed ones, a folder of the user's, or a hub id."""
+"""The model registry: trained and constructed models by name, a local folder, or a hub id."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from workloads.smollm2 import recipe as smollm2_recipes
 from workloads.smollm2.archives import SMOLLM2
 
 Progress = Callable[[str], None]
-"""Called with one line of text whenever a build has something to tell."""
+"""Called with one line of text per step of a build."""
 
 _HERE = Path(__file__).parent
 _COMMITTED = {
     "embedded": (_HERE / "embedded", "Qwen3-MoE, 64 experts top-2 in every layer, trained on Python source"),
     "nllb-like": (
         _HERE / "geometries" / "nllb-like",
-        "translator, 128 experts top-2 in every fourth layer and dense layers between, after NLLB-MoE",
+        "translator, 128 experts top-2 in every fourth layer, other layers dense, after NLLB-MoE",
     ),
     "scout-like": (
         _HERE / "geometries" / "scout-like",
@@ -36,19 +36,19 @@ _INFLATED = re.compile(r"^(?P<base>[\w.-]+?)-x(?P<factor>\d+)$")
 
 
 def silent(_: str) -> None:
-    """Progress that nobody watches."""
+    """Progress that is not shown."""
 
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """A model by name: what it is, where its folder is, and how the folder comes to be.
+    """A model by name: what it is, where its folder is, and how the folder is built.
 
-    ``constructed`` says that its weights were made here (trained from scratch, widened, upcycled), so that nobody
-    takes it for a published model.  ``prompts`` names the prompt set in ``workloads/prompts`` it is measured on
-    unless an experiment says otherwise.  ``at`` is a folder that needs no building; without it the folder lies in
-    the cache under the name and ``revision``, which must change whenever ``builder`` would make another model.
-    ``builder(folder, progress)`` makes the folder; it must appear under its name only when complete.
-    ``on_use`` says that ``path`` may build it unasked, because that takes seconds.
+    ``constructed`` marks weights that were made by this project (trained from scratch, widened, upcycled), as opposed
+    to a published model.  ``prompts`` names the prompt set in ``workloads/prompts`` on which it is measured unless an
+    experiment names another.  ``at`` is a folder that needs no building; without it the folder is in the cache under
+    the name and ``revision``, which must change whenever ``builder`` would make another model.
+    ``builder(folder, progress)`` makes the folder, which must appear under its name only when complete.
+    ``on_use``: ``path`` builds it without being asked, because that takes seconds.
     """
 
     name: str
@@ -63,35 +63,35 @@ class ModelSpec:
     on_use: bool = False
 
     def folder(self) -> Path:
-        """Where weights, config and tokenizer are, or will be once built."""
+        """The folder of weights, config and tokenizer, which may not be built yet."""
         return self.at or cache_dir() / "models" / self.label
 
     @property
     def label(self) -> str:
-        """Name and revision: no two models that differ in weights share it."""
+        """Name and revision; models with different weights have different labels."""
         return f"{self.name}-{self.revision}" if self.revision else self.name
 
     def is_built(self) -> bool:
-        """Whether the folder is there and complete."""
+        """Whether the folder exists, complete."""
         return (self.folder() / "config.json").exists()
 
     def build(self, progress: Progress = silent) -> Path:
-        """Make the folder unless it is there; returns it."""
+        """Build the folder unless it exists; returns it."""
         folder = self.folder()
         if not self.is_built():
             if self.builder is None:
-                raise ValueError(f"model {self.name!r} lacks {folder / 'config.json'}: install the package again")
+                raise ValueError(f"model {self.name!r} has no {folder / 'config.json'}: install the package again")
             folder.parent.mkdir(parents=True, exist_ok=True)
             self.builder(folder, progress)
         return folder
 
     def card(self) -> ModelCard | None:
-        """Size, training and routing as measured; None where no card stands beside the weights."""
+        """Size, training and routing as measured; None if there is no card beside the weights."""
         return ModelCard.read(self.folder())
 
 
 def catalogue() -> list[ModelSpec]:
-    """Every model that has a name of its own; each also exists as NAME-xF (see ``find``)."""
+    """Every named model; each is also available widened as NAME-xF (see ``find``)."""
     return [
         *(_committed(name, folder, summary) for name, (folder, summary) in _COMMITTED.items()),
         *(_smollm2(name) for name in smollm2_recipes.RECIPES),
@@ -114,9 +114,9 @@ def find(name: str) -> ModelSpec:
         return _widened(named[match["base"]], int(match["factor"]))
     folder = Path(name)
     if (folder / "config.json").exists():
-        return ModelSpec(folder.name, "a folder of the user's", str(folder), "the user's", constructed=False, at=folder)
+        return ModelSpec(folder.name, "local folder", str(folder), "see the folder", constructed=False, at=folder)
     if hub.is_id(name) and not folder.exists():
-        return ModelSpec(name, "a model of the hub", name, "see its hub page", False, at=hub.cached(name))
+        return ModelSpec(name, "hub model", name, "see its hub page", False, at=hub.cached(name))
     raise ValueError(
         f"unknown model {name!r}: use {_listed(list(named))}, one of them as NAME-x32, "
         "a folder with config.json, or a hub id OWNER/NAME"
@@ -124,10 +124,10 @@ def find(name: str) -> ModelSpec:
 
 
 def path(name: str) -> Path:
-    """The folder (weights, config, tokenizer) of a model, made or fetched first where that is quick or unavoidable.
+    """The folder of a model's weights, config and tokenizer; widened models are built, hub models fetched on first use.
 
     Raises:
-        ValueError: no such model, or one that has to be built by command, or a hub id without a hub.
+        ValueError: the model does not exist, has to be built by command, or cannot be fetched from the hub.
     """
     spec = find(name)
     if not spec.is_built() and hub.is_id(name) and spec.builder is None:
@@ -138,15 +138,15 @@ def path(name: str) -> Path:
 
 
 def store_path(name: str, dtype: str) -> Path:
-    """Where the expert store of a model in a dtype (``float32``) is kept: in the cache, by label."""
+    """The folder of a model's expert store in a dtype (such as ``float32``), in the cache."""
     return cache_dir() / "stores" / f"{find(name).label.replace('/', '--')}-{dtype}"
 
 
 def _committed(name: str, folder: Path, summary: str) -> ModelSpec:
-    """A model whose weights are in this package; its card says the rest."""
+    """A model whose weights are in this package, described by its card."""
     card = ModelCard.read(folder)
     if card is None:
-        raise ValueError(f"{folder} lacks its card.json: install the package again")
+        raise ValueError(f"{folder} has no card.json: install the package again")
     return ModelSpec(
         name,
         summary,
@@ -186,7 +186,7 @@ def _widened(base: ModelSpec, factor: int) -> ModelSpec:
 
     return ModelSpec(
         f"{base.name}-x{factor}",
-        f"{base.name} with experts {factor} times wider, the same function",
+        f"{base.name} with experts {factor} times wider and the same function",
         base.source,
         base.licence,
         constructed=True,

@@ -1,4 +1,4 @@
-"""What a prompt is: text to continue, or a conversation to answer."""
+"""A prompt: text to continue, or a conversation to answer."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 HUB = "hf:"
-"""Prefix of prompt sets that the ``datasets`` library loads."""
+"""Prefix of the names of prompt sets that the ``datasets`` library loads."""
 Role = Literal["system", "user", "assistant"]
 ROLES: tuple[str, ...] = get_args(Role)
 
@@ -21,9 +21,9 @@ class Message:
 
 @dataclass(frozen=True)
 class Prompt:
-    """One request: a ``text`` to go on with, or ``messages`` to answer, the last of them the user's.
+    """A ``text`` to continue, or ``messages`` to answer, of which the last is the user's.
 
-    ``reference`` is an answer to compare with, where there is one; nothing here judges answers.
+    ``reference`` is the expected answer, where there is one; answers are not scored.
     """
 
     id: str

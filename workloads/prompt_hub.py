@@ -1,12 +1,12 @@
 """Prompts from any ``datasets`` name: ``hf:NAME[:CONFIG]:SPLIT:FIELD``, exported once to JSON lines.
 
-``FIELD`` may lead into nested values (``translation.en``); one that holds messages becomes messages.  ``hf:NAME``
-alone is enough for the data sets in ``KNOWN``.  ``NAME`` may be a folder made by ``save_to_disk``.
+``FIELD`` may name a nested value (``translation.en``); a list of messages becomes messages.  ``hf:NAME`` is enough for
+the data sets in ``KNOWN``.  ``NAME`` may be a folder made by ``save_to_disk``.
 
-The work is done by a process of its own (``workloads.prompt_hub_export``), so that the library is never loaded by
-what is measured.  What the local cache holds is taken from there without asking the network; only then the hub is
-asked, if it answers at all and ``HF_HUB_OFFLINE`` does not forbid it.  Exports are kept in the cache folder: remove
-one there to have it made anew.
+The export runs in a separate process (``workloads.prompt_hub_export``), so that a measured process never loads the
+library.  The local cache is used first, without network access; the hub is asked only if the data is not cached,
+``HF_HUB_OFFLINE`` does not forbid it, and the hub answers.  Exports are kept in the cache folder; delete one to export
+it again.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pathlib import Path
 from workloads.prompt import HUB
 
 ROWS = 1024
-"""Rows exported at most: four times the largest batch."""
+"""Maximum number of exported rows: four times the largest batch."""
 NOT_CACHED, UNREACHABLE, NO_SUCH = 3, 4, 5
 """Exit codes of ``workloads.prompt_hub_export``."""
 _FORM = "write hf:NAME:SPLIT:FIELD or hf:NAME:CONFIG:SPLIT:FIELD, such as hf:cnn_dailymail:3.0.0:test:article"
@@ -30,7 +30,7 @@ _FORM = "write hf:NAME:SPLIT:FIELD or hf:NAME:CONFIG:SPLIT:FIELD, such as hf:cnn
 
 @dataclass(frozen=True)
 class Source:
-    """Which field of which rows; ``instruction`` has a place for the text, None leaves the text as it is."""
+    """A field of the rows of a split; ``instruction`` is a template with ``{text}``, None uses the text unchanged."""
 
     name: str
     config: str | None
@@ -52,31 +52,31 @@ _WMT = Source(
     "wmt/wmt14", "fr-en", "test", "translation.en", "translation", "Translate this sentence into French.\n\n{text}"
 )
 KNOWN = {"cnn_dailymail": _CNN, _CNN.name: _CNN, "wmt14": _WMT, _WMT.name: _WMT}
-"""Data sets of the paper, which need no more than their name; their texts come with an instruction."""
+"""Data sets of the paper, for which the name is enough; their texts get an instruction."""
 
 
 def parse(name: str) -> Source:
-    """Take ``hf:...`` apart.
+    """Parse ``hf:...``.
 
     Raises:
-        ValueError: too few or too many parts, or a bare name that is not known.
+        ValueError: too few or too many parts, or only a name that is not in ``KNOWN``.
     """
     parts = name.removeprefix(HUB).split(":")
     if not all(parts) or len(parts) not in (1, 3, 4):
-        raise ValueError(f"{name!r} names no prompts: {_FORM}")
+        raise ValueError(f"{name!r} is not a prompt set: {_FORM}")
     if len(parts) == 1:
         if parts[0] not in KNOWN:
-            raise ValueError(f"{name!r} does not say which split and field: {_FORM}")
+            raise ValueError(f"{name!r} names no split and field: {_FORM}")
         return KNOWN[parts[0]]
     repository = KNOWN[parts[0]].name if parts[0] in KNOWN else parts[0]
     return Source(repository, parts[1] if len(parts) == 4 else None, parts[-2], parts[-1])
 
 
 def exported(name: str) -> Path:
-    """The JSON lines of a ``hf:`` name, made on first use.
+    """The JSON lines file of a ``hf:`` name, exported on first use.
 
     Raises:
-        ValueError: the library is missing, the data is neither cached nor to be had, or split or field do not exist.
+        ValueError: the library is missing, the data is not available, or the split or field does not exist.
     """
     from workloads.cache import cache_dir
 
@@ -88,16 +88,16 @@ def exported(name: str) -> Path:
         return out
     if importlib.util.find_spec("datasets") is None:
         raise ValueError(f"{name} needs the datasets library: pip install 'specmoe-bench[datasets]'")
-    code, said = _export(source, out, offline=True)
-    if code == NOT_CACHED and _told_offline() is None:
-        code, said = _export(source, out, offline=False)
+    code, message = _export(source, out, offline=True)
+    if code == NOT_CACHED and _offline_variable() is None:
+        code, message = _export(source, out, offline=False)
     if code:
-        raise ValueError(_why(name, code, said))
+        raise ValueError(_reason(name, code, message))
     return out
 
 
 def _export(source: Source, out: Path, offline: bool) -> tuple[int, str]:
-    """Run the export; returns its exit code and the last thing it said."""
+    """Run the export; returns its exit code and the last line of its standard error."""
     out.parent.mkdir(parents=True, exist_ok=True)
     arguments = [source.name, source.config or "", source.split, source.field, source.category]
     command = [
@@ -114,25 +114,25 @@ def _export(source: Source, out: Path, offline: bool) -> tuple[int, str]:
     path = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
     environment = {**os.environ, **given, "PYTHONPATH": path, "HF_DATASETS_DISABLE_PROGRESS_BARS": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    said = done.stderr.strip().splitlines()
-    return done.returncode, said[-1] if said else "no message"
+    lines = done.stderr.strip().splitlines()
+    return done.returncode, lines[-1] if lines else "no message"
 
 
-def _told_offline() -> str | None:
-    """The variable that forbids to ask the hub."""
+def _offline_variable() -> str | None:
+    """The environment variable that forbids network access, if one is set."""
     return next((name for name in _OFFLINE if os.environ.get(name, "").upper() in ("1", "ON", "YES", "TRUE")), None)
 
 
 _OFFLINE = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE")
 
 
-def _why(name: str, code: int, said: str) -> str:
+def _reason(name: str, code: int, message: str) -> str:
     if code == NOT_CACHED:
-        told = _told_offline()
-        return f"{name} is not in the local cache and {told} forbids to fetch it: unset {told}, or fetch it beforehand"
+        variable = _offline_variable()
+        return f"{name} is not in the local cache and {variable} is set: unset {variable}, or fetch it beforehand"
     if code == UNREACHABLE:
         return (
-            f"{name} is not in the local cache and the hub does not answer ({said}): connect this machine, copy the "
-            "Hugging Face cache of one that has it, or name a folder made by save_to_disk (hf:FOLDER:SPLIT:FIELD)"
+            f"{name} is not in the local cache and the hub does not answer ({message}): connect this machine, copy the "
+            "Hugging Face cache of another, or name a folder made by save_to_disk (hf:FOLDER:SPLIT:FIELD)"
         )
-    return f"{name}: {said}" if code == NO_SUCH else f"{name} cannot be loaded: {said}"
+    return f"{name}: {message}" if code == NO_SUCH else f"{name} cannot be loaded: {message}"

@@ -1,4 +1,4 @@
-"""Writes rows of a data set as prompts: the process behind ``workloads.prompt_hub``."""
+"""Writes rows of a data set as prompts; run as a process by ``workloads.prompt_hub``."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from workloads.prompt_hub import NO_SUCH, NOT_CACHED, UNREACHABLE, Source
 
 
 class _Stop(Exception):
-    """Ends the process with a code and a last word."""
+    """Ends the process with an exit code and a message."""
 
-    def __init__(self, code: int, why: str) -> None:
-        super().__init__(why)
+    def __init__(self, code: int, reason: str) -> None:
+        super().__init__(reason)
         self.code = code
 
 
@@ -36,7 +36,7 @@ def open_rows(source: Source) -> Any:
 
 
 def _split_of(loaded: Any, source: Source) -> Any:
-    """A saved folder holds splits by name, or the rows of one."""
+    """A saved folder contains splits by name, or the rows of one split."""
     splits = dict(loaded) if isinstance(loaded, dict) else {str(loaded.split or source.split): loaded}
     if source.split not in splits:
         raise _Stop(NO_SUCH, f"no split {source.split!r}: use one of {', '.join(splits)}")
@@ -44,20 +44,20 @@ def _split_of(loaded: Any, source: Source) -> Any:
 
 
 def _check_hub() -> None:
-    """Ask the hub for a sign of life, once, so that no later call waits and tries again for minutes."""
+    """Send one request to the hub: without it, later calls would retry an unreachable hub for minutes."""
     from huggingface_hub import constants, get_session
 
     try:
         get_session().head(constants.ENDPOINT, timeout=constants.HF_HUB_ETAG_TIMEOUT)
-    except Exception as error:  # whatever the client raises: refused, timed out, no such host
+    except Exception as error:  # the client's own exceptions: refused, timed out, unknown host
         raise _Stop(UNREACHABLE, f"{constants.ENDPOINT}: {type(error).__name__}") from error
 
 
 def prompt(number: int, row: Any, source: Source) -> dict[str, Any] | None:
-    """A row as a line of a prompt file; None where the field is empty.
+    """A row as a line of a prompt file; None if the field is empty.
 
     Raises:
-        _Stop: the field is not there, or is neither text nor messages.
+        _Stop: the field does not exist, or is neither text nor messages.
     """
     value: Any = row
     for part in source.field.split("."):
@@ -68,7 +68,7 @@ def prompt(number: int, row: Any, source: Source) -> dict[str, Any] | None:
     if isinstance(value, list):
         return line | {"messages": value}
     if not isinstance(value, str):
-        raise _Stop(NO_SUCH, f"field {source.field!r} holds {type(value).__name__}: name one of text or messages")
+        raise _Stop(NO_SUCH, f"field {source.field!r} holds {type(value).__name__}: name a field of text or messages")
     if not value.strip():
         return None
     if source.instruction is None:

@@ -1,7 +1,7 @@
-"""Prompts by name: the sets of this package, a file of the user's own, Spec-Bench's questions, a ``datasets`` name.
+"""Prompts by name: sets of this package, your own JSONL files, Spec-Bench's questions, or ``datasets`` names.
 
-A set of this package is ``prompts/NAME.jsonl`` with ``prompts/NAME.json`` beside it, which says where it is from.
-``questions`` is all sets of questions written for this project, in turns, so that any batch is of mixed kinds.
+A set of this package is ``prompts/NAME.jsonl``, described by ``prompts/NAME.json`` beside it.  ``questions``
+interleaves all sets of questions written for this project, so that any batch mixes categories.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ DEFAULT = "embedded"
 MIXED = "questions"
 QUESTIONS_SOURCE = "written for this project"
 CALIBRATION = 32
-"""Prompts that a set of at least four times as many keeps for calibration; they are never measured."""
+"""Number of prompts that a set reserves for calibration if it has at least four times as many; never measured."""
 
 
 @dataclass(frozen=True)
 class PromptSet:
-    """What a set of this package is.  ``parts`` names the sets it is made of; a set with a file has none."""
+    """Description of a set of this package; ``parts`` names the sets that a mixed set is made of."""
 
     name: str
     title: str
@@ -39,18 +39,18 @@ def catalogue() -> Mapping[str, PromptSet]:
     """The sets of this package by name, the mixed one last.
 
     Raises:
-        ValueError: a set without its description, or with a malformed one.
+        ValueError: a set's description is missing or malformed.
     """
     sets = {file.stem: _described(file.stem) for file in sorted(FOLDER.glob("*.jsonl"))}
     parts = tuple(name for name, described in sets.items() if described.source == QUESTIONS_SOURCE)
     licence, language = (_all_of([getattr(sets[name], field) for name in parts]) for field in ("licence", "language"))
-    title = f"{', '.join(parts)}: one of each in turn"
+    title = f"{', '.join(parts)}, interleaved"
     sets[MIXED] = PromptSet(MIXED, title, QUESTIONS_SOURCE, licence, language, parts=parts)
     return sets
 
 
 def _all_of(lists: Sequence[str]) -> str:
-    """What is named in any of several comma-separated lists."""
+    """The union of several comma-separated lists, in order."""
     return ", ".join(dict.fromkeys(item for listed in lists for item in listed.split(", ")))
 
 
@@ -65,12 +65,12 @@ def _described(name: str) -> PromptSet:
 
 
 def file_of(name_or_path: str | Path) -> Path | None:
-    """The JSON lines behind a name: the set's own, the user's, or those exported once from a ``datasets`` name.
+    """The JSON lines file of a name: of a set, your own, or the export of a ``datasets`` name.
 
-    None for the mixed set, which has no file of its own.
+    None for the mixed set, which has no file.
 
     Raises:
-        ValueError: no such set or file, or a data set that cannot be had; the message says what to do.
+        ValueError: the set or file does not exist, or the data set is not available.
     """
     text = str(name_or_path)
     if text == MIXED:
@@ -84,51 +84,51 @@ def file_of(name_or_path: str | Path) -> Path | None:
     if Path(text).is_file():
         return Path(text)
     raise ValueError(
-        f"no prompts {text!r}: use one of {', '.join(catalogue())}, an existing JSONL file, or hf:NAME:SPLIT:FIELD"
+        f"unknown prompts {text!r}: use one of {', '.join(catalogue())}, an existing JSONL file, or hf:NAME:SPLIT:FIELD"
     )
 
 
 def load(name_or_path: str | Path = DEFAULT) -> list[Prompt]:
-    """Read a prompt set in its order.
+    """The prompts of a set in its order.
 
     Args:
         name_or_path: a name of ``catalogue()``; a JSONL file of prompts (``prompt_files``) or of Spec-Bench's
             questions; or ``hf:NAME[:CONFIG]:SPLIT:FIELD`` for any ``datasets`` name (``prompt_hub``).
 
     Raises:
-        ValueError: there is no such set, or a line of it is no prompt; the message says what to do.
+        ValueError: the set does not exist, or one of its lines is not a prompt.
     """
     from workloads import prompt_files
 
     file = file_of(name_or_path)
     if file is None:
-        return _in_turn([load(part) for part in catalogue()[MIXED].parts])
+        return _interleaved([load(part) for part in catalogue()[MIXED].parts])
     ours = file.parent == FOLDER
     return prompt_files.read(file, _described(file.stem).category if ours else "general")
 
 
 def fingerprint(name_or_path: str | Path) -> str:
-    """Digits that change with the prompts of a set."""
+    """Sixteen hex digits that change with the prompts of a set."""
     return hashlib.sha256(repr(load(name_or_path)).encode()).hexdigest()[:16]
 
 
-def _in_turn(sets: Sequence[Sequence[Prompt]]) -> list[Prompt]:
-    """The first of each, the second of each, and so on; shorter sets run out earlier."""
+def _interleaved(sets: Sequence[Sequence[Prompt]]) -> list[Prompt]:
+    """The first prompt of each set, the second of each, and so on; shorter sets end earlier."""
     return [s[place] for place in range(max(map(len, sets))) for s in sets if place < len(s)]
 
 
 def measured(prompts: Sequence[Prompt]) -> Sequence[Prompt]:
-    """Those of a set that requests are made of: all but the last ``CALIBRATION``, where the set is large enough."""
+    """The prompts that requests use: all but the last ``CALIBRATION`` ones of a large enough set."""
     return prompts[:-CALIBRATION] if len(prompts) >= 4 * CALIBRATION else prompts
 
 
 def calibration(prompts: Sequence[Prompt]) -> Sequence[Prompt]:
-    """Prompts to profile a model with, never measured: the set's last, or the default set's if it is small."""
-    own = prompts[len(measured(prompts)) :]
-    return own or load(DEFAULT)[-CALIBRATION:]
+    """Prompts to profile a model with, never measured: the last of the set, or of the default set if it is small."""
+    reserved = prompts[len(measured(prompts)) :]
+    return reserved or load(DEFAULT)[-CALIBRATION:]
 
 
 def select(count: int, offset: int = 0, name_or_path: str | Path = DEFAULT) -> list[Prompt]:
-    """``count`` measured prompts from ``offset`` on, starting over at the end."""
+    """``count`` measured prompts from ``offset`` on; wraps around at the end of the set."""
     prompts = measured(load(name_or_path))
     return [prompts[(offset + i) % len(prompts)] for i in range(count)]

@@ -1,4 +1,4 @@
-"""From a prompt to the text a model is fed: through the tokenizer's chat template, or plainly where it has none."""
+"""The text of a prompt that the model gets: by the tokenizer's chat template, or in plain form if it has none."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ _NAMES = {"system": "System", "user": "User", "assistant": "Assistant"}
 
 @dataclass(frozen=True)
 class Rendered:
-    """``body`` ends with the last word of the prompt; ``end`` is what asks for the answer ("" for a plain text).
+    """``body`` ends with the prompt's last word; ``end`` is the header of the answer ("" for a text to continue).
 
-    ``special_tokens`` says whether the tokenizer is to add its own, as it does to text that no template made.
+    ``special_tokens``: whether the tokenizer should add its own; a chat template has written them already.
     """
 
     body: str
@@ -24,32 +24,32 @@ class Rendered:
 
 
 def render(prompt: Prompt, tokenizer: Any) -> Rendered:
-    """A text as it is; messages through the chat template, or plainly (see ``plain``) where there is none."""
+    """A text unchanged; messages by the chat template, or by ``plain`` if the tokenizer has none."""
     if not prompt.messages:
         return Rendered(prompt.text, "", special_tokens=True)
     has_template = bool(getattr(tokenizer, "chat_template", None))
     if has_template:
-        said = [{"role": m.role, "content": m.content} for m in prompt.messages]
-        text = str(tokenizer.apply_chat_template(said, tokenize=False, add_generation_prompt=True))
+        turns = [{"role": m.role, "content": m.content} for m in prompt.messages]
+        text = str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
     else:
         text = plain(prompt.messages)
-    last = prompt.messages[-1].content.strip()  # templates may strip what they are given
+    last = prompt.messages[-1].content.strip()  # templates may strip contents
     before, found, after = text.rpartition(last)
     body, end = (before + found, after) if found else (text, "")
     return Rendered(body, end, special_tokens=not has_template)
 
 
 def plain(messages: tuple[Message, ...]) -> str:
-    """``User: ...``, ``Assistant: ...`` in paragraphs, and ``Assistant:`` at the end for the model to go on from."""
-    said = [f"{_NAMES[message.role]}: {message.content}" for message in messages]
-    return "\n\n".join([*said, "Assistant:"])
+    """``User: ...`` and ``Assistant: ...`` as paragraphs, with ``Assistant:`` at the end for the model to continue."""
+    turns = [f"{_NAMES[message.role]}: {message.content}" for message in messages]
+    return "\n\n".join([*turns, "Assistant:"])
 
 
 def whole_text(prompt: Prompt) -> str:
-    """All of a prompt where no tokenizer is at hand: its text, or its messages rendered plainly."""
+    """The whole prompt without a tokenizer: its text, or its messages in plain form."""
     return prompt.text or plain(prompt.messages)
 
 
 def words(prompt: Prompt) -> str:
-    """The prompt's own words without any template: its text, or its last message."""
+    """The prompt without a template: its text, or its last message."""
     return prompt.text or prompt.messages[-1].content

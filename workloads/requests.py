@@ -19,7 +19,7 @@ _JOIN = "\n\n"
 
 @dataclass(frozen=True)
 class Batch:
-    """``input_ids`` and ``attention_mask`` are long [B, S], padded on the left; ``output_tokens`` has B numbers."""
+    """``input_ids`` and ``attention_mask`` are long [B, S], padded on the left; ``output_tokens`` has B entries."""
 
     input_ids: torch.Tensor
     attention_mask: torch.Tensor
@@ -34,13 +34,13 @@ def make(
     offset: int = 0,
     context_tokens: int | None = None,
 ) -> Batch:
-    """The batch of ``rows`` prompts from place ``offset`` of a set on, which starts over at its end.
+    """The batch of ``rows`` prompts from place ``offset`` of a set on; wraps around at its end.
 
     With ``prompt_tokens`` every row has exactly its drawn length: a longer prompt is cut before the end of its last
-    message (or text); a shorter one goes on with the text of the prompts that follow it, after a blank line.
+    message (or text); a shorter one is continued with the text of the prompts that follow it, after a blank line.
 
     Raises:
-        ValueError: a row that needs more than ``context_tokens``.
+        ValueError: a row needs more than ``context_tokens``.
     """
     wanted = shape.prompt_lengths(rows, offset)
     new = shape.output_lengths(rows, offset)
@@ -63,7 +63,7 @@ def _whole(prompt: Prompt, tokenizer: Any) -> list[int]:
 
 
 def _exactly(length: int, prompts: Sequence[Prompt], place: int, tokenizer: Any) -> list[int]:
-    """``length`` tokens that begin as the prompt at ``place`` does and end as it does."""
+    """``length`` tokens with the beginning and the end of the prompt at ``place``."""
     first: Rendered = render(prompts[place % len(prompts)], tokenizer)
     body = _ids(first.body, tokenizer, first.special_tokens)
     end = _ids(first.end, tokenizer, special_tokens=False)

@@ -122,7 +122,7 @@ def test_a_hub_id_without_a_hub_names_cause_and_mend(tmp_path: Path, monkeypatch
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr(hub, "snapshot_download", _unreachable)
     assert not models.find("owner/name").is_built()
-    with pytest.raises(ValueError, match=r"'owner/name' is no folder here and cannot be fetched.*check the name"):
+    with pytest.raises(ValueError, match=r"'owner/name' is not a local folder and cannot be fetched.*check the name"):
         models.path("owner/name")
 
 
@@ -142,7 +142,7 @@ def test_a_hub_model_fetched_before_is_found_by_its_id(tmp_path: Path, monkeypat
 def test_a_broken_card_is_named(tmp_path: Path) -> None:
     assert ModelCard.read(tmp_path) is None
     (tmp_path / "card.json").write_text('{"name": "x", "routing": []}')
-    with pytest.raises(ValueError, match=r"card\.json is no model card"):
+    with pytest.raises(ValueError, match=r"card\.json is not a model card"):
         ModelCard.read(tmp_path)
 
 

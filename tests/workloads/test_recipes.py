@@ -106,7 +106,7 @@ def test_documentation_is_read_from_its_package(tmp_path: Path) -> None:
 
 def test_a_package_that_cannot_be_had_is_named_with_the_mend(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(ValueError, match="no apt-get here: put the Debian package p 1 into"):
+    with pytest.raises(ValueError, match="apt-get is not installed: put the Debian package p 1 into"):
         packages.fetch(Package("p", "1", "MIT"), tmp_path)
     (tmp_path / "apt-get").write_text("#!/bin/sh\necho 'E: Unable to locate package p' >&2; exit 100\n")
     (tmp_path / "apt-get").chmod(0o755)
@@ -196,5 +196,5 @@ def test_every_recipe_builds_the_model_it_states(name: str) -> None:
 def test_a_field_the_architecture_cannot_have_is_refused() -> None:
     with pytest.raises(ValueError, match="'mixtral-like': mixtral cannot have sparse_step=2"):
         build_model(replace(RECIPES["mixtral-like"], sparse_step=2))
-    with pytest.raises(ValueError, match="wants data 'nowhere': use standard-library"):
+    with pytest.raises(ValueError, match="names unknown data 'nowhere': use standard-library"):
         sources.load(replace(RECIPES["embedded"], data="nowhere"), Path())

@@ -102,8 +102,8 @@ def test_only_routed_experts_are_widened(family: str, kept: str, widened: str, t
 
 
 def test_a_family_whose_width_field_is_unknown_is_refused(tmp_path: Path) -> None:
-    build("deepseek-v3", tmp_path / "narrow")  # its shared experts hang on the same field
-    with pytest.raises(ValueError, match="is a deepseek_v3 model: experts are widened for"):
+    build("deepseek-v3", tmp_path / "narrow")  # its shared experts have the same width field
+    with pytest.raises(ValueError, match=r"is a deepseek_v3 model: only qwen2_moe, .* can be widened"):
         inflate.inflated(tmp_path / "narrow", tmp_path / "wide", 2)
     assert not (tmp_path / "wide").exists()
 

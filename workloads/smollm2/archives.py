@@ -1,4 +1,4 @@
-"""Files of releases on PyPI that a build reads, pinned by version and checksum."""
+"""Files of PyPI releases that a build reads, pinned by version and checksum."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from pathlib import Path, PurePosixPath
 
 
 class SourceError(ValueError):
-    """A package that cannot be had, or is not the one the recipe was made with."""
+    """A package is not available, or differs from the recipe's."""
 
 
 @dataclass(frozen=True)
 class Archive:
-    """A file of a release on PyPI; a release never changes, so its checksum holds for good."""
+    """A file of a PyPI release, which never changes, so its checksum is permanent."""
 
     package: str
     version: str
@@ -43,10 +43,10 @@ DJANGO = Archive(
 
 
 def fetch(archive: Archive, folder: Path) -> Path:
-    """The archive's file in ``folder``, downloaded by pip unless it is there.
+    """The archive's file in ``folder``, downloaded by pip unless it exists.
 
     Raises:
-        SourceError: pip cannot get it, or its checksum is another.
+        SourceError: pip cannot download it, or its checksum differs.
     """
     file = folder / archive.file
     if not file.exists():
@@ -67,20 +67,24 @@ def fetch(archive: Archive, folder: Path) -> Path:
         ]
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode or not file.exists():
-            said = (done.stderr.strip() or done.stdout.strip() or "pip said nothing").splitlines()[-1]
+            message = (done.stderr.strip() or done.stdout.strip() or "no message").splitlines()[-1]
             raise SourceError(
-                f"pip cannot download {wanted} ({said}): make PyPI reachable, or put {archive.file} into {folder}"
+                f"pip cannot download {wanted} ({message}): make PyPI reachable, or put {archive.file} into {folder}"
             )
     verify(file, archive.sha256, "delete it and build again")
     return file
 
 
-def verify(file: Path, sha256: str, mend: str) -> None:
-    """Raises SourceError with the ``mend`` unless the file has the checksum."""
+def verify(file: Path, sha256: str, fix: str) -> None:
+    """Check a file's SHA-256.
+
+    Raises:
+        SourceError: it differs; the message ends with ``fix``.
+    """
     with file.open("rb") as opened:
         found = hashlib.file_digest(opened, "sha256").hexdigest()
     if found != sha256:
-        raise SourceError(f"{file} has SHA-256 {found}, not the recipe's {sha256}: {mend}")
+        raise SourceError(f"{file} has SHA-256 {found}, not the recipe's {sha256}: {fix}")
 
 
 def text_members(archive: Path, folder: str, suffix: str) -> Iterator[tuple[str, str]]:
@@ -91,5 +95,5 @@ def text_members(archive: Path, folder: str, suffix: str) -> Iterator[tuple[str,
             inner = PurePosixPath(*PurePosixPath(name).parts[1:])
             if inner.parts[:1] == (folder,):
                 content = packed.extractfile(name)
-                assert content is not None
-                yield str(inner), content.read().decode("utf-8")
+                if content is not None:
+                    yield str(inner), content.read().decode("utf-8")

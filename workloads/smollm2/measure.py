@@ -1,4 +1,4 @@
-"""How far a layer's experts have come apart, and how its router spreads the text."""
+"""Distances between a layer's experts, and the skew of its router."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ COMPARED_INPUTS = 512
 class Distance:
     """Means over pairs of experts that began as copies of the same neurons (all pairs where ``shards`` is 1).
 
-    ``weight_relative_l2``: distance of the weights over their root mean square length; ``weight_cosine``: one less
-    their cosine; ``output_relative_l2``: as the first, of what both put out for the same held-out inputs.
+    ``weight_relative_l2``: distance of the weights over their root mean square norm; ``weight_cosine``: 1 minus their
+    cosine; ``output_relative_l2``: as the first, of both outputs for the same held-out inputs.
     """
 
     weight_relative_l2: float
@@ -64,7 +64,7 @@ def skew(layer: int, chosen: Tensor, sequence_length: int, experts: int) -> Laye
 
 
 def whole_clusters_share(chosen: Tensor, clusters: int, shards: int) -> float:
-    """Part of the inputs whose experts are all shards of some clusters and nothing else; [T, K]."""
+    """Share of inputs whose experts (``chosen``, [T, K]) are exactly all shards of some clusters."""
     counts = torch.zeros(len(chosen), clusters, dtype=torch.long)
     counts.scatter_add_(1, chosen // shards, torch.ones_like(chosen))
     return float(((counts == 0) | (counts == shards)).all(dim=1).float().mean())

@@ -1,4 +1,4 @@
-"""What both models are built from, made once and kept: the dense model and the token sequences."""
+"""The dense model and the token sequences from which both models are built, prepared once."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from workloads.smollm2.recipe import Recipe
 
 @dataclass
 class Material:
-    """The dense model (bfloat16) and token ids [S, L]: ``train``, and held-out ``documents`` and ``chats``."""
+    """The dense model (bfloat16) and token ids, long [S, L]: ``train``, held-out ``documents`` and ``chats``."""
 
     model: LlamaForCausalLM
     train: Tensor
@@ -27,18 +27,18 @@ class Material:
 
     @property
     def tokens(self) -> Tensor:
-        """All sequences, those of training first."""
+        """All sequences, training first."""
         return torch.cat([self.train, self.documents, self.chats])
 
 
 def load_dense(folder: Path) -> LlamaForCausalLM:
-    """The dense model of a folder, in bfloat16, frozen."""
+    """The dense model of a folder, in bfloat16, without gradients."""
     model = LlamaForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).eval()
     return model.requires_grad_(False)
 
 
 def material(recipe: Recipe, folder: Path) -> Material:
-    """Fetch, read and sample what is not in ``folder`` yet; builds at the same time wait for each other here.
+    """Fetch, read and sample what is missing in ``folder``; concurrent builds wait for each other here.
 
     Raises:
         SourceError: see ``workloads.smollm2.source``.

@@ -1,4 +1,4 @@
-"""What the two constructed models are: shapes, tokens and learning rates.  Everything a build depends on."""
+"""Recipes of the two constructed models: all parameters that a build depends on."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from workloads.smollm2.archives import DJANGO, SMOLLM2
 class Recipe:
     """How a dense feed-forward block becomes experts.
 
-    ``clusters``: groups of FFN inputs, each with experts of its own.
+    ``clusters``: groups of FFN inputs, each with its own experts.
     ``shards``: experts per cluster; the dense neurons are partitioned among them, so ``clusters * shards`` experts
     of width ``intermediate / shards``.
-    ``regrown``: share of an expert's neurons, those least used on its cluster's inputs, that start anew.
+    ``regrown``: share of an expert's neurons, the least used on its cluster's inputs, that are reinitialised.
     ``router_margin``: median gap between the two best clusters' router logits over the inputs.
     ``shard_spread``: standard deviation of the logits' difference between shards of one cluster (``shards`` > 1).
-    ``train_tokens``: tokens of each layer's distillation, in sequences of ``sequence_length``; ``chat_share`` of them
-    are chats, and so many of the ``held_out_tokens``.
+    ``train_tokens``: tokens of each layer's distillation, in sequences of ``sequence_length``; the share
+    ``chat_share`` of them, and of the ``held_out_tokens``, are chats.
     """
 
     name: str
@@ -44,7 +44,7 @@ class Recipe:
         return self.clusters * self.shards
 
     def sequences(self, tokens: int) -> tuple[int, int]:
-        """How many sequences of documents and of chats make up so many tokens."""
+        """Numbers of sequences of documents and of chats in ``tokens`` tokens."""
         chats = round(tokens * self.chat_share / self.sequence_length)
         return tokens // self.sequence_length - chats, chats
 
@@ -53,7 +53,7 @@ RECIPES = {
     recipe.name: recipe
     for recipe in (
         Recipe("smollm2-moe", clusters=8, shards=1, experts_per_token=2),
-        # Of 8 experts in two clusters a mixed choice leaves parts of the block out, so it must be rarer and weigh less.
+        # A choice of 8 experts that mixes clusters leaves out parts of the block, so it must be rarer and weigh less.
         Recipe(
             "smollm2-moe-fine",
             clusters=8,
@@ -68,12 +68,12 @@ RECIPES = {
 
 
 def revision(name: str) -> str:
-    """Eight digits that change with the recipe and the packages it reads."""
+    """Eight hex digits that change with the recipe and the packages it reads."""
     facts = json.dumps([asdict(RECIPES[name]), asdict(SMOLLM2), asdict(DJANGO)])
     return hashlib.sha256(facts.encode()).hexdigest()[:8]
 
 
 def summary(name: str) -> str:
-    """One line that says what the model is and that it was constructed."""
+    """One line on what the model is and how it was constructed."""
     recipe = RECIPES[name]
     return f"constructed from SmolLM2-135M-Instruct: {recipe.experts} experts top-{recipe.experts_per_token}, upcycled"

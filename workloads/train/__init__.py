@@ -1,1 +1,1 @@
-"""Committed recipes that train the embedded models from text found on every machine."""
+"""Recipes that train the committed models: text, tokenizer, training loop, prompts and card."""

@@ -28,7 +28,9 @@ def main() -> None:
     parser.add_argument("--prompts", type=Path, help="JSONL of held-out prompts (default: OUT/prompts.jsonl)")
     parser.add_argument("--packages", type=Path, help="folder of Debian packages (default: CACHE/packages)")
     parser.add_argument("--steps", type=int, help="train for fewer or more steps than the recipe")
-    parser.add_argument("--cards", action="store_true", help="only measure OUT's weights again and rewrite its cards")
+    parser.add_argument(
+        "--cards", action="store_true", help="only measure the weights in OUT again and rewrite its cards"
+    )
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     args = parser.parse_args()
     if any(os.environ.get(name) != value for name, value in ALLOCATOR.items()):
@@ -54,22 +56,22 @@ def main() -> None:
 
 
 def run(recipe: Recipe, out: Path, prompt_file: Path, packages: Path, cards_only: bool = False) -> None:
-    """Read the text, train, and write everything a model's folder holds.
+    """Read the text, train, and write all files of a model's folder.
 
     Raises:
-        ValueError: the text cannot be had.
+        ValueError: the text is not available.
     """
     from workloads.train import loop, prompts, publish, sources, tokens
 
     out.mkdir(parents=True, exist_ok=True)
     corpus = sources.load(recipe, packages)
-    if told := sources.difference(recipe, corpus):
-        print(f"note: {told}", file=sys.stderr)
+    if note := sources.difference(recipe, corpus):
+        print(f"note: {note}", file=sys.stderr)
     tokenizer = tokens.train_tokenizer(corpus.train, recipe.vocab_size, corpus.tags)
     tokenizer.save_pretrained(out)
     prompts.write_prompts(corpus, tokenizer, prompt_file, recipe.seed)
     documents = list(corpus.train)
-    if corpus.tags:  # short documents of one program stand together: neighbours in a window must be strangers
+    if corpus.tags:  # a window should not be filled with short documents of one program
         random.Random(recipe.seed).shuffle(documents)
     text, held_out = (
         tokens.stream(part, tokenizer, corpus.tags, recipe.source_loss_weight) for part in (documents, corpus.held_out)

@@ -43,7 +43,7 @@ def _qwen3(recipe: Recipe) -> PreTrainedModel:
 
 
 def _qwen2(recipe: Recipe) -> PreTrainedModel:
-    """Weights of the chosen experts are not normalised: with one expert the router would get no gradient."""
+    """With one expert per token its weight is not normalised, or the router would get no gradient."""
     _without(recipe, "head_dim", recipe.head_dim * recipe.attention_heads != recipe.hidden_size)
     return Qwen2MoeForCausalLM(
         Qwen2MoeConfig(

@@ -1,4 +1,4 @@
-"""The model card that people read, in markdown."""
+"""The model card for people, in Markdown."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from workloads.train.samples import Sample
 
 _REMARKS = {
     "scout-like": """
-Llama 4's own module is not used: its experts are one batched matrix product over all experts, outside transformers'
-experts interface that every system here is hooked into. Qwen2-MoE has the same geometry behind that interface: routed
-experts beside a shared one that sees every token. Differences that remain: Llama 4 weighs the chosen expert's input
-with a sigmoid, Qwen2-MoE its output with the softmax probability, and gates the shared expert.
+Llama 4's own module is not used: it computes its experts as one batched matrix product, without transformers' experts
+interface, which every system here hooks into. Qwen2-MoE has the same geometry behind that interface: routed experts
+beside a shared expert that processes every token. Remaining differences: Llama 4 weighs the chosen expert's input
+with a sigmoid; Qwen2-MoE weighs its output with the softmax probability, and also gates the shared expert.
 """,
     "nllb-like": """
 NLLB-MoE itself is an encoder-decoder with experts in every fourth layer; this model is a decoder that reads
-`<en> message <fr>` and writes the translation, with the same rhythm of layers, the same number of experts and
-the same two per token.
+`<en> message <fr>` and writes the translation, with experts in the same layers, the same number of experts and the
+same two experts per token.
 """,
 }
 
 
 def render(recipe: Recipe, corpus: Corpus, card: ModelCard, samples: list[Sample], exact: float | None) -> str:
-    """Markdown card: data, licence, recipe, losses, routing skew and samples."""
+    """The card: data, licence, recipe, losses, routing skew and samples."""
     rows = "\n".join(
         f"| {s.layer} | {s.top_10_percent_share:.3f} | {s.gini:.3f} | {s.unused_experts} | {s.repeat_rate:.3f} |"
         for s in card.routing
@@ -50,15 +50,15 @@ transformers: `AutoModelForCausalLM.from_pretrained(folder)`.
 | load-balancing coefficient | {recipe.router_aux_loss_coef} |
 | SHA-256 of the weights | `{card.weights_sha256}` |
 
-The log of the run is `training_log.jsonl`. A recipe run on other versions of the data says so and trains another,
+The training log is `training_log.jsonl`. On other versions of the data the recipe prints a note and trains a different,
 equally valid model.
 
 ## Routing on held-out text
 
-Top-10 % share: the part of all activations that falls on the most used tenth of the experts, rounded up to whole
-experts (mean over layers {card.mean_top_10_percent_share():.3f}; even use would give {-(-recipe.experts // 10) / recipe.experts:.3f}). Gini: 0 when all
-experts are used alike, 1 when one does everything. Repeat rate, the temporal locality: the part of a token's experts
-that the token before it used too. The same figures are in `card.json`.
+Top-10 % share: the share of activations on the most used tenth of the experts, rounded up to whole experts
+(mean over layers {card.mean_top_10_percent_share():.3f}; uniform use would give {-(-recipe.experts // 10) / recipe.experts:.3f}). Gini: 0 when all
+experts are used equally, 1 when one does everything. Repeat rate (temporal locality): the share of a token's experts
+that the previous token used too. The same figures are in `card.json`.
 
 | layer | top-10 % share | Gini | unused experts | repeat rate |
 |---|---|---|---|---|
@@ -101,7 +101,7 @@ def _translations(samples: list[Sample], exact: float) -> str:
     )
     return f"""## Greedy translations of held-out messages
 
-The first prompts of the set, not chosen ones; {exact:.1%} of all its prompts come out exactly as in the catalogue.
+The first prompts of the set, not selected; {exact:.1%} of all its translations equal the catalogue's exactly.
 
 | English | the model's French | the catalogue's French |
 |---|---|---|

@@ -1,4 +1,4 @@
-"""Parallel text from gettext catalogues: what programs say in English, and their translators in French."""
+"""Parallel text from gettext catalogues: programs' English messages and their French translations."""
 
 from __future__ import annotations
 
@@ -52,14 +52,14 @@ PACKAGES = (
 
 @dataclass(frozen=True)
 class Message:
-    """One entry of a catalogue, cleaned: a single line without keyboard mnemonics."""
+    """One cleaned entry of a catalogue: a single line without keyboard mnemonics."""
 
     english: str
     french: str
 
 
 def french_catalogues(folder: Path) -> Corpus:
-    """Translation pairs of the French catalogues in ``PACKAGES``, whose files are kept in ``folder``.
+    """Translation pairs of the French catalogues in ``PACKAGES``; the package files are kept in ``folder``.
 
     An English message is used once, with the translation of the first package that has it.  It is held out
     when the SHA-1 of its letters in lower case is divisible by ``HELD_OUT_ONE_IN``, so that variants in case,
@@ -99,12 +99,12 @@ def prompt_of(english: str) -> str:
 
 
 def document(message: Message) -> str:
-    """A pair as the model sees it."""
+    """A pair as training text."""
     return f"{prompt_of(message.english)} {message.french}"
 
 
 def is_held_out(english: str) -> bool:
-    """By the message's letters alone."""
+    """Whether a message is held out, by its letters alone."""
     letters = "".join(_LETTER.findall(english)).lower()
     return int.from_bytes(hashlib.sha1(letters.encode()).digest()[:8], "big") % HELD_OUT_ONE_IN == 0
 
@@ -123,7 +123,7 @@ def messages(catalogue: bytes) -> Iterator[Message]:
     """
     import polib
 
-    with tempfile.NamedTemporaryFile(suffix=".mo") as file:  # polib reads from paths alone
+    with tempfile.NamedTemporaryFile(suffix=".mo") as file:  # polib reads only from paths
         file.write(catalogue)
         file.flush()
         try:

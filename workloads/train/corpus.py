@@ -1,7 +1,7 @@
-"""Training text, and the one every machine has: the running interpreter's standard library.
+"""Training text, and a source of it that every machine has: the running interpreter's standard library.
 
-Its licence (PSF-2.0) allows it, and Python source is
-regular enough for a 14 M-parameter model to learn in under an hour on two cores.
+Its licence (PSF-2.0) permits this use, and Python source is regular enough for a 14 M-parameter model to learn in under
+an hour on two cores.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import sysconfig
 from dataclasses import dataclass, field
 from pathlib import Path
 
-# Tables of numbers or code points, and deliberately broken sources: nothing to learn there.
+# Tables of numbers or code points, and deliberately broken sources, are useless for training.
 SKIPPED_PARTS = frozenset({"site-packages", "encodings", "pydoc_data", "bad_coding.py", "__pycache__"})
 MAX_FILE_BYTES = 400_000
 HELD_OUT_ONE_IN = 40
@@ -20,7 +20,7 @@ HELD_OUT_ONE_IN = 40
 
 @dataclass(frozen=True)
 class Pair:
-    """A held-out translation: the prompt that asks for it, the translator's answer, and where both are from."""
+    """A held-out translation: prompt, reference translation, and their origin."""
 
     prompt: str
     reference: str
@@ -32,8 +32,8 @@ class Pair:
 class Corpus:
     """Documents split into training and held-out text.
 
-    Documents of parallel text carry ``tags`` (one before the source, one before the target), and ``pairs`` holds
-    the held-out ones apart.
+    Documents of parallel text have ``tags`` (one before the source, one before the target); ``pairs`` are the held-out
+    ones as prompt and reference.
     """
 
     train: list[str]

@@ -1,4 +1,4 @@
-"""English prose on programming: the reStructuredText sources of Python's own documentation."""
+"""English prose about programming: the reStructuredText sources of Python's documentation."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ MAX_FILE_BYTES = 400_000
 
 
 def python_documentation(folder: Path) -> Corpus:
-    """The ``.rst`` sources in Debian's ``python3.11-doc``, whose file is kept in ``folder``; held out by file name."""
+    """The ``.rst`` sources in Debian's ``python3.11-doc``, kept in ``folder``; held out by file name."""
     deb = packages.fetch(PACKAGE, folder)
     train: list[str] = []
     held_out: list[str] = []

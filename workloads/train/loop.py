@@ -1,4 +1,4 @@
-"""The training loop: bf16 autocast, AdamW with cosine decay, snapshot on the way."""
+"""The training loop: bf16 autocast, AdamW with cosine decay, regular snapshots."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def learning_rate(recipe: Recipe, step: int) -> float:
 
 
 def train(recipe: Recipe, text: Stream, held_out: Stream, folder: Path) -> tuple[PreTrainedModel, dict[str, Any]]:
-    """Train to ``recipe.steps``; writes ``training_log.jsonl`` and a bf16 snapshot into ``folder`` on the way."""
+    """Train for ``recipe.steps``; writes ``training_log.jsonl`` and bf16 snapshots into ``folder``."""
     model = build_model(recipe)
     decayed = [p for p in model.parameters() if p.ndim >= 2]
     plain = [p for p in model.parameters() if p.ndim < 2]

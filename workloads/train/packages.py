@@ -1,4 +1,4 @@
-"""Debian packages as a source of text: fetched by ``apt-get``, read without installing anything."""
+"""Debian packages as a source of text: downloaded by ``apt-get``, read without being installed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Package:
-    """A package in the version a recipe was run with, and the licence of what is read from it."""
+    """A package in the version of the recipe, and the licence of the text read from it."""
 
     name: str
     version: str
@@ -20,16 +20,18 @@ class Package:
 
 
 def fetch(package: Package, folder: Path) -> Path:
-    """The package's ``.deb`` in ``folder``: the pinned version if it can be had, else the one apt offers.
+    """The package's ``.deb`` in ``folder``: the pinned version if it is available, else the one apt offers.
 
     Raises:
-        ValueError: it is not there and apt cannot download it.
+        ValueError: it does not exist and apt cannot download it.
     """
     folder.mkdir(parents=True, exist_ok=True)
     if found := _present(package, folder):
         return found
     if shutil.which("apt-get") is None:
-        raise ValueError(f"no apt-get here: put the Debian package {package.name} {package.version} into {folder}")
+        raise ValueError(
+            f"apt-get is not installed: put the Debian package {package.name} {package.version} into {folder}"
+        )
     errors = ""
     for asked in (f"{package.name}={package.version}", package.name):
         done = subprocess.run(["apt-get", "download", "-qq", asked], cwd=folder, capture_output=True, text=True)
@@ -43,7 +45,7 @@ def fetch(package: Package, folder: Path) -> Path:
 
 
 def _present(package: Package, folder: Path) -> Path | None:
-    """The pinned version if it is there, else any other of the package."""
+    """The pinned version if it exists, else any other of the package."""
     exact = f"{package.name}_{package.version.replace(':', '%3a')}_"
     files = sorted(folder.glob(f"{package.name}_*.deb"))
     return next((file for file in files if file.name.startswith(exact)), files[0] if files else None)
@@ -72,8 +74,8 @@ def members(deb: Path, suffix: str) -> Iterator[tuple[str, bytes]]:
                     path = member.name.removeprefix("./")
                     if member.isfile() and path.endswith(suffix):
                         content = archive.extractfile(member)
-                        assert content is not None
-                        chosen.append((path, content.read()))
+                        if content is not None:
+                            chosen.append((path, content.read()))
         except tarfile.TarError as error:
             raise ValueError(f"{deb} cannot be read as a Debian package ({error}): download it again") from error
     yield from sorted(chosen)

@@ -16,9 +16,9 @@ MIN_MESSAGE_TOKENS = 8
 
 
 def write_prompts(corpus: Corpus, tokenizer: PreTrainedTokenizerFast, path: Path, seed: int) -> int:
-    """Write ``COUNT`` held-out prompts as JSON lines (id, text, tokens and where it is from); returns how many.
+    """Write ``COUNT`` held-out prompts as JSON lines (id, text, tokens and origin); returns their number.
 
-    Of plain text, windows of 24 to 64 tokens; of parallel text, messages of 8 to 64 tokens with their reference.
+    Prompts are windows of 24 to 64 tokens of plain text, or messages of 8 to 64 tokens of parallel text.
     """
     rows = (
         _messages(corpus.pairs, tokenizer, seed)

@@ -1,4 +1,4 @@
-"""Write the trained weights in bf16, and the cards that stand beside them."""
+"""Write the trained weights in bf16, and the cards beside them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from workloads.train.recipe import Recipe
 from workloads.train.routing import measure_skew
 from workloads.train.samples import continuations, exact_share
 
-SHOWN = {True: 12, False: 3}  # translations are short, windows of text are not
+SHOWN = {True: 12, False: 3}  # samples on the card, of parallel and of plain text
 
 
 def save_weights(model: PreTrainedModel, folder: Path) -> None:

@@ -10,12 +10,12 @@ Architecture = Literal["qwen3_moe", "qwen2_moe", "mixtral"]
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything that decides the trained weights, given the text.
+    """Everything that determines the trained weights, given the text.
 
-    Sizes follow transformers' configs.  Every ``sparse_step``-th layer has experts, those between are dense with
+    Sizes follow transformers' configs.  Every ``sparse_step``-th layer has experts, the others are dense with
     ``dense_intermediate_size``; ``shared_expert_intermediate_size`` is Qwen2-MoE's shared expert.  ``data`` names a
     source of ``workloads.train.sources`` and ``data_sha256`` is the text's checksum when the committed weights were
-    trained.  Where documents carry tags, tokens before the target's tag count ``source_loss_weight`` in the loss.
+    trained.  Where documents have tags, tokens before the target's tag have weight ``source_loss_weight`` in the loss.
     ``tokens_per_step = sequences_per_step * sequence_length``.
     """
 

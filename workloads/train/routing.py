@@ -1,4 +1,4 @@
-"""How skewed a model's routing is: measured on held-out text, reported in the model card."""
+"""Skew of a model's routing on held-out text, as reported in the model card."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the trained model makes of its held-out prompts, greedily."""
+"""Greedy continuations of held-out prompts by the trained model."""
 
 from __future__ import annotations
 
@@ -47,5 +47,5 @@ def continuations(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, pr
 
 
 def exact_share(samples: list[Sample]) -> float:
-    """Part of the samples that equal their reference, apart from surrounding space."""
+    """Share of the samples that equal their reference, ignoring surrounding white space."""
     return sum(s.continuation.strip() == (s.reference or "").strip() for s in samples) / len(samples)

@@ -1,7 +1,7 @@
 """Fast training of many small experts on a CPU: tokens sorted by expert, one GEMM per expert and matrix.
 
-The eager formulation in transformers indexes the hidden states once per expert, whose backward writes a
-full-size gradient for each; sorting once turns all of that into views of contiguous rows.
+The eager formulation in transformers indexes the hidden states once per expert, and each backward pass of that writes a
+full-size gradient; sorting once replaces this by views of contiguous rows.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 NAME = "sorted_gemm_training"
-# Groups are padded to a multiple of this many rows: the GEMM library compiles a kernel per distinct shape.
+# Groups are padded to a multiple of this number of rows: the GEMM library compiles a kernel per distinct shape.
 ROW_MULTIPLE = 32
 
 
@@ -37,7 +37,7 @@ class _GroupedLinear(torch.autograd.Function):
         counts = ctx.counts
         (grad_out,) = grad_outputs
         grad_out = grad_out.contiguous()
-        wanted = ctx.needs_input_grad[0]  # not where a layer is trained alone
+        wanted = ctx.needs_input_grad[0]  # not needed where a single layer is trained
         grad_x = torch.empty_like(x)
         grad_weight = torch.empty_like(weight)
         groups = zip(

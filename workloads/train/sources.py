@@ -1,4 +1,4 @@
-"""The texts a recipe can name, and whether they are the very texts it was run with."""
+"""The texts that a recipe can name, and whether a text is the one the committed weights were trained on."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ SOURCES: dict[str, Callable[[Path], Corpus]] = {
 
 
 def load(recipe: Recipe, packages: Path) -> Corpus:
-    """The recipe's text; Debian packages are looked for, and kept, in ``packages``.
+    """The recipe's text; Debian packages are kept in ``packages``.
 
     Raises:
-        ValueError: the recipe names no known source, or a package cannot be had.
+        ValueError: the source is unknown, or a package is not available.
     """
     if recipe.data not in SOURCES:
-        raise ValueError(f"recipe {recipe.name!r} wants data {recipe.data!r}: use {', '.join(SOURCES)}")
+        raise ValueError(f"recipe {recipe.name!r} names unknown data {recipe.data!r}: use {', '.join(SOURCES)}")
     return SOURCES[recipe.data](packages)
 
 
 def difference(recipe: Recipe, text: Corpus) -> str | None:
-    """What to tell when the text at hand is not the one the committed weights were trained on; None when it is."""
+    """A note if the text is not the one that the committed weights were trained on, or None."""
     if text.sha256 == recipe.data_sha256:
         return None
     return (
         f"the data differ from those of the committed {recipe.name}: SHA-256 {text.sha256}, pinned "
-        f"{recipe.data_sha256 or 'none'}. The weights will be another, equally valid model ({text.source})."
+        f"{recipe.data_sha256 or 'none'}. Training gives a different, equally valid model ({text.source})."
     )

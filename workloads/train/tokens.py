@@ -15,7 +15,7 @@ END_OF_TEXT = "<|endoftext|>"
 
 @dataclass(frozen=True)
 class Stream:
-    """All documents one after another: ``ids`` uint16 [N] and each token's ``weights`` in the loss, float32 [N]."""
+    """All documents concatenated: ``ids`` uint16 [N] and each token's weight in the loss, ``weights`` float32 [N]."""
 
     ids: NDArray[np.uint16]
     weights: NDArray[np.float32]
@@ -60,9 +60,9 @@ def encode(documents: list[str], tokenizer: PreTrainedTokenizerFast) -> NDArray[
 def stream(
     documents: list[str], tokenizer: PreTrainedTokenizerFast, tags: Sequence[str] = (), source_weight: float = 1.0
 ) -> Stream:
-    """The documents encoded; with ``tags`` (source, target), what precedes the target counts ``source_weight``.
+    """The documents encoded; with ``tags`` (source, target), tokens before the target have weight ``source_weight``.
 
-    The target's tokens, the ``<|endoftext|>`` that ends them and the tag that opens the next document count 1.
+    The target's tokens, the ``<|endoftext|>`` behind them and the tag that opens the next document have weight 1.
     """
     ids = encode(documents, tokenizer)
     weights = np.ones(len(ids), dtype=np.float32)
