@@ -1,4 +1,4 @@
-"""Errors in experiments and suites, told in one line: where, what, and the likely fix."""
+"""Errors in experiments and suites, in one line each: the place, the cause and the likely fix."""
 
 from __future__ import annotations
 

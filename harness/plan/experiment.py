@@ -1,4 +1,4 @@
-"""The experiment: one validated object (from YAML or a preset) that expands into cells."""
+"""The experiment: one validated object that expands into cells."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Bytes = int | str
 T = TypeVar("T")
 _SWEPT = "swept"
 Swept = Annotated[list[T], BeforeValidator(lambda v: v if isinstance(v, list) else [v]), Field(min_length=1), _SWEPT]
-"""One value or a list of them; every value becomes cells of its own."""
+"""One value or a list of values; each combination of the swept fields becomes a cell per system."""
 
 
 class SystemEntry(BaseModel):
@@ -51,17 +51,17 @@ _SHORT = {"gamma": "γ", "draft_experts": "N"}
 
 
 class Experiment(BaseModel):
-    """Everything that decides an experiment.
+    """Everything that defines an experiment.
 
     Options of systems and the fields typed ``Swept`` may be lists, which are swept in every combination.
-    ``expert_budget`` is per system unless an entry has its own: bytes, ``"256MB"`` or ``"25%"`` of all
-    experts.  ``process_overhead`` is added to the largest budget to give the kernel's limit for every
-    process alike; null means no limit.  ``disk_read_limit`` (``"500MB"``, per second) has the kernel throttle
-    reads, to emulate a slower disk; such results are of kind ``emulated``.  A failed or timed-out cell is tried
-    again ``retries`` times; every failure keeps its record.
-    Bounds that hold everything (card ``limited=False``) run without it, and their record says so.
-    ``prompts`` is anything ``workloads.prompts.load`` takes; ``prompt_tokens`` and ``new_tokens`` (or
-    ``output_tokens``, which is the same) are lengths as in ``workloads.lengths``, drawn with ``request_seed``.
+    ``expert_budget`` holds for every system that has none of its own: bytes, ``"256MB"`` or ``"25%"`` of all experts.
+    ``process_overhead`` plus the largest budget is the kernel's memory limit, the same for every process; null means
+    no limit.  Upper bounds that hold everything in memory (card ``limited=False``) run without it, and their records
+    say so.  ``disk_read_limit`` (``"500MB"``, per second) has the kernel throttle reads, to emulate a slower disk;
+    such results are of kind ``emulated``.  A failed or timed-out cell is tried again ``retries`` times; every failure
+    keeps its record.
+    ``prompts`` is a name or file as in ``workloads.prompts.load``; ``prompt_tokens`` and ``new_tokens`` (an alias is
+    ``output_tokens``) are lengths as in ``workloads.lengths``, drawn with ``request_seed``.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -104,7 +104,7 @@ class Experiment(BaseModel):
 
 
 class PlannedCell(BaseModel):
-    """A cell and how to show it."""
+    """A cell and its label in tables and figures."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -129,7 +129,7 @@ def plan(experiment: Experiment, slot_bytes: int, total_slots: int) -> list[Plan
             planned.append(PlannedCell(label=entry.label_of(options), cell=cell))
     ids = [p.cell.cell_id for p in planned]
     if len(set(ids)) != len(ids):
-        raise ConfigError(f"experiment {experiment.name!r} names the same cell twice: remove one")
+        raise ConfigError(f"experiment {experiment.name!r} has the same cell twice: remove one")
     return planned
 
 
@@ -168,7 +168,7 @@ def _to_cell(name: str, value: Any, everything: int) -> dict[str, Any]:
 
 
 def _process_limit(experiment: Experiment, everything: int) -> int | None:
-    """The limit of every process alike: the largest budget and the overhead; None if there is no limit."""
+    """The largest budget plus the overhead: the limit of every process; None means no limit."""
     if experiment.process_overhead is None:
         return None
     budgets = [*experiment.expert_budget, *(e.expert_budget for e in experiment.systems if e.expert_budget is not None)]
@@ -191,9 +191,9 @@ def _variants(experiment: Experiment, entry: SystemEntry) -> list[dict[str, Any]
 
 
 def _bytes(value: Bytes, everything: int | None, field: str) -> int:
-    """Bytes of a size; shares are of ``everything``, and refused where there is no such thing."""
+    """Bytes of a size; shares are of ``everything``, and refused if that is None."""
     if everything is None and "%" in str(value):
-        raise ConfigError(f"{field}: {value!r} is a share, but of nothing: give bytes, such as '500MB'")
+        raise ConfigError(f"{field}: {value!r} is a share, but this field has no whole: give bytes, such as '500MB'")
     try:
         return parse_bytes(value, everything or 0, f"{field}:")
     except (ValueError, OverflowError) as error:

@@ -1,4 +1,4 @@
-"""What is still to be measured, and in which order."""
+"""Which cells are still to be measured, and in which order."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ RETRIED = ("failed", "timeout")
 
 @dataclass(frozen=True)
 class Unit:
-    """One cell in one round; ``attempt`` counts earlier tries, those of earlier runs included."""
+    """One cell in one round; ``attempt`` is one more than the number of earlier tries, in earlier runs too."""
 
     planned: PlannedCell
     round: int
@@ -44,13 +44,13 @@ def todo(cells: Sequence[PlannedCell], rounds: int, seed: int, records: Iterable
 
 
 def unresolved(records: Iterable[Record]) -> list[Record]:
-    """Last records of the cells that never finished."""
+    """The last record of every cell and round that never finished."""
     last = {r.key: r for r in records}
     return [r for r in last.values() if r.status in RETRIED]
 
 
 def recovered(records: Iterable[Record]) -> list[Record]:
-    """Failures after which a later try of the same cell and round finished: kept, and worth a word."""
+    """Failures after which a later try of the same cell and round finished."""
     seen = list(records)
     finished = {r.key for r in seen if r.status in FINISHED}
     return [r for r in seen if r.status in RETRIED and r.key in finished]

@@ -1,4 +1,4 @@
-"""Engines: processes of a system's own that the kernel's limit holds in place of the worker that drives them."""
+"""Engines: processes of a system's own, under the kernel's limit in place of the worker that drives them."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ _ENTER = Path(__file__).with_name("enter.py")
 
 
 class Engines:
-    """Starts engines where the runner wants them, and knows what the kernel read for them.
+    """Starts engines under the cell's limit, and counts what the kernel read for them.
 
     Args:
-        prefix: what to put before a command so that it runs under the limit (``MemoryLimit.command``).
+        prefix: words before a command that make it run under the limit (``MemoryLimit.command``).
         groups: cgroups that an engine enters before it becomes its command.
         ids: file to which the process id of each engine is added, a line each, for the runner's telemetry.
     """
@@ -29,10 +29,10 @@ class Engines:
 
     def start(self, argv: Sequence[str], **popen: Any) -> subprocess.Popen[Any]:
         """``baselines.contract.StartEngine``: on return the command runs, and the limit holds for it."""
-        told, channel = os.pipe()
+        report, channel = os.pipe()
         enter = [sys.executable, "-I", "-S", str(_ENTER), str(os.getpid()), str(channel), *self._groups, "--"]
         inherited = (*popen.pop("pass_fds", ()), channel)
-        with open(told, "rb") as answer:
+        with open(report, "rb") as answer:
             try:
                 process = subprocess.Popen([*self._prefix, *enter, *argv], pass_fds=inherited, **popen)
             finally:

@@ -1,8 +1,8 @@
 """``enter.py PARENT CHANNEL GROUP... -- COMMAND...``: enter groups, then become the command, with the same process id.
 
-The command dies with PARENT, the process that starts this.  Why it could not be started is written to the file
-descriptor CHANNEL, which is closed unwritten once it runs.  A file of its own, run without site packages: what
-enters the groups is to weigh nothing.
+The command dies with PARENT, the process that starts this.  An error is written to the file descriptor CHANNEL, which
+is closed without a byte once the command runs.  This is a file of its own, run without site packages, so that it adds
+almost nothing to the memory of the groups.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ def main() -> None:
     parent, channel = int(sys.argv[1]), int(sys.argv[2])
     mark = sys.argv.index("--")
     groups, command = sys.argv[3:mark], sys.argv[mark + 1 :]
-    with contextlib.suppress(OSError):  # a prefix may have closed it
+    with contextlib.suppress(OSError):  # the prefix may have closed it
         os.set_inheritable(channel, False)
     end_with_parent()
-    if os.getppid() != parent:  # it died before the kernel was told
+    if os.getppid() != parent:  # it died before the kernel knew
         return
     what = command[0]
     try:

@@ -1,4 +1,4 @@
-"""Where cells run: one after another on this machine, or elsewhere (``harness.run.ray_executor``)."""
+"""Where cells run: one after another on this machine, or on a cluster (``harness.run.ray_executor``)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from reports.results.record import Record
 
 
 class CellRunner(Protocol):
-    """What an executor needs of a runner."""
+    """The part of a runner that executors use."""
 
     @property
     def experiment(self) -> Experiment: ...
@@ -24,7 +24,7 @@ class CellRunner(Protocol):
 
 
 class Executor(Protocol):
-    """Turns units into records, at least one each, handed over as soon as each is known."""
+    """Turns units into records, at least one each, yielded as soon as each is known."""
 
     def records(self, runner: CellRunner, units: list[Unit]) -> Iterator[Record]: ...
 

@@ -1,4 +1,4 @@
-"""One worker process from start to end: its limit, what was seen of it, and its answer or the reason why none came."""
+"""One worker process from start to end: its limit, its telemetry, and its answer or the reason for having none."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _OOM = "killed by the kernel at the memory limit: raise process_overhead or lowe
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a worker process came to."""
+    """The end of a worker process: its answer, the limit it ran under, and its resource usage."""
 
     answer: Answer
     limit: Limit
@@ -70,7 +70,7 @@ def _engine(ids: Path, limit: MemoryLimit) -> tuple[int, Path | None] | None:
 
 
 def _communicate(process: subprocess.Popen[str], job: Job, limit: MemoryLimit, timeout_s: float) -> Answer:
-    """Give the job, wait for the answer; whatever happens, nothing that was started is left."""
+    """Send the job and wait for the answer; no process is left afterwards, whatever happens."""
     try:
         _, stderr = process.communicate(job.model_dump_json() + "\n", timeout=timeout_s)
     except subprocess.TimeoutExpired:

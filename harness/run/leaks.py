@@ -1,4 +1,4 @@
-"""What a system left behind: threads, child processes, open or mapped files after ``close``; processes after exit."""
+"""Leaks of a system: threads, child processes, open or mapped files after ``close``, and processes after exit."""
 
 from __future__ import annotations
 

@@ -93,19 +93,23 @@ def write(folder: Path, manifest: Manifest, complete: bool = False) -> None:
     except OSError as error:
         raise ManifestError(
             f"cannot write {folder / NAME} ({error.strerror}): free some space or choose another --out, "
-            "then run the same command to go on"
+            "then run the same command again to continue"
         ) from error
 
 
 def agree(known: Manifest | None, config: dict[str, Any], folder: Path, resume: bool) -> None:
     """Check that results of ``config`` may go into a folder; ``resume`` allows a changed configuration.
 
+    The title may differ: it changes no result.
+
     Raises:
         ManifestError: the folder holds another configuration; names the fields that differ.
     """
-    if known is None or known.config == config or resume:
+    if known is None or resume:
         return
-    differ = sorted(key for key in {*known.config, *config} if known.config.get(key) != config.get(key))
+    differ = sorted(key for key in {*known.config, *config} - {"title"} if known.config.get(key) != config.get(key))
+    if not differ:
+        return
     raise ManifestError(
         f"{folder} holds results of another configuration ({', '.join(differ)} differ): choose another --out, "
         "or add --resume to keep its finished cells and run the rest"

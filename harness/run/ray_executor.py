@@ -22,11 +22,11 @@ from harness.run.runner import RunError, Runner
 from reports.results.record import Record
 
 SLOT = "specmoe_slot"
-_MEND = f"""start nodes with `ray start ... --resources='{{"{SLOT}": 1}}'`"""
+_FIX = f"""start nodes with `ray start ... --resources='{{"{SLOT}": 1}}'`"""
 
 
 class NodeRunner:
-    """Lives on a node: prepares what its units need there and measures them; figures and facts are the node's."""
+    """The actor on a node: prepares what its units need there and measures them; records describe the node."""
 
     def __init__(self, experiment: str, node: str) -> None:
         from workloads.cache import cache_dir
@@ -44,7 +44,7 @@ class NodeRunner:
 
 @dataclass
 class _Slot:
-    """One actor and what it has still to do of the group it holds."""
+    """One actor, the unit it measures and the rest of its group."""
 
     node: str
     address: str
@@ -79,7 +79,7 @@ class RayExecutor:
 
 
 def _groups(units: list[Unit]) -> list[deque[Unit]]:
-    """Units whose ratios may be taken, together and in their order."""
+    """Units between which ratios are taken, together and in their order."""
 
     def key(unit: Unit) -> tuple[int, int, str]:
         cell = unit.planned.cell
@@ -112,7 +112,7 @@ def _open_slots(experiment: Experiment, units: list[Unit]) -> list[_Slot]:
     """An actor on every slot that is large enough.
 
     Raises:
-        ValueError: there is none; says why for each node.
+        ValueError: there is none; the message gives the reason for each node.
     """
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -143,14 +143,14 @@ def _open_slots(experiment: Experiment, units: list[Unit]) -> list[_Slot]:
             slots.append(_Slot(name, node["NodeManagerAddress"], actor))
     if not slots:
         needed = f"1 {SLOT}, {cpus} CPUs and {memory:.3g} B of memory"
-        raise ValueError(f"no node can take a cell, which needs {needed} ({'; '.join(refused)}): {_MEND}")
+        raise ValueError(f"no node can take a cell, which needs {needed} ({'; '.join(refused)}): {_FIX}")
     return slots
 
 
 def _prepare(slots: list[_Slot], units: list[Unit]) -> list[_Slot]:
-    """Stores and references on every node, one after another where nodes share a machine and its cache.
+    """Build stores and references on every node, one after another on nodes that share a machine and its cache.
 
-    Returns the slots that are ready: a node may have been lost without the cluster knowing yet.
+    Returns the slots that are ready: a node may be lost before the cluster notices.
 
     Raises:
         RunError: a node's reference failed.
@@ -186,12 +186,14 @@ def _spread(runner: CellRunner, slots: list[_Slot], groups: deque[deque[Unit]]) 
         try:
             yield from ray.get(done)
         except ray.exceptions.RayError as error:
-            reason = f"node {slot.node} was lost ({type(error).__name__}): run the same command to go on"
+            reason = f"node {slot.node} was lost ({type(error).__name__}): run the same command again to continue"
             yield from (runner.lost(unit, reason) for unit in (slot.unit, *slot.rest) if unit is not None)
             continue
         _next(slot, groups, pending)
     if groups:
-        raise RunError("every node of the cluster was lost: finished cells are kept; run the same command to go on")
+        raise RunError(
+            "every node of the cluster was lost: finished cells are kept; run the same command again to continue"
+        )
 
 
 def _next(slot: _Slot, groups: deque[deque[Unit]], pending: dict[Any, _Slot]) -> None:

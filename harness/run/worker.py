@@ -98,7 +98,7 @@ def _prompts(job: Job) -> list[Prompt]:
 
 
 def batch(job: Job) -> requests.Batch:
-    """The cell's request: its prompts as ids, and how many tokens each row is asked for."""
+    """The cell's batch: its prompts as ids, and the number of new tokens of each row."""
     from transformers import AutoTokenizer
 
     cell = job.cell
@@ -154,14 +154,14 @@ def _measure(job: Job, system: Any, prepare_s: float, engines: Engines) -> Answe
 
 
 def _check_lengths(generation: Generation, request: Request) -> None:
-    """Every row has what it was asked for: no rate counts other tokens.
+    """Every row must have its requested length, so that rates count no other tokens.
 
     Raises:
-        RuntimeError: naming the first row that has not.
+        RuntimeError: names the first row that has not.
     """
     given = [len(row) for row in generation.rows()]
     if len(given) != len(request.lengths):
-        raise RuntimeError(f"{len(given)} rows came back, {len(request.lengths)} were asked for")
+        raise RuntimeError(f"{len(given)} rows came back, {len(request.lengths)} were requested")
     for row, (length, asked) in enumerate(zip(given, request.lengths, strict=True)):
         if length != asked:
-            raise RuntimeError(f"row {row} came back with {length} tokens, {asked} were asked for")
+            raise RuntimeError(f"row {row} came back with {length} tokens, {asked} were requested")

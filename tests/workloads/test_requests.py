@@ -250,7 +250,7 @@ def test_an_answer_with_a_row_too_long_or_missing_is_an_error_of_the_system() ->
     ids, mask = random_prompts(2)
     request = Request(ids, mask, 4, lambda: None, (4, 3))
     _check_lengths(Generation([torch.zeros(4, dtype=torch.long), torch.zeros(3, dtype=torch.long)]), request)
-    with pytest.raises(RuntimeError, match="row 1 came back with 4 tokens, 3 were asked for"):
+    with pytest.raises(RuntimeError, match="row 1 came back with 4 tokens, 3 were requested"):
         _check_lengths(Generation(torch.zeros(2, 4, dtype=torch.long)), request)
-    with pytest.raises(RuntimeError, match="1 rows came back, 2 were asked for"):
+    with pytest.raises(RuntimeError, match="1 rows came back, 2 were requested"):
         _check_lengths(Generation(torch.zeros(1, 4, dtype=torch.long)), request)

@@ -53,7 +53,7 @@ def test_every_process_gets_the_same_limit_above_the_largest_budget() -> None:
 
 def test_a_disk_limit_is_bytes_per_second_and_never_a_share() -> None:
     assert [p.cell.disk_read_limit_bytes_s for p in planned(disk_read_limit=[None, "500MB"])] == [None, 500_000_000]
-    with pytest.raises(ConfigError, match="is a share, but of nothing"):
+    with pytest.raises(ConfigError, match="is a share, but this field has no whole"):
         planned(disk_read_limit="50%")
 
 

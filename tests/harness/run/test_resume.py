@@ -203,6 +203,8 @@ def test_results_name_the_manifest_s_cells(tmp_path: Path) -> None:
     plan = manifest.Manifest(run_ids=["a-1"], config={"name": "a"}, rounds=1, cells=[])
     manifest.claim(tmp_path, plan, resume=False)
     assert json.loads((tmp_path / "manifest.json").read_text())["run_ids"] == ["a-1"]
+    retitled = plan.model_copy(update={"config": {"name": "a", "title": "A"}})
+    assert manifest.claim(tmp_path, retitled, resume=False).run_ids == ["a-1"], "a title changes no result"
     changed = plan.model_copy(update={"config": {"name": "b"}, "run_ids": ["b-1"]})
     assert manifest.claim(tmp_path, changed, resume=True).run_ids == ["a-1", "b-1"]
     (tmp_path / "manifest.json").write_text("{")
