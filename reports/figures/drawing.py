@@ -39,7 +39,7 @@ def draw(
     """
     folder.mkdir(parents=True, exist_ok=True)
     looks = looks_of(material.records)
-    command = "; ".join(measured_by(material.records)) if len(material.records) else ""
+    commands = measured_by(material.records) if scope == "section" else []
     drawn = []
     for spec in all_specs() if specs is None else specs:
         if spec.scope != scope or (spec.of_systems and not material.compares_systems):
@@ -47,7 +47,7 @@ def draw(
         data = spec.data(material)
         if len(data):
             seen = looks if scope == "section" else looks_of(data)  # shades are for the variants that are drawn
-            drawn.append(write(spec, data, seen, folder, suffix, command or spec.command))
+            drawn.append(write(spec, data, seen, folder, suffix, "; ".join(commands) or spec.command))
     return drawn
 
 

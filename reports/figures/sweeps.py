@@ -14,11 +14,9 @@ from reports.figures.intervals import columns, median_of
 from reports.figures.spec import Material, Spec
 from reports.figures.style import Looks
 from reports.results.aggregate import within_rounds
+from reports.results.defaults import OPTION_DEFAULTS
 from reports.results.roles import SUBJECT
 from reports.text import number
-
-DEFAULTS = {"selection": "hot-temporal", "substitution": "affinity", "draft_experts": 8, "gamma": 5}
-"""What a record means that does not name the option; a test holds it to the adapter's own."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +40,7 @@ def _data(sweep: _Sweep, material: Material) -> pd.DataFrame:
         return pd.DataFrame()
     parsed = [json.loads(text) for text in ours["options"]]
     ours = ours.assign(
-        setting=[options.get(sweep.option, DEFAULTS[sweep.option]) for options in parsed],
+        setting=[options.get(sweep.option, OPTION_DEFAULTS[sweep.option]) for options in parsed],
         others=[json.dumps({k: v for k, v in o.items() if k != sweep.option}, sort_keys=True) for o in parsed],
     )
     ours = ours[[options.get("controller") != "auto" for options in parsed]]

@@ -9,6 +9,7 @@ import pandas as pd
 
 from reports.figures import Figure
 from reports.results.commands import measured_by
+from reports.results.roles import Row
 from reports.text import NONE, number
 from reports.wording.details import Detail, details
 from reports.wording.headline import Headline, headline
@@ -16,15 +17,15 @@ from reports.wording.tables import Table, mark_budgets, tables
 from reports.wording.warnings import caveats
 
 PROTOCOL = (
-    "Systems run interleaved in rounds, each in a process of its own, with a cold page cache at the start of a cell.",
-    "Same prompts and same number of new tokens for all; ratios are taken within a round.",
+    "Systems run interleaved in rounds, each in its own process, with a cold page cache at the start of a cell.",
+    "All systems get the same prompts and generate the same number of tokens; ratios are taken within a round.",
 )
 GRAINS = {
     "experts": "single experts",
     "modules": "whole modules",
     "layers": "whole layers",
     "pages": "pages of a mapped file",
-    "nothing": "nothing, all being resident",
+    "nothing": "nothing (all experts are resident)",
 }
 
 
@@ -48,7 +49,7 @@ class Section:
 
 
 def section(place: int, summary: pd.DataFrame, frame: pd.DataFrame, figures: list[Figure], name: str) -> Section:
-    """Gather what a page says of one workload (the ``place``-th, from 1)."""
+    """Gather what a page says of one workload; ``place`` counts workloads from 1."""
     config = frame["record"].iloc[0].get("config") or {}
     experiment = str(config.get("name") or "")
     references = summary["reference"].dropna().unique()
@@ -82,7 +83,6 @@ def span_text(values: Sequence[str]) -> str:
 
 def _setup(summary: pd.DataFrame, frame: pd.DataFrame) -> list[tuple[str, str]]:
     first = frame.iloc[0]
-    repetitions = [r for record in frame["record"] for r in record.get("repetitions") or []]
     per_row = sorted(
         {
             r["prompt_tokens"] / record["cell"]["batch_size"]
@@ -91,7 +91,7 @@ def _setup(summary: pd.DataFrame, frame: pd.DataFrame) -> list[tuple[str, str]]:
             if r.get("prompt_tokens")
         }
     )
-    prompts = span_text([number(tokens) for tokens in per_row])
+    prompts = span_text([number(tokens) for tokens in per_row]) or NONE
     rounds = [str(n) for n in sorted(set(summary["rounds"]))]
     budgets = sorted(set(summary["expert_budget_bytes"].dropna()))
     facts = [
@@ -99,7 +99,7 @@ def _setup(summary: pd.DataFrame, frame: pd.DataFrame) -> list[tuple[str, str]]:
         ("Data type", str(first["dtype"] or NONE)),
         ("Expert byte budget", ", ".join(f"{number(b / 1e6)} MB" for b in budgets) or "none"),
         ("Memory limit of the process", _limit(frame)),
-        ("Prompt tokens per row (mean)", prompts if repetitions else NONE),
+        ("Prompt tokens per row (mean)", prompts),
         ("New tokens per row", str(first["new_tokens"])),
         ("Batch sizes", ", ".join(str(b) for b in sorted(set(summary["batch_size"])))),
         ("Rounds", span_text(rounds)),
@@ -122,35 +122,47 @@ def _limit(frame: pd.DataFrame) -> str:
 
 def _fairness(summary: pd.DataFrame) -> list[str]:
     rows = mark_budgets(summary.to_dict("records"))
-    odd = {row["title"]: row["expert_budget_bytes"] for row in rows if row["budget_differs"]}
-    budgets = [row["expert_budget_bytes"] for row in rows if not row["budget_differs"]]
-    usual = next((b for b in budgets if not pd.isna(b)), None)
+    return [*_budgets(rows), *_limits(summary, rows), *_grains(summary), *PROTOCOL]
+
+
+def _budgets(rows: list[Row]) -> list[str]:
+    """The common budget of expert bytes, the systems with another, and those that count no expert bytes."""
+    others = {row["title"]: row["expert_budget_bytes"] for row in rows if row["budget_differs"]}
+    common = [row["expert_budget_bytes"] for row in rows if not row["budget_differs"]]
+    usual = next((b for b in common if not pd.isna(b)), None)
     lines = []
     if usual is not None:
-        lines.append(f"Every system has the same budget of {number(usual / 1e6)} MB for experts on the device")
-        lines[-1] += ", but for those named next." if odd else "."
+        end = ", except those listed next." if others else "."
+        lines.append(f"Every system has the same budget of {number(usual / 1e6)} MB for experts on the device{end}")
     lines += [
         f"{title} has {'a larger' if budget > (usual or 0) else 'a smaller'} budget of {number(budget / 1e6)} MB."
-        for title, budget in odd.items()
+        for title, budget in others.items()
     ]
+    uncounted = [row["title"] for row in rows if pd.isna(row["peak_device_expert_bytes"]) and row["rounds_ok"]]
+    if uncounted:
+        names = ", ".join(dict.fromkeys(uncounted))
+        lines.append(f"{names}: expert bytes are not counted; only the memory limit of the process bounds them.")
+    return lines
+
+
+def _limits(summary: pd.DataFrame, rows: list[Row]) -> list[str]:
+    """The memory limit, whether it was enforced, and the engines that run in processes of their own."""
     limit = summary["process_limit_bytes"].iloc[0]
-    if not pd.isna(limit):
-        held = (
-            "and the kernel holds each to it" if summary["enforced"].all() else "but the kernel did not hold all to it"
-        )
-        lines.append(f"Every process has the same memory limit of {number(limit / 1e9)} GB, {held}.")
-        if engines := list(dict.fromkeys(row["title"] for row in rows if row["limit_covers"] == "engine")):
-            lines.append(
-                f"{', '.join(engines)}: the engine is a process of its own, and the limit covers it alone; for the "
-                "others it covers the Python process that they run in."
-            )
-    blind = list(
-        dict.fromkeys(row["title"] for row in rows if pd.isna(row["peak_device_expert_bytes"]) and row["rounds_ok"])
-    )
-    if blind:
+    if pd.isna(limit):
+        return []
+    how = "enforced by the kernel" if summary["enforced"].all() else "but the kernel did not enforce it for all"
+    lines = [f"Every process has the same memory limit of {number(limit / 1e9)} GB, {how}."]
+    if engines := dict.fromkeys(row["title"] for row in rows if row["limit_covers"] == "engine"):
         lines.append(
-            f"No count of expert bytes from {', '.join(blind)}: only the process limit holds them to a budget."
+            f"{', '.join(engines)}: the engine is a process of its own, and the limit covers it alone; for the other "
+            "systems it covers the Python process that they run in."
         )
+    return lines
+
+
+def _grains(summary: pd.DataFrame) -> list[str]:
+    """What each system moves at once."""
     grains = summary.dropna(subset=["grain"]).groupby("grain", sort=False)["title"].unique()
-    lines += [f"Moved between the tiers as {GRAINS.get(g, g)}: {', '.join(t)}." for g, t in grains.items()]
-    return [*lines, *PROTOCOL]
+    if len(grains) == 1:
+        return [f"All systems move {GRAINS.get(g, g)} between the tiers." for g in grains.index]
+    return [f"Moved between the tiers as {GRAINS.get(g, g)}: {', '.join(titles)}." for g, titles in grains.items()]

@@ -10,9 +10,8 @@ import matplotlib.pyplot as plt
 import pandas as pd
 import pytest
 
-from baselines.engine import SpecMoEOptions
 from reports import figures
-from reports.figures import GROUPS, Material, all_specs, looks_of, sweeps
+from reports.figures import GROUPS, Material, all_specs, looks_of
 from reports.figures.style import KINDS, KNOWN, assign, bar_marks, line_marks
 from reports.results import aggregate
 from reports.results.load import configured_order, load
@@ -158,11 +157,6 @@ def test_figures_without_records_are_left_out_and_told(material: Material, tmp_p
     figures_drawn = figures.draw(material, tmp_path, specs=[_spec("memory"), _spec("selection")])
     assert [figure.id for figure in figures_drawn] == ["memory"]
     assert "selection" in [spec.id for spec in figures.missing(figures_drawn)]
-
-
-def test_a_record_that_does_not_name_an_option_means_the_adapters_default() -> None:
-    options = SpecMoEOptions()
-    assert {name: getattr(options, name) for name in sweeps.DEFAULTS} == sweeps.DEFAULTS
 
 
 def test_no_two_systems_share_a_colour_or_a_marker() -> None:

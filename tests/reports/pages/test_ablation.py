@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,12 +14,31 @@ from reports.results.record import Cell, Limit, Record, ResultFile
 from reports.results.repetition import Repetition
 
 
-def _record(label: str, speed: float, rnd: int, name: str = "ablation-x", prefetched: int | None = None) -> Record:
+def _record(
+    label: str,
+    speed: float,
+    rnd: int,
+    name: str = "ablation-x",
+    prefetched: int | None = None,
+    options: dict[str, Any] | None = None,
+    tokens_per_step: float = 3.5,
+) -> Record:
     cell = Cell(
-        system="specmoe", options={"label": label}, model="m", batch_size=2, new_tokens=11, expert_budget_bytes=10**8
+        system="specmoe",
+        options={"label": label} if options is None else options,
+        model="m",
+        batch_size=2,
+        new_tokens=11,
+        expert_budget_bytes=10**8,
     )
     metrics = Metrics(
-        prefill_tok_s=1, decode_tok_s=speed, ttft_s=1, tpot_s=1, tokens_per_step=3.5, hit_rate=0.25, fidelity=1.0
+        prefill_tok_s=1,
+        decode_tok_s=speed,
+        ttft_s=1,
+        tpot_s=1,
+        tokens_per_step=tokens_per_step,
+        hit_rate=0.25,
+        fidelity=1.0,
     )
     repetition = Repetition(
         prefill_s=1,
@@ -75,7 +95,10 @@ def test_sections_of_the_same_title_are_told_apart_by_model_and_name_their_comma
     told = {"cell": other.cell.model_copy(update={"model": "another"})}
     told |= {"environment": other.environment | {"command": "specmoe-bench run all --only x-of-another"}}
     page = _page(tmp_path, [_record("first", 10, 0), other.model_copy(update=told)])
-    assert [line for line in page.splitlines() if line.startswith("## ")] == ["## A choice, m", "## A choice, another"]
+    assert [line for line in page.splitlines() if line.startswith("### ")] == [
+        "### A choice, m",
+        "### A choice, another",
+    ]
     assert "`specmoe-bench run ablation-x --report`: m," in page
     assert "`specmoe-bench run all --only x-of-another`: another," in page
 
@@ -105,22 +128,71 @@ def test_the_controller_is_compared_with_the_best_other_setting_and_with_caching
     page = _grid(tmp_path, [20], [10], [5])
     row = "| m | 100 | 2 | fixed | 2.00× (n=1) | 4.00× (n=1) | drafted in 50 % of cycles, mean gamma 4.0 |"
     assert row in page
-    assert "Over caching: 4.00× (n=1), the geometric mean of 1 cells, 1 of them at 0.95× or more; no cell lies" in page
+    assert "Over caching: 4.00× (n=1), geometric mean of 1 cells; 1 of them reach 0.95×; no interval lies" in page
 
 
 def test_a_cell_where_the_controller_stays_behind_beyond_the_noise_is_named(tmp_path: Path) -> None:
     page = _grid(tmp_path, [9, 9, 9], [10, 10, 10], [8, 10, 9])
     assert "Over the best other setting: 0.90×" in page
-    assert "0 of them at 0.95× or more; under it: m with 100 MB at batch 2 (0.90× [0.90, 0.90])." in page
-    assert "1 of them at 0.95× or more; no cell lies under it with its whole interval." in page
+    assert "0 of them reach 0.95×; intervals entirely below it: m with 100 MB at batch 2 (0.90× [0.90, 0.90])." in page
+    assert "1 of them reach 0.95×; no interval lies entirely below it." in page
 
 
 def test_cells_measured_in_more_rounds_have_a_table_of_their_own(tmp_path: Path) -> None:
     records = [*_rounds("controller-a", [20], [10], [5]), *_rounds("controller-again-a", [9] * 8, [10] * 8, [9] * 8)]
-    _, grid, again = _page(tmp_path, records).split("## The controller ")
+    _, grid, again = _page(tmp_path, records).split("### The controller ")
     assert "2.00× (n=1)" in grid
     assert "0.90×" not in grid
-    assert "under it: m with 100 MB at batch 2 (0.90× [0.90, 0.90])." in again
+    assert "entirely below it: m with 100 MB at batch 2 (0.90× [0.90, 0.90])." in again
+
+
+def _choices(page: str) -> dict[str, list[str]]:
+    """The rows of the opening table by option."""
+    opening = page.split("## Appendix", maxsplit=1)[0]
+    rows = [line.strip("| ").split(" | ") for line in opening.splitlines() if line.startswith("| `")]
+    return {row[0]: row[1:] for row in rows}
+
+
+def _selections(speeds: dict[str, list[float]], **more: Any) -> list[Record]:
+    return [
+        _record(name, speed, rnd, options={} if name == "hot-temporal" else {"selection": name}, **more)
+        for name, measured in speeds.items()
+        for rnd, speed in enumerate(measured)
+    ]
+
+
+def test_the_page_opens_with_the_default_of_each_choice_against_the_simplest_and_the_best(tmp_path: Path) -> None:
+    records = _selections({"random": [5, 10], "hot-global": [8, 16]}, tokens_per_step=3.0)
+    records += _selections({"hot-temporal": [10, 20]})
+    rows = _choices(_page(tmp_path, records))
+    random, best = "2.00× [2.00, 2.00] `random`", "1.25× [1.25, 1.25] `hot-global`"
+    assert rows == {"`selection`": ["hot-temporal", random, best, "1", "default is fastest"]}
+
+
+@pytest.mark.parametrize(
+    ("ours", "verdict"),
+    [([5, 5], "alternative is faster"), ([9, 11], "no clear difference"), ([20, 20], "default is fastest")],
+)
+def test_the_verdict_follows_the_interval(tmp_path: Path, ours: list[float], verdict: str) -> None:
+    default = _selections({"hot-temporal": ours}, tokens_per_step=3.0)
+    rows = _choices(_page(tmp_path, [*_selections({"random": [10, 10]}), *default]))
+    assert rows["`selection`"][-1] == verdict
+
+
+def test_a_difference_of_speed_alone_is_called_the_same_work(tmp_path: Path) -> None:
+    rows = _choices(_page(tmp_path, _selections({"random": [5, 5], "hot-temporal": [10, 10]})))
+    assert rows["`selection`"][-1] == "same work done"
+
+
+def test_settings_that_differ_in_two_options_are_not_compared(tmp_path: Path) -> None:
+    both = [_record("both", 9, 0, options={"selection": "random", "gamma": 2}), _record("default", 8, 0, options={})]
+    assert _choices(_page(tmp_path, both)) == {}
+
+
+def test_the_controller_has_a_row_over_its_grid(tmp_path: Path) -> None:
+    rows = _choices(_grid(tmp_path, [20, 20], [10, 10], [5, 5]))
+    caching, best = "4.00× [4.00, 4.00] `caching`", "2.00× [2.00, 2.00] `best setting`"
+    assert rows["`controller`: auto"] == ["fixed", caching, best, "1", "auto is faster"]
 
 
 def test_no_finished_cell_is_an_error(tmp_path: Path) -> None:
