@@ -63,7 +63,8 @@ def create(name: str, options: dict[str, Any]) -> System:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "options"
+        problem = "no such option" if first["type"] == "extra_forbidden" else first["msg"]
         allowed = ", ".join(cls.Options.model_fields) or "none"
-        raise ValueError(f"system {name!r}, option {where}: {first['msg']} (options: {allowed})") from error
+        raise ValueError(f"system {name!r}, option {where}: {problem} (options: {allowed})") from error
     system: System = cls(validated)
     return system

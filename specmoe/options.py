@@ -91,6 +91,8 @@ class SpecOptions(BaseModel):
         except ValidationError as error:
             first = error.errors()[0]
             where, message = ".".join(str(part) for part in first["loc"]), first["msg"].removeprefix("Value error, ")
+            if first["type"] == "extra_forbidden":
+                message = f"no such option, use one of {', '.join(cls.model_fields)}"
             raise OptionError(f"option {where}: {message} (given {first['input']!r})" if where else message) from error
 
     @property

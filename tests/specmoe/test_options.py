@@ -54,7 +54,7 @@ SLOT_BYTES = 4096 * -(-3 * 32 * 16 * 4 // 4096)  # one expert of the tiny model,
         ("ngram_min", 0, "greater than or equal to 1"),
         ("controller", "magic", "'auto'"),
         ("seed", -1, "greater than or equal to 0"),
-        ("gama", 3, "not permitted"),
+        ("gama", 3, "no such option, use one of gamma, "),
     ],
 )
 def test_a_wrong_option_is_named_with_its_value_and_what_is_allowed(name: str, value: Any, mend: str) -> None:

@@ -124,7 +124,9 @@ def test_help_is_plain_text_and_says_what_the_command_does(name: str, capsys: py
         (["run", "quick", "--executor", "slurm"], "'slurm' is not one of 'local', 'ray'"),
         (["generate", "x", "--gamma", "many"], "'--gamma'"),
         (["generate", "x", "--option", "substitution"], "write it as key=value, such as substitution=drop"),
+        (["generate", "x", "--option", "gama=2"], "option gama: no such option, use one of gamma, "),
         (["conformance", "specmoe", "--option", "gamma=["], "the value is not YAML"),
+        (["conformance", "specmoe", "--option", "gama=2"], "option gama: no such option (options: gamma, "),
         (["generate", "x", "--trace", "t.json"], "No such option: --trace"),
     ],
 )
