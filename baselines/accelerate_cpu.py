@@ -26,7 +26,7 @@ class AccelerateCpuSystem(GreedySystem):
     card: ClassVar[CapabilityCard] = CapabilityCard(
         name="accelerate-cpu",
         title="accelerate CPU offload",
-        summary="cpu_offload on every experts module; hooks move whole modules from host memory",
+        summary="cpu_offload on every experts module: hooks move whole modules from host memory",
         grain="modules",
         knows_budget=False,
         tiers=("gpu", "ram"),

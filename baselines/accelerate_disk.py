@@ -41,7 +41,7 @@ class AccelerateDiskSystem(GreedySystem):
     card: ClassVar[CapabilityCard] = CapabilityCard(
         name="accelerate-disk",
         title="accelerate disk offload",
-        summary="device_map='disk' for every experts module; hooks map whole modules through the page cache",
+        summary="device_map='disk' for every experts module: hooks map whole modules from disk",
         grain="modules",
         knows_budget=False,
     )

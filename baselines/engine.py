@@ -102,7 +102,7 @@ class SpecMoESystem(_EngineSystem):
     card = CapabilityCard(
         name="specmoe",
         title="SpecMoE",
-        summary="self-assisted speculative decoding: pinned draft experts, coalesced verification",
+        summary="drafts gamma tokens with N pinned experts per layer and verifies all in one pass",
         grain="experts",
         knows_budget=True,
     )
@@ -130,7 +130,7 @@ class OnDemandSystem(_EngineSystem):
     card = CapabilityCard(
         name="on-demand",
         title="MoE-OnDemand",
-        summary="moves each step's experts after the gate, keeps none",
+        summary="loads each step's experts after the gate, keeps none",
         grain="experts",
         knows_budget=True,
     )

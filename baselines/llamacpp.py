@@ -79,7 +79,7 @@ class LlamaCppSystem:
     card: ClassVar[CapabilityCard] = CapabilityCard(
         name="llama-cpp",
         title="llama.cpp, mmap",
-        summary="GGUF of the same checkpoint, memory-mapped; the page cache decides which stay in memory",
+        summary="GGUF of the same checkpoint, memory-mapped; the page cache decides which pages stay",
         grain="pages",
         knows_budget=False,
         own_process=True,

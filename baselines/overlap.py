@@ -31,7 +31,7 @@ class OverlapSystem(OnDemandSystem):
     card = CapabilityCard(
         name="overlap",
         title="MoE-Overlap (oracle)",
-        summary="on-demand with its transfers hidden behind compute; real tokens, computed time",
+        summary="oracle: tokens and bytes of on-demand, computed time with transfers hidden behind compute",
         grain="experts",
         knows_budget=True,
         kind="oracle",
