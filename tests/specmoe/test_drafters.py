@@ -1,4 +1,4 @@
-"""Who proposes tokens: prompt lookup finds what it claims, and the combined draft uses both."""
+"""Prompt lookup proposes what followed the longest earlier suffix, and the combined draft uses lookup and draft."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_rows_that_left_the_batch_are_not_looked_up() -> None:
 
 @dataclass
 class Scripted:
-    """A draft that proposes 50, 51, ... with probability one half each, and remembers what it was asked for."""
+    """A draft that proposes 50, 51, ... with probability one half each, and records the lengths it was asked for."""
 
     sampled: bool
     asked: list[list[int]] = field(default_factory=list)
@@ -114,7 +114,7 @@ def test_the_combined_draft_looks_up_where_it_can_and_drafts_elsewhere() -> None
     assert proposal.tokens[1].tolist() == [50, 51, 52]
 
 
-def test_looked_up_tokens_are_proposed_with_certainty_and_drafted_ones_with_their_own_chances() -> None:
+def test_looked_up_tokens_have_probability_one_and_drafted_ones_their_own() -> None:
     combined, _ = _combined(sampled=True)
     proposal = combined.propose(None, _rows([1, 2, 3, 1, 2], [9, 8, 7]), torch.tensor([2, 3]))  # type: ignore[arg-type]
     assert proposal.probs is not None
@@ -135,7 +135,7 @@ def test_the_combined_draft_takes_the_wider_of_both() -> None:
     assert proposal.probs.shape == (2, 4, 64)
 
 
-def test_the_combined_draft_without_draws_has_no_chances() -> None:
+def test_the_combined_draft_without_sampling_has_no_probabilities() -> None:
     combined, _ = _combined(sampled=False)
     proposal = combined.propose(None, _rows([1, 2, 3, 1, 2], [9, 8, 7]), torch.tensor([1, 1]))  # type: ignore[arg-type]
     assert proposal.probs is None

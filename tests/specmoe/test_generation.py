@@ -1,4 +1,4 @@
-"""What ``generate`` promises beside its tokens: streaming, lengths, stops, seeds."""
+"""``generate`` streams, limits, stops and seeds as documented."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_twenty_tokens_are_the_default_as_in_transformers(tiny: tuple[Path, PreT
         ({"max_new_tokens": -5}, "max_new_tokens is -5"),
     ],
 )
-def test_no_room_for_a_token_is_refused(
+def test_limits_below_one_new_token_are_refused(
     limits: dict[str, int], message: str, tiny: tuple[Path, PreTrainedModel]
 ) -> None:
     ids, mask = prompts(2, shortest=12, longest=12)
@@ -89,7 +89,7 @@ def test_no_room_for_a_token_is_refused(
 
 
 def test_a_stop_token_inside_an_accepted_draft_ends_the_row_there(tiny: tuple[Path, PreTrainedModel]) -> None:
-    """A draft by all experts is accepted whole, so that stops fall at every place of a draft."""
+    """A draft by all experts is accepted completely, so stop tokens fall at every position of a draft."""
     ids, mask = prompts(1, seed=2)
     free = reference(tiny[1], ids, mask, 14)[0, ids.shape[1] :].tolist()
     with _engine(tiny, gamma=5, draft_experts=8, selection="random") as engine:
@@ -146,7 +146,7 @@ def test_every_row_stopping_at_once_decodes_nothing(tiny: tuple[Path, PreTrained
 
 
 def test_drafts_past_a_stop_are_not_counted(tiny: tuple[Path, PreTrainedModel]) -> None:
-    """Counters by place leave out what lies past a row's end, so that they agree with the tokens returned."""
+    """Counters by position exclude tokens past a row's end, so they agree with the tokens returned."""
     ids, mask = prompts(1, seed=2)
     free = reference(tiny[1], ids, mask, 14)[0, ids.shape[1] :].tolist()
     place = next(i for i in (2, 3, 4) if free.index(free[i]) == i)
@@ -188,7 +188,7 @@ def test_the_options_seed_is_the_default(tiny: tuple[Path, PreTrainedModel]) -> 
     assert sequences[0] == sequences[1] != sequences[2]
 
 
-def test_a_closed_engine_says_so(tiny: tuple[Path, PreTrainedModel]) -> None:
+def test_a_closed_engine_refuses_to_generate(tiny: tuple[Path, PreTrainedModel]) -> None:
     engine = _engine(tiny)
     engine.close()
     engine.close()  # closing twice is harmless

@@ -1,4 +1,4 @@
-"""Sampled output has the target's distribution exactly, whatever was drafted; a wrong rule is caught."""
+"""Sampled output has the target's distribution exactly, whatever was drafted; a wrong rule is detected."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from scipy.stats import chisquare
 from transformers import PreTrainedModel, Qwen3MoeConfig, Qwen3MoeForCausalLM
 
@@ -27,7 +29,7 @@ PROCESSING = [
 
 
 class RedrawFromTarget(Sampling):
-    """Wrong: a refused token is replaced by a draw from p, not from what p has over q."""
+    """Wrong: a rejected token is replaced by a draw from p instead of from the residual of p over q."""
 
     def accept(self, proposal: Proposal, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         if proposal.probs is None:  # nothing was drafted
@@ -40,7 +42,7 @@ class RedrawFromTarget(Sampling):
 
 
 class AcceptAlways(Sampling):
-    """Wrong: whatever was drafted is kept."""
+    """Wrong: every drafted token is accepted."""
 
     def accept(self, proposal: Proposal, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         target = self.probabilities(logits)
@@ -134,7 +136,7 @@ def test_a_draft_equal_to_the_target_is_always_accepted(gamma: int) -> None:
     assert accepted.tolist() == [gamma] * 500
 
 
-def test_a_token_the_target_rules_out_is_never_kept() -> None:
+def test_a_token_of_target_probability_zero_is_never_accepted() -> None:
     sampler = Sampling(top_k=2, seed=0)
     logits = torch.tensor([0.0, 1.0, 2.0, 3.0]).expand(200, 2, 4)
     proposal = Proposal(torch.zeros(200, 1, dtype=torch.long), torch.ones(200, dtype=torch.long))
@@ -276,3 +278,16 @@ def test_sampling_without_choice_is_greedy(choices: dict[str, float], tiny: tupl
 def test_bad_sampling_values_reach_the_caller_of_generate(tiny: tuple[Path, PreTrainedModel]) -> None:
     with pytest.raises(ValueError, match="top_k is -2"):
         _sampled(tiny, top_k=-2)
+
+
+@given(st.lists(st.lists(st.integers(0, 3), min_size=4, max_size=4), min_size=1, max_size=5), st.data())
+def test_acceptance_is_the_longest_agreeing_prefix(drafts: list[list[int]], data: st.DataObject) -> None:
+    targets = [data.draw(st.lists(st.integers(0, 3), min_size=5, max_size=5)) for _ in drafts]
+    accepted = longest_prefix(torch.tensor(drafts) == torch.tensor(targets)[:, :-1]).tolist()
+    for draft, target, count in zip(drafts, targets, accepted, strict=True):
+        assert draft[:count] == target[:count]
+        assert count == 4 or draft[count] != target[count]
+
+
+def test_accepting_an_empty_draft_is_zero() -> None:
+    assert longest_prefix(torch.empty(2, 0, dtype=torch.bool)).tolist() == [0, 0]

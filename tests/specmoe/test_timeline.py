@@ -1,4 +1,4 @@
-"""The timeline is a valid Chrome trace, its overlap is right, and costs add up."""
+"""The timeline is a valid Chrome trace, its overlaps are correct, and its costs sum to the cycles' time."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_a_timeline_ends_with_its_call(tiny: tuple[Path, PreTrainedModel]) -> No
     assert len(timeline.spans) == before > 0
 
 
-def test_a_block_that_raises_is_recorded_all_the_same() -> None:
+def test_a_block_that_raises_is_still_recorded() -> None:
     timeline = Timeline()
     with pytest.raises(KeyError), timeline.span("compute", "doomed"):
         raise KeyError

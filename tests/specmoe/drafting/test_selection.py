@@ -1,4 +1,4 @@
-"""Which experts draft: every choice of counting, refreshing and tie-breaking, each a claim."""
+"""Every rule of counting, refreshing and tie-breaking selects the draft experts it should."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from specmoe.errors import OptionError
 from specmoe.options import SpecOptions
 from tests.conftest import prompts
 
-EVERYONE = set(range(8))
+ALL_EXPERTS = set(range(8))
 
 
 def _selection(experts: int = 4, size: int = 2, **options: Any) -> DraftSelection:
@@ -25,11 +25,11 @@ def _selection(experts: int = 4, size: int = 2, **options: Any) -> DraftSelectio
 
 
 def _choices(selection: DraftSelection, *passes: list[int]) -> list[list[int]]:
-    """The draft set after each pass, every expert being at hand."""
+    """The draft set after each pass, with every expert resident."""
     return [selection.refresh(0, torch.tensor(counts), set(range(len(counts)))) for counts in passes]
 
 
-def test_the_last_window_sees_one_pass_only() -> None:
+def test_the_last_window_counts_one_pass_only() -> None:
     assert _choices(_selection(count_window="last"), [9, 8, 0, 0], [0, 0, 1, 2]) == [[0, 1], [3, 2]]
 
 
@@ -44,7 +44,7 @@ def test_the_decayed_window_halves_what_was_at_each_pass() -> None:
     assert _choices(selection, [0, 0, 0, 2]) == [[3, 1]]  # 2 against 5 / 4 and 8 / 8
 
 
-def test_counting_accepted_positions_takes_counts_when_they_are_known() -> None:
+def test_accepted_tokens_are_counted_when_they_are_known() -> None:
     selection = _selection(counted="accepted", count_window="accumulated")
     first, before = _choices(selection, [3, 2, 0, 0], [0, 0, 9, 9])  # the first pass counts whole, the second not yet
     assert first == before == [0, 1]
@@ -66,12 +66,12 @@ def test_only_kept_positions_of_a_verify_pass_count(tiny: tuple[Path, PreTrained
             kept = sum(c.accepted + c.rows for c in stats.cycles)
             verified = sum(c.positions for c in stats.cycles)
     prompt = int(mask.sum())
-    assert kept < verified, "the draft must have been refused somewhere"
+    assert kept < verified, "some drafted tokens must have been rejected"
     assert totals["accepted"] == [2 * (prompt + kept)] * 3
     assert totals["all"] == [2 * (prompt + verified)] * 3
 
 
-def test_a_second_prompt_counts_whole_too(tiny: tuple[Path, PreTrainedModel]) -> None:
+def test_all_tokens_of_a_second_prompt_count(tiny: tuple[Path, PreTrainedModel]) -> None:
     """No prompt token is ever rejected, so counting accepted tokens leaves none of them out."""
     ids, mask = prompts(3)
     with SpecMoE.from_pretrained(
@@ -109,7 +109,7 @@ def test_no_more_than_the_allowed_number_is_replaced(passes: list[list[int]], si
     selection = _selection(8, size, max_replacements=most, ties=ties)
     before: set[int] | None = None
     for counts in passes:
-        chosen = set(selection.refresh(0, torch.tensor(counts), EVERYONE))
+        chosen = set(selection.refresh(0, torch.tensor(counts), ALL_EXPERTS))
         assert len(chosen) == size
         assert before is None or len(chosen - before) <= most
         before = chosen
@@ -120,10 +120,10 @@ def test_the_hottest_newcomer_replaces_the_coldest_incumbent() -> None:
     assert _choices(selection, [5, 4, 3, 0, 0, 0], [2, 1, 0, 7, 8, 9]) == [[0, 1, 2], [5, 0, 1]]
 
 
-def test_replacements_make_up_for_incumbents_that_left_the_device() -> None:
+def test_incumbents_that_left_the_device_are_replaced_beyond_the_limit() -> None:
     selection = _selection(6, 2, max_replacements=1, count_window="last")
     assert selection.refresh(0, torch.tensor([5, 4, 0, 0, 0, 0]), set()) == [0, 1]
-    assert selection.refresh(0, torch.tensor([0, 0, 4, 5, 0, 0]), {2, 3}) == [3, 2]  # 0 and 1 are not at hand
+    assert selection.refresh(0, torch.tensor([0, 0, 4, 5, 0, 0]), {2, 3}) == [3, 2]  # 0 and 1 are not available
 
 
 def test_ties_go_to_the_lower_id() -> None:
@@ -183,7 +183,7 @@ def test_reset_forgets_counts_and_choices() -> None:
     assert _choices(selection, [0, 0, 1, 1]) == [[2, 3]]
 
 
-def test_layers_keep_counts_of_their_own() -> None:
+def test_layers_keep_separate_counts() -> None:
     selection = DraftSelection([4, 6], SpecOptions.of(draft_experts=2))
     assert selection.refresh(0, torch.tensor([1, 2, 0, 0]), set()) == [1, 0]
     assert selection.refresh(1, torch.tensor([0, 0, 0, 0, 2, 1]), set()) == [4, 5]
@@ -202,10 +202,8 @@ def test_layers_keep_counts_of_their_own() -> None:
         }
     ),
 )
-def test_a_refresh_needs_no_byte_of_its_own(
-    passes: list[list[int]], resident: set[int], options: dict[str, Any]
-) -> None:
-    """A hot set is always within what the pass touches and what is resident, and as large as it can be."""
+def test_a_refresh_loads_nothing(passes: list[list[int]], resident: set[int], options: dict[str, Any]) -> None:
+    """A hot set contains only experts that the pass uses or that are resident, and as many as possible."""
     selection = DraftSelection([8], SpecOptions.of(**options))
     for counts in passes:
         available = {e for e, n in enumerate(counts) if n} | resident
@@ -215,7 +213,7 @@ def test_a_refresh_needs_no_byte_of_its_own(
         resident = set(chosen)
 
 
-def test_the_tail_of_the_prompt_decides_the_first_set_when_asked(tiny: tuple[Path, PreTrainedModel]) -> None:
+def test_prefill_tail_counts_the_last_prompt_tokens_only(tiny: tuple[Path, PreTrainedModel]) -> None:
     ids, mask = prompts(1, seed=4, shortest=40, longest=40)
     counted = {}
     for initial in ("prefill", "prefill-tail"):
@@ -226,3 +224,40 @@ def test_the_tail_of_the_prompt_decides_the_first_set_when_asked(tiny: tuple[Pat
             assert engine._state.selection is not None
             counted[initial] = [float(c.sum()) for c in engine._state.selection._counts]
     assert counted == {"prefill": [2 * 40.0] * 3, "prefill-tail": [2 * 16.0] * 3}
+
+
+def test_hot_temporal_follows_the_latest_pass() -> None:
+    selection = _selection(4, 2, count_window="last")
+    assert selection.refresh(0, torch.tensor([5, 4, 0, 0]), set()) == [0, 1]
+    assert selection.refresh(0, torch.tensor([0, 0, 4, 5]), {0, 1}) == [3, 2]
+
+
+def test_hot_prefill_stays_with_the_first_pass() -> None:
+    selection = _selection(4, 2, selection="hot-prefill")
+    assert selection.refresh(0, torch.tensor([5, 4, 0, 0]), set()) == [0, 1]
+    assert selection.refresh(0, torch.tensor([0, 0, 4, 5]), {0, 1}) == [0, 1]
+
+
+def test_random_selection_repeats_with_its_seed() -> None:
+    first = _selection(64, 8, selection="random", seed=3).refresh(0, torch.ones(64), set())
+    second = _selection(64, 8, selection="random", seed=3).refresh(0, torch.ones(64), set())
+    assert first == second
+    assert len(set(first)) == 8
+
+
+@given(
+    st.lists(st.lists(st.integers(0, 3), min_size=6, max_size=6), min_size=1, max_size=6),
+    st.sets(st.integers(0, 5)),
+    st.integers(1, 6),
+    st.sampled_from([0.0, 0.5, 1.0]),
+)
+def test_a_hot_set_contains_only_used_or_resident_experts(
+    passes: list[list[int]], resident: set[int], size: int, decay: float
+) -> None:
+    selection = _selection(6, size, hot_decay=decay)
+    for counts in passes:
+        touched = {e for e, n in enumerate(counts) if n}
+        chosen = selection.refresh(0, torch.tensor(counts), resident)
+        assert set(chosen) <= touched | resident
+        assert len(chosen) == min(size, len(touched | resident))
+        resident = set(chosen)

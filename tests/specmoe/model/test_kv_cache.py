@@ -1,4 +1,4 @@
-"""Rows of different lengths in one cache give what each row gives alone."""
+"""Rows of different lengths in one cache give the same logits as each row alone."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def test_eager_masks_add_nothing_where_attention_is_allowed() -> None:
     assert torch.equal(added == 0, boolean)
 
 
-def test_layer_types_without_a_ragged_form_are_refused(tmp_path: Path) -> None:
+def test_unsupported_attention_types_are_refused(tmp_path: Path) -> None:
     config = GPT2Config(n_layer=1)
     config.layer_types = ["linear_attention"]
     with pytest.raises(UnsupportedModelError, match="linear_attention"):

@@ -1,4 +1,4 @@
-"""The arena never holds more than its budget, whatever is asked of it."""
+"""The arena never holds more than its budget."""
 
 from __future__ import annotations
 

@@ -1,25 +1,17 @@
-"""Who gives up a slot to whom: what only passes through pushes out nothing that the policy keeps."""
+"""An expert that only passes through evicts none that the placement policy keeps."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
 import torch
-from transformers import PreTrainedModel
 
 from specmoe import ExpertStore
-from specmoe.model.convert import open_or_build
 from specmoe.offload.placement import IN_TRANSIT, LeastFrequentlyUsed, LeastRecentlyUsed, Placement, make_placement
-from tests.specmoe.offload.test_prefetch import Bench
+from tests.specmoe.offload.bench import Bench
 
 Make = Callable[[int, Placement], Bench]
-
-
-@pytest.fixture(scope="module")
-def store(tiny: tuple[Path, PreTrainedModel]) -> ExpertStore:
-    return open_or_build(tiny[0], tiny[0] / "store")
 
 
 @pytest.fixture
@@ -48,7 +40,7 @@ def _passes(bench: Bench, placement: Placement, counts: list[int], times: int) -
     return hits
 
 
-def test_a_full_cache_by_frequency_hits_all_it_keeps_in_every_pass(store: ExpertStore, make: Make) -> None:
+def test_a_full_frequency_cache_hits_all_its_experts_in_every_pass(store: ExpertStore, make: Make) -> None:
     experts = [layer.experts for layer in store.layers]
     slots = 3 * len(experts) + IN_TRANSIT
     placement = make_placement("top-fraction", experts, slots)
@@ -57,7 +49,7 @@ def test_a_full_cache_by_frequency_hits_all_it_keeps_in_every_pass(store: Expert
     assert _passes(bench, placement, counts, 4)[1:] == [3 * len(experts)] * 3
 
 
-def test_least_frequently_used_gives_up_only_what_it_values_less(store: ExpertStore, make: Make) -> None:
+def test_lfu_evicts_only_experts_it_values_less(store: ExpertStore, make: Make) -> None:
     experts = [layer.experts for layer in store.layers]
     slots = 2 * len(experts) + IN_TRANSIT
     placement = LeastFrequentlyUsed(experts)
@@ -67,7 +59,7 @@ def test_least_frequently_used_gives_up_only_what_it_values_less(store: ExpertSt
     assert all({0, 1} <= bench.residency.slots.resident(layer) for layer in range(len(experts)))
 
 
-def test_what_was_just_asked_for_goes_before_what_was_not_in_a_cache_by_recency(store: ExpertStore, make: Make) -> None:
+def test_lru_evicts_an_earlier_layers_experts_for_the_current_layer(store: ExpertStore, make: Make) -> None:
     placement = LeastRecentlyUsed()
     bench = make(4, placement)
     for layer, asked in ((0, [0, 1, 2, 3]), (1, [0, 1, 2, 3])):
@@ -85,7 +77,7 @@ def test_a_single_slot_is_slow_but_serves_every_expert(store: ExpertStore, make:
     assert sorted(expert for expert, _ in bench.residency.stream(0, asked)) == asked
 
 
-def test_residents_make_room_where_nothing_else_can(store: ExpertStore, make: Make) -> None:
+def test_residents_are_evicted_when_no_other_slot_can_be_freed(store: ExpertStore, make: Make) -> None:
     placement = make_placement("on-demand", [layer.experts for layer in store.layers], 4)
     bench = make(4, placement)
     bench.residency.slots.pin(1, [0, 1])

@@ -1,0 +1,98 @@
+"""A calibration counts real tokens, compares expert outputs, is found again, and is refused when damaged."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import PreTrainedModel
+
+from specmoe import SpecMoE, StoreError
+from specmoe.drafting import calibration as calibrate
+from specmoe.errors import OptionError
+from tests.conftest import prompts, reference
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"selection": "hot-global"},
+        {"substitution": "affinity-activation"},
+        {"substitution": "merged", "merged_experts": 2},
+    ],
+    ids=str,
+)
+def test_options_that_need_a_calibration_are_refused_without_one(
+    options: dict[str, Any], tiny: tuple[Path, PreTrainedModel]
+) -> None:
+    with pytest.raises(OptionError, match=r"needs a calibration of this model: run SpecMoE\.calibrate"):
+        SpecMoE.from_pretrained(tiny[0], store=tiny[0] / "store", **options)
+
+
+def test_a_calibration_counts_every_pick_of_real_tokens(tiny: tuple[Path, PreTrainedModel], tmp_path: Path) -> None:
+    ids, mask = prompts(5, seed=1)
+    with SpecMoE.from_pretrained(tiny[0], store=tmp_path / "store", gamma=0) as engine:
+        result = engine.calibrate(ids, mask)
+        again = engine.generate(ids, mask, max_new_tokens=4).sequences
+    assert result.tokens == int(mask.sum())
+    assert [float(c.sum()) for c in result.counts] == [2 * int(mask.sum())] * 3
+    assert again.tolist() == reference(tiny[1], ids, mask, 4).tolist()
+
+
+def test_a_calibration_is_found_again(tiny: tuple[Path, PreTrainedModel], tmp_path: Path) -> None:
+    with SpecMoE.from_pretrained(tiny[0], store=tmp_path / "store", gamma=0) as engine:
+        saved = engine.calibrate(*prompts(4))
+        loaded = calibrate.load(engine.store)
+    assert loaded is not None
+    assert loaded.tokens == saved.tokens
+    for one, other in zip(saved.counts + saved.distances, loaded.counts + loaded.distances, strict=True):
+        assert torch.equal(one, other)
+        assert one.dtype == other.dtype
+
+
+@pytest.mark.parametrize("damage", ["empty", "cut", "no archive", "other shape", "missing array"])
+def test_a_damaged_calibration_is_refused(damage: str, tiny: tuple[Path, PreTrainedModel], tmp_path: Path) -> None:
+    with SpecMoE.from_pretrained(tiny[0], store=tmp_path / "store", gamma=0) as engine:
+        engine.calibrate(*prompts(4))
+    file = tmp_path / "store" / calibrate.FILE
+    good = file.read_bytes()
+    with np.load(file) as arrays:
+        content = dict(arrays)
+    if damage == "empty":
+        file.write_bytes(b"")
+    elif damage == "cut":
+        file.write_bytes(good[: len(good) // 2])
+    elif damage == "no archive":
+        file.write_bytes(b"\x00" * 100)
+    elif damage == "other shape":
+        np.savez(file, **{**content, "counts_0": np.zeros(5, dtype=np.float32)})
+    else:
+        del content["distances_1"]
+        np.savez(file, **content)
+    with pytest.raises(StoreError, match="calibrate again"):
+        SpecMoE.from_pretrained(tiny[0], store=tmp_path / "store", gamma=0)
+
+
+def test_activation_affinity_is_the_distance_between_expert_outputs(
+    tiny: tuple[Path, PreTrainedModel], tmp_path: Path
+) -> None:
+    """On the same tokens, computed here by the reference experts from the hidden states that reach them."""
+    ids, mask = prompts(4, seed=2, shortest=6, longest=6)  # 24 tokens, all of them sampled
+    with SpecMoE.from_pretrained(tiny[0], store=tmp_path / "store", gamma=0) as engine:
+        result = engine.calibrate(ids, mask)
+    experts, seen = tiny[1].model.layers[1].mlp.experts, []
+    hook = experts.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    with torch.inference_mode():
+        tiny[1](ids, attention_mask=mask)
+    hook.remove()
+    outputs = []
+    for expert in range(8):
+        index = torch.full((len(seen[0]), 1), expert)
+        with torch.inference_mode():
+            outputs.append(experts(seen[0], index, torch.ones(len(seen[0]), 1)).flatten())
+    distance = torch.cdist(torch.stack(outputs), torch.stack(outputs))
+    assert result.distances[1].dtype == torch.float16
+    torch.testing.assert_close(result.distances[1].float(), distance / distance.max(), atol=2e-3, rtol=2e-3)

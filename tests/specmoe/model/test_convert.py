@@ -1,0 +1,89 @@
+"""Conversion stores exactly the model's experts, and refuses what it cannot convert."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
+
+from specmoe import ExpertStore, SpecMoE, StoreError, UnsupportedModelError
+from specmoe.model.convert import build_store, open_or_build
+from specmoe.offload.device import allocate_pages
+from specmoe.offload.sources import DiskSource
+from tests.conftest import build
+
+
+@pytest.mark.parametrize("family", ["qwen3", "mixtral-sliding-window", "deepseek-v3"])
+def test_stored_experts_equal_the_models_fused_weights(family: str, tmp_path: Path) -> None:
+    model = build(family, tmp_path / "model")
+    store = build_store(tmp_path / "model", tmp_path / "store")
+    modules = dict(model.named_modules())
+    source = DiskSource(store)
+    for layer, spec in enumerate(store.layers):
+        for expert in range(spec.experts):
+            buffer = allocate_pages(spec.stride_bytes)
+            source.read(layer, expert, memoryview(buffer.numpy()))
+            for name, tensor in store.tensors(layer, buffer).items():
+                assert torch.equal(tensor, getattr(modules[spec.module], name)[expert])
+    source.close()
+
+
+def test_dense_layers_have_no_file(tmp_path: Path) -> None:
+    build("qwen3-dense-between", tmp_path / "model")
+    store = build_store(tmp_path / "model", tmp_path / "store")
+    assert [spec.model_layer for spec in store.layers] == [1, 3]
+
+
+def test_a_store_of_another_checkpoint_is_refused(store: ExpertStore, tmp_path: Path) -> None:
+    build("olmoe", tmp_path / "other")
+    with pytest.raises(StoreError, match="another checkpoint"):
+        open_or_build(tmp_path / "other", store.path)
+
+
+def test_a_store_of_another_dtype_is_refused(store: ExpertStore, tiny: tuple[Path, PreTrainedModel]) -> None:
+    with pytest.raises(StoreError, match=r"not torch\.bfloat16: delete it"):
+        open_or_build(tiny[0], store.path, torch.bfloat16)
+
+
+def test_a_model_without_experts_is_refused(tmp_path: Path) -> None:
+    config = LlamaConfig(
+        vocab_size=50, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2
+    )
+    LlamaForCausalLM(config).save_pretrained(tmp_path)
+    with pytest.raises(UnsupportedModelError, match="no MoE layer"):
+        SpecMoE.from_pretrained(tmp_path)
+
+
+def test_an_unknown_model_family_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "no-such-family"}))
+    with pytest.raises(UnsupportedModelError, match="no causal language model that transformers can build"):
+        SpecMoE.from_pretrained(tmp_path)
+
+
+def test_a_checkpoint_with_a_missing_expert_is_refused(tiny: tuple[Path, PreTrainedModel], tmp_path: Path) -> None:
+    shutil.copytree(tiny[0], tmp_path / "model", ignore=shutil.ignore_patterns("*store*"))
+    file = tmp_path / "model" / "model.safetensors"
+    tensors = {k: v for k, v in load_file(file).items() if ".layers.1.mlp.experts.5." not in k}
+    save_file(tensors, file, metadata={"format": "pt"})
+    with pytest.raises(UnsupportedModelError, match="has 8 experts, the checkpoint holds 7"):
+        build_store(tmp_path / "model", tmp_path / "store")
+    assert not (tmp_path / "store").exists()
+
+
+def test_a_truncated_checkpoint_is_refused(tiny: tuple[Path, PreTrainedModel], tmp_path: Path) -> None:
+    shutil.copytree(tiny[0], tmp_path / "model", ignore=shutil.ignore_patterns("*store*"))
+    file = tmp_path / "model" / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-1000])
+    with pytest.raises(UnsupportedModelError, match=r"model\.safetensors cannot be read"):
+        SpecMoE.from_pretrained(tmp_path / "model")
+
+
+def test_progress_counts_every_expert(tiny: tuple[Path, PreTrainedModel], tmp_path: Path) -> None:
+    seen: list[tuple[int, int]] = []
+    build_store(tiny[0], tmp_path / "store", progress=lambda done, total: seen.append((done, total)))
+    assert seen == [(i, 24) for i in range(1, 25)]

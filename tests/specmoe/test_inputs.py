@@ -1,0 +1,57 @@
+"""Wrong budgets, devices and prompts are refused with the cause and the fix."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import PreTrainedModel
+
+from specmoe import BudgetError, ExpertStore, SpecMoE
+from tests.conftest import prompts
+
+
+def test_a_budget_too_small_for_the_draft_is_refused(tiny: tuple[Path, PreTrainedModel], store: ExpertStore) -> None:
+    with pytest.raises(BudgetError, match="12 draft experts and one in transit need"):
+        SpecMoE.from_pretrained(
+            tiny[0], store=store.path, gamma=2, draft_experts=4, expert_budget=12 * store.slot_bytes
+        )
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"gamma": -1}, r"option gamma: .*\(given -1\)"),
+        ({"draft_experts": 0}, r"option draft_experts: .*\(given 0\)"),
+        ({"hot_decay": 2.0}, r"option hot_decay: .*\(given 2.0\)"),
+        ({"expert_budget": "much"}, "is not a size"),
+        ({"expert_budget": "5 furlongs"}, "unknown unit"),
+        ({"expert_budget": 0}, "not positive"),
+        ({"device": "tpu"}, "tpu"),
+    ],
+)
+def test_options_out_of_range_are_refused(
+    options: dict[str, object], message: str, tiny: tuple[Path, PreTrainedModel], store: ExpertStore
+) -> None:
+    with pytest.raises((ValueError, RuntimeError), match=message):
+        SpecMoE.from_pretrained(tiny[0], store=store.path, **options)  # type: ignore[arg-type]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is present")
+def test_cuda_without_a_gpu_is_refused(tiny: tuple[Path, PreTrainedModel]) -> None:
+    with pytest.raises(ValueError, match="no CUDA GPU: use device='cpu'"):
+        SpecMoE.from_pretrained(tiny[0], device="cuda")
+
+
+def test_malformed_prompts_are_refused(tiny: tuple[Path, PreTrainedModel], store: ExpertStore) -> None:
+    ids, mask = prompts(2)
+    with SpecMoE.from_pretrained(tiny[0], store=store.path, gamma=0) as engine:
+        with pytest.raises(ValueError, match="pad prompts on the left"):
+            engine.generate(ids, mask.flip(1))
+        with pytest.raises(ValueError, match="every row needs a token"):
+            engine.generate(ids, torch.zeros_like(mask))
+        with pytest.raises(ValueError, match="must both be"):
+            engine.generate(ids, mask[:, 1:])
+        with pytest.raises(ValueError, match="leaves no room: ask for at least 1 new token"):
+            engine.generate(ids, mask, max_new_tokens=0)
