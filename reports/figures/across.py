@@ -34,7 +34,7 @@ def _compared(material: Material) -> pd.DataFrame:
 
 
 def _from_disk(record: dict[str, Any]) -> bool:
-    """Whether experts come from disk: always without a GPU, else if the options say so."""
+    """Whether experts come from disk: always without a GPU, else by the option ``slow_tier``."""
     gpu = (record.get("environment") or {}).get("gpu")
     return not gpu or (record["cell"].get("options") or {}).get("slow_tier") == "disk"
 

@@ -99,7 +99,7 @@ def _counted(records: pd.DataFrame) -> pd.DataFrame:
 
 
 def _ceiling(records: pd.DataFrame) -> float:
-    """GB/s that the calibration says the link's medium can do; NaN without one."""
+    """Calibrated bandwidth of the link's medium in GB/s; NaN without a calibration."""
     ceilings = records["achieved_link_gb_s"] / records["link_of_ceiling"]
     return float(ceilings.median())
 

@@ -32,7 +32,7 @@ def lines(data: pd.DataFrame) -> list[tuple[tuple[str, str], pd.DataFrame]]:
 
 
 def look(looks: Looks, row: Any) -> Style:
-    """A row's style; a title that stands in none of the sections falls back to its system's own."""
+    """A row's style; a title without one falls back to its system's own."""
     return looks.get(row["title"]) or Style(*style.look_of(style.key_of(row["title"], row["system"])))
 
 
@@ -179,7 +179,7 @@ def wrapped(text: str, width: int = 22) -> str:
 
 
 def describe(data: pd.DataFrame, value: str, unit: str, over: str = "batch_size", at: str = "batch") -> str:
-    """Every line's values in words."""
+    """The values of every line as text."""
     parts = []
     for _, part in lines(data):
         points = [f"{number(row[value])} at {at} {row[over]}" for row in part.to_dict("records")]

@@ -62,7 +62,7 @@ def _paint(data: pd.DataFrame, looks: Looks) -> Any:
 
 
 def _alt(data: pd.DataFrame) -> str:
-    return f"Prefetched megabytes per token by what became of them. {splits_text(data, 'outcome', 'mb_per_token')}."
+    return f"Prefetched megabytes per token, by outcome. {splits_text(data, 'outcome', 'mb_per_token')}."
 
 
 SPECS = (

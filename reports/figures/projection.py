@@ -15,7 +15,7 @@ from reports.text import number
 NAMES = {"on-demand": "OnDemand", "overlap": "Overlap (oracle)", "caching": "Caching", "specmoe": "SpecMoE"}
 _BAND = 1.15
 _BAND_COLOR = "#EEEEEE"
-_NEAR = (0.2, 5.0)  # ratios outside are off the scale: tok/s at another link rate says nothing
+_NEAR = (0.2, 5.0)  # tok/s at another link rate are not comparable and would be off the scale
 
 
 def input_name(row: dict[str, Any]) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 import matplotlib as mpl
 from matplotlib.colors import to_hex, to_rgb
 
-# Okabe-Ito and Tol; every colour comes with a marker of its own, so that none has to be told by colour alone.
+# Okabe-Ito and Tol; every colour has its own marker, so that no system is identified by colour alone.
 KNOWN = {
     "specmoe": ("#0072B2", "o"),
     "specmoe-controller": ("#56B4E9", "P"),
@@ -35,7 +35,7 @@ SHARE = re.compile(r"caching-(\d+)pct")
 """Caches of a share of the experts: the amber of the paper's 10 %, darker the larger the share."""
 LIGHTEST, DARKEST = 0.55, -0.55  # ends of a ramp of variants: towards white, and towards black where negative
 
-PHASES = {  # parts of a whole are no systems: a ramp of their own, dark to light
+PHASES = {  # parts of a whole, not systems: a colour ramp of their own, dark to light
     "draft": ("#00204D", ""),
     "verify": ("#575D6D", ""),
     "wait for link": ("#BCAF6F", ""),
@@ -63,7 +63,7 @@ Looks = dict[str, Style]
 
 @dataclass(frozen=True)
 class KindMarks:
-    """What tells measured from emulated, oracle and projected, whatever the system: line, filling, hatch of bars."""
+    """Marks of a kind of result, independent of the system: line style, fill of markers, hatch of bars."""
 
     linestyle: str
     fillstyle: Any
@@ -135,15 +135,14 @@ def look_of(key: str, among: Iterable[str] = ()) -> tuple[str, str]:
         percent = int(share[1])
         amount = max(DARKEST, min(LIGHTEST, (10 - percent) / 40))
         return _shade(KNOWN["caching-10pct"][0], amount), VARIANT_MARKERS[percent % len(VARIANT_MARKERS)]
-    taken: set[int] = set()
+    places: dict[str, int] = {}
     for name in sorted(name for name in {key, *among} if not _has_own_look(name)):
         place = zlib.crc32(name.encode()) % len(SPARE)
+        taken = set(places.values())
         while place in taken and len(taken) < len(SPARE):
             place = (place + 1) % len(SPARE)
-        taken.add(place)
-        if name == key:
-            return SPARE[place]
-    raise AssertionError("unreachable: key is among the names")
+        places[name] = place
+    return SPARE[places[key]]
 
 
 def key_of(title: str, system: str) -> str:

@@ -1,4 +1,4 @@
-"""The paper's figures beside ours, with the error: what is comparable, under which of our conditions."""
+"""The paper's figures and ours, with the error and the conditions of our measurement."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _LIKE = {"nllb-moe": ("nllb-like", "embedded"), "mixtral-8x7b": ("mixtral",), "l
 
 @dataclass(frozen=True)
 class Ours:
-    """A figure of ours: in the paper's unit, and what it was measured on; no error where those are too different."""
+    """Our figure in the paper's unit and its conditions; no error is given where they are not ``comparable``."""
 
     value: float
     low: float | None
@@ -32,7 +32,7 @@ class Ours:
 
 
 def table(frame: pd.DataFrame, summary: pd.DataFrame) -> Table | None:
-    """A row for each figure of the paper that these records have a counterpart of; None without any."""
+    """A row for each figure of the paper for which the records hold a counterpart; None without any."""
     rows = []
     for id, ours in _found(frame[frame["kind"].isin(["measured", "oracle"])], summary):
         theirs = paper.figure(id)

@@ -104,7 +104,7 @@ def test_a_picture_needs_nothing_but_its_csv(id: str, drawn: dict, tmp_path: Pat
 
 
 @pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.id)
-def test_every_figure_says_its_question_its_records_and_the_command_that_makes_them(spec: figures.Spec) -> None:
+def test_every_figure_states_its_question_the_records_it_needs_and_their_command(spec: figures.Spec) -> None:
     assert spec.question.endswith("?")
     assert spec.needs
     assert spec.command.startswith(("nox -s reproduce", "specmoe-bench "))
@@ -153,7 +153,7 @@ def test_sweeps_keep_the_experiments_order_and_its_baseline(frame: pd.DataFrame)
     assert data["speed"].is_monotonic_increasing
 
 
-def test_figures_without_records_are_left_out_and_told(material: Material, tmp_path: Path) -> None:
+def test_figures_without_records_are_left_out_and_listed_as_missing(material: Material, tmp_path: Path) -> None:
     figures_drawn = figures.draw(material, tmp_path, specs=[_spec("memory"), _spec("selection")])
     assert [figure.id for figure in figures_drawn] == ["memory"]
     assert "selection" in [spec.id for spec in figures.missing(figures_drawn)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from reports.figures.style import assign
 
 
-def test_systems_keep_their_colour_whoever_else_is_there() -> None:
+def test_a_system_keeps_its_colour_among_any_others() -> None:
     alone = assign([("specmoe", "specmoe")])
     crowd = assign([("specmoe", "specmoe"), ("caching", "caching"), ("caching 10%", "caching"), ("new", "new")])
     assert alone["specmoe"] == crowd["specmoe"]

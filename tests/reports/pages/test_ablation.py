@@ -12,6 +12,7 @@ from reports.results.load import ReportError
 from reports.results.metrics import Metrics
 from reports.results.record import Cell, Limit, Record, ResultFile
 from reports.results.repetition import Repetition
+from tests import ROOT
 
 
 def _record(
@@ -90,7 +91,7 @@ def test_rows_are_compared_with_the_first_system_within_a_round(tmp_path: Path) 
     assert "a processor, 2 cores" in page
 
 
-def test_sections_of_the_same_title_are_told_apart_by_model_and_name_their_commands(tmp_path: Path) -> None:
+def test_sections_of_the_same_title_are_distinguished_by_model_and_name_their_commands(tmp_path: Path) -> None:
     other = _record("first", 20, 0, "x-of-another")
     told = {"cell": other.cell.model_copy(update={"model": "another"})}
     told |= {"environment": other.environment | {"command": "specmoe-bench run all --only x-of-another"}}
@@ -193,6 +194,21 @@ def test_the_controller_has_a_row_over_its_grid(tmp_path: Path) -> None:
     rows = _choices(_grid(tmp_path, [20, 20], [10, 10], [5, 5]))
     caching, best = "4.00× [4.00, 4.00] `caching`", "2.00× [2.00, 2.00] `best setting`"
     assert rows["`controller`: auto"] == ["fixed", caching, best, "1", "auto is faster"]
+
+
+def test_the_committed_document_holds_the_committed_records(tmp_path: Path) -> None:
+    records = ROOT / "docs" / "records"
+    swept = [
+        path for name in ("ablation", "n", "selection", "substitution") for path in _sorted(records / "full", name)
+    ]
+    found = [*swept, *_sorted(records, "ablation"), *_sorted(records, "controller")]
+    committed = ROOT / "docs" / "ablation.md"
+    again = write_ablation(found, tmp_path / "ablation.md")
+    assert again.read_text() == committed.read_text(), "run the command in the README"
+
+
+def _sorted(folder: Path, prefix: str) -> list[Path]:
+    return sorted(folder.glob(f"{prefix}-*.jsonl"))
 
 
 def test_no_finished_cell_is_an_error(tmp_path: Path) -> None:
