@@ -173,7 +173,7 @@ class SpecMoE:
         if on_first_token is not None:
             on_first_token()
         with run.meter.phase(stats.decode):
-            decode(run, rows, make_drafter(self.options), self._controller(len(prompts)))
+            decode(run, rows, make_drafter(self.options), self._controller())
         new = [tokens[len(prompt) :] for tokens, prompt in zip(rows.tokens, prompts, strict=True)]
         stats.new_tokens = sum(len(tokens) for tokens in new)
         stats.peak_expert_bytes = self.arena.peak_bytes
@@ -203,12 +203,12 @@ class SpecMoE:
         meter = Meter(stats, self.link, self._state, timeline)
         return Run(self.model, self._state, cache, sampler, meter, timeline, recorder or NoRecorder())
 
-    def _controller(self, rows: int) -> Controller:
+    def _controller(self) -> Controller:
         if self.options.controller == "fixed" or not self.options.speculates:
             return Fixed(self.options)
         slot_bytes = self.store.slot_bytes
         absent_bytes = slot_bytes * max(1, self.store.total_experts - self.arena.slots)
-        return Adaptive(self.options, rows, slot_bytes, absent_bytes, self._parts.most_draft_experts)
+        return Adaptive(self.options, slot_bytes, absent_bytes, self._parts.most_draft_experts)
 
     def calibrate(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> Calibration:
         """Run sample prompts once, measure how they use the experts, and save the result beside the store.

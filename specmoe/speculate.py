@@ -40,12 +40,12 @@ def decode(run: Run, rows: Rows, drafter: Drafter, controller: Controller) -> No
     rows = drop_finished(run, rows)
     while len(rows):
         with run.meter.cycle(len(rows)) as cycle:
-            choice = controller.choose(rows.index, rows.remaining - 1)
+            choice = controller.choose(rows.remaining - 1)
             proposal = draft(run, rows, drafter, choice)
             logits = verify(run, rows, proposal)
             accepted, next_token = run.sampler.accept(proposal, logits)
             rows = commit(run, rows, proposal, accepted, next_token)
-            controller.learn(cycle, rows.index, proposal.lengths, accepted)
+            controller.learn(cycle, proposal.lengths, accepted)
             rows = drop_finished(run, rows)
 
 

@@ -1,101 +1,78 @@
-"""What the controller tries to find out what estimates cannot tell: another gamma, another N or refresh interval."""
+"""Trials of what the estimates cannot predict: another gamma, another N or refresh interval."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import deque
+from itertools import cycle
 
 
 class Trials:
-    """When to try another gamma than the best known: rarely, and only while it costs next to nothing.
+    """When one cycle uses half or twice the best known gamma, so that the estimates cover its neighbours.
 
-    A trial's expected loss is paid from an allowance of ``SHARE`` of all time and is no more than that share of the
-    time to come, in which it has to pay; between two lie at least so many cycles, twice as many each time nothing
-    came of it.
+    A trial may cost ``SHARE`` of the time since the start, less what trials cost before, and of the time to come.  The
+    gap to the next one doubles while the best gamma stays.
     """
 
     SHARE = 0.02
-    FEWEST, MOST = 4, 64
+    FEWEST, MOST = 4, 64  # cycles between two trials
 
     def __init__(self) -> None:
         self._allowance_s = 0.0
-        self._gap = self._in = self.FEWEST
-        self._longer = False
+        self._gap = self._wait = self.FEWEST
+        self._longer, self._gamma = False, 0
 
-    def passed(self) -> None:
-        """A cycle begins."""
-        self._in -= 1
-
-    def spent(self, seconds: float) -> None:
+    def passed(self, seconds: float) -> None:
         """A cycle took so long."""
+        self._wait -= 1
         self._allowance_s += self.SHARE * seconds
 
-    def soon(self) -> None:
-        """Something changed: what is known of other gammas is old."""
-        self._gap = self.FEWEST
-        self._in = min(self._in, self._gap)
-
-    def due(self, gamma: int, longest: int, to_come_s: float, loss_s: Callable[[int], float]) -> int | None:
-        """A gamma to try for one cycle instead of ``gamma``, up to ``longest``; ``loss_s(g)`` is what it may cost."""
-        if self._in > 0 or longest < 1:
+    def due(self, gamma: int, to_come_s: float, loss_s: list[float]) -> int | None:
+        """The gamma to try for one cycle instead of ``gamma``; ``loss_s[g]`` is what each is expected to cost."""
+        longest = len(loss_s) - 1
+        if max(gamma, self._gamma) >= 2 * max(1, min(gamma, self._gamma)):  # what is known of its neighbours is old
+            self._gap, self._wait = self.FEWEST, min(self._wait, self.FEWEST)
+        self._gamma = gamma
+        if self._wait > 0 or longest < 1:
             return None
         longer = gamma == 0 or (not self._longer and gamma < longest)
         tried = min(longest, 2 * max(1, gamma)) if longer else gamma // 2 if gamma > 2 else 0
-        loss = max(0.0, loss_s(tried))
-        if loss > min(self._allowance_s, self.SHARE * to_come_s):
+        if loss_s[tried] > min(self._allowance_s, self.SHARE * to_come_s):
             return None
-        self._allowance_s -= loss
+        self._allowance_s -= loss_s[tried]
         self._longer = longer
-        self._gap = min(self.MOST, 2 * self._gap)
-        self._in = self._gap
+        self._gap = self._wait = min(self.MOST, 2 * self._gap)
         return tried
 
 
 class Knobs:
-    """N and refresh interval by careful trial: one of them changes for a while, and stays changed if it paid.
+    """N and refresh interval: one is doubled or halved for ``TRIAL`` drafting cycles and stays so if it paid.
 
-    The measure is tokens per second and row over ``TRIAL`` drafting cycles, against as many before.
+    It paid if tokens per second and row rose by 3 % or more.
     """
 
-    TRIAL = 6
-    REST = 12
+    TRIAL, REST = 6, 12
 
     def __init__(self, draft_experts: int, most_experts: int, refresh_interval: int) -> None:
         self.draft_experts, self.refresh_interval = draft_experts, refresh_interval
         self._most = most_experts
-        self._before: list[float] = []
-        self._during: list[float] = []
-        self._held: tuple[int, int] | None = None
-        self._turn = 0
-        self._rest = self.REST
+        self._moves = cycle(((2.0, 1.0), (1.0, 2.0), (0.5, 1.0), (1.0, 0.5)))
+        self._rates: deque[float] = deque(maxlen=self.TRIAL)
+        self._before: tuple[int, int, float] | None = None  # N, interval and rates while a trial runs
+        self._left = self.REST
 
     def learn(self, rate: float) -> None:
-        """Tokens per second and row of one drafting cycle."""
-        if self._held is None:
-            self._before = [*self._before, rate][-self.TRIAL :]
-            self._rest -= 1
-            if self._rest <= 0 and len(self._before) == self.TRIAL:
-                self._begin_trial()
+        """Tokens per second and row of a drafting cycle."""
+        self._rates.append(rate)
+        self._left -= 1
+        if self._left > 0:
             return
-        self._during.append(rate)
-        if len(self._during) == self.TRIAL:
-            if sum(self._during) < 1.03 * sum(self._before):
-                self.draft_experts, self.refresh_interval = self._held
-                self._rest = 2 * self.REST  # it did not pay: ask less often
-            else:
-                self._rest = self.REST
-            self._held, self._during, self._before = None, [], []
-
-    def _begin_trial(self) -> None:
-        candidates = [
-            (min(self._most, 2 * self.draft_experts), self.refresh_interval),
-            (self.draft_experts, min(64, 2 * self.refresh_interval)),
-            (max(1, self.draft_experts // 2), self.refresh_interval),
-            (self.draft_experts, max(1, self.refresh_interval // 2)),
-        ]
-        held = (self.draft_experts, self.refresh_interval)
-        for _ in candidates:
-            self._turn = (self._turn + 1) % len(candidates)
-            if candidates[self._turn - 1] != held:
-                self._held = held
-                self.draft_experts, self.refresh_interval = candidates[self._turn - 1]
-                return
+        if self._before is None:
+            self._before, self._left = (self.draft_experts, self.refresh_interval, sum(self._rates)), self.TRIAL
+            by_experts, by_interval = next(self._moves)
+            self.draft_experts = min(self._most, max(1, int(by_experts * self.draft_experts)))
+            self.refresh_interval = min(64, max(1, int(by_interval * self.refresh_interval)))
+            return
+        paid, self._left = sum(self._rates) >= 1.03 * self._before[2], self.REST
+        if not paid:
+            (self.draft_experts, self.refresh_interval, _), self._left = self._before, 2 * self.REST
+        self._before = None
