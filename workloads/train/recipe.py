@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 Architecture = Literal["qwen3_moe", "qwen2_moe", "mixtral"]
@@ -72,35 +72,29 @@ NLLB_LIKE = Recipe(
     warmup_steps=100,
 )
 
-SCOUT_LIKE = Recipe(
+_SHORT = Recipe(hidden_size=192, head_dim=48, sequences_per_step=10, steps=1000, warmup_steps=100)
+
+SCOUT_LIKE = replace(
+    _SHORT,
     name="scout-like",
     summary="one expert of 16 per token beside a shared one, after Llama-4-Scout's geometry",
     architecture="qwen2_moe",
     data="python-documentation",
     data_sha256="cafd6361ac93bc26e089ea8c22449987a94e146362654cf5d9be4e28366703e7",
-    hidden_size=192,
-    head_dim=48,
     experts=16,
     experts_per_token=1,
     expert_intermediate_size=32,
     shared_expert_intermediate_size=96,
-    sequences_per_step=10,
-    steps=1000,
-    warmup_steps=100,
 )
 
-MIXTRAL_LIKE = Recipe(
+MIXTRAL_LIKE = replace(
+    _SHORT,
     name="mixtral-like",
     summary="two experts of 8 per token in every layer, Mixtral's own architecture",
     architecture="mixtral",
-    hidden_size=192,
-    head_dim=48,
     experts=8,
     experts_per_token=2,
     expert_intermediate_size=72,
-    sequences_per_step=10,
-    steps=1000,
-    warmup_steps=100,
 )
 
 RECIPES = {recipe.name: recipe for recipe in (EMBEDDED, NLLB_LIKE, SCOUT_LIKE, MIXTRAL_LIKE)}
