@@ -1,7 +1,7 @@
-"""A complete external system: read a layer's experts from disk when it runs, forget them when it is done.
+"""A complete external system that reads a layer's experts from disk when the layer runs, and drops them after it.
 
-``build`` writes one file per MoE layer; two hooks around each experts module load and drop it.  Nothing here
-but the contract belongs to specmoe-bench; the model is plain transformers.
+``build`` writes one file per MoE layer; two hooks around each experts module load and drop it.  It uses only the
+contract of specmoe-bench; the model is plain transformers.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class ExampleReload:
         self._read_bytes, self._read_s, self._layer_bytes = 0, 0.0, 0
 
     def build(self, setting: Setting) -> None:
-        """Outside of any limit, so the whole model may be in memory here."""
+        """Runs without a limit, so the whole model may be in memory here."""
         if (setting.scratch / "done").exists():
             return
         model = AutoModelForCausalLM.from_pretrained(setting.model_path, dtype=setting.dtype)
@@ -89,7 +89,7 @@ class ExampleReload:
 
     @torch.no_grad()
     def generate(self, request: Request) -> Generation:
-        """Greedy, row by row ragged: padding on the left is masked and positions start at the first token."""
+        """Greedy decoding of a ragged batch: padding is masked and positions start at each row's first token."""
         mask, new, cache = request.attention_mask, [], None
         ids, positions = request.input_ids, (mask.cumsum(1) - 1).clamp(min=0)
         for step in range(request.new_tokens):
