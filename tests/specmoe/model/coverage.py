@@ -1,0 +1,276 @@
+"""The coverage table: what this engine makes of each Mixture-of-Experts family, and the page that shows it.
+
+``python -m tests.specmoe.model.coverage`` rewrites ``docs/families.md`` from the table, and
+``python -m tests.specmoe.model.coverage measure [FAMILY ...]`` prints what families give now, for new rows.
+``test_families.py`` checks that every row is true.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import transformers
+from tabulate import tabulate
+
+from tests import families
+from tests.specmoe.model.measure import Outcome, measure
+
+PAGE = Path(__file__).parents[3] / "docs" / "families.md"
+
+
+@dataclass(frozen=True)
+class Row:
+    """The expected result of a family.
+
+    Attributes:
+        attention: the attention implementations that transformers has for it; each is exact.
+        refused: what the refusal's message must contain; empty for an exact family.
+        note: a remark for the page; the reason, for a refused family.
+        has_model: whether tests/families.py builds its model; without, its config alone must be refused.
+    """
+
+    attention: tuple[str, ...] = ("sdpa", "eager")
+    refused: str = ""
+    note: str = ""
+    has_model: bool = True
+
+    def claims(self) -> tuple[str, ...]:
+        """The separately tested parts of a row."""
+        return ("refusal",) if self.refused else (*self.attention, "dtypes")
+
+
+EXACT = Row()
+EAGER_ONLY = Row(attention=("eager",), note="transformers has no sdpa for it")
+OWN_EXPERTS = Row(refused="experts interface", note="experts outside transformers' experts interface")
+STATES = Row(refused="linear_attention", note="linear attention or state-space layers")
+INDEXED = Row(refused="indexed_attention", note="attention over keys that an index chooses")
+WRAPPER = Row(refused="causal language model", note="a multimodal wrapper, not a causal language model")
+WRAPPER_CONFIG = Row(refused=WRAPPER.refused, note=WRAPPER.note, has_model=False)
+ENCODER_DECODER = Row(refused="causal language model", note="an encoder-decoder model")
+
+EXPECTED: dict[str, Row] = {
+    "afmoe": EXACT,
+    "aria": WRAPPER,
+    "aria_text": EXACT,
+    "axk1": EXACT,
+    "axk2": INDEXED,
+    "bailing_hybrid": STATES,
+    "beam": EXACT,
+    "cohere2_moe": EXACT,
+    "dbrx": OWN_EXPERTS,
+    "deepseek_ocr2": WRAPPER_CONFIG,
+    "deepseek_v2": EXACT,
+    "deepseek_v3": EXACT,
+    "deepseek_v32": INDEXED,
+    "deepseek_v4": Row(refused="attention of type", note="compressed attention"),
+    "diffusion_gemma": WRAPPER,
+    "doge": OWN_EXPERTS,
+    "dots1": EXACT,
+    "dots3_note": Row(refused=INDEXED.refused, note=INDEXED.note, has_model=False),
+    "dots3_note_text": INDEXED,
+    "ernie4_5_moe": EXACT,
+    "ernie4_5_vl_moe": WRAPPER_CONFIG,
+    "exaone_moe": EXACT,
+    "flex_olmo": EXACT,
+    "flint": EAGER_ONLY,
+    "gemma4": EXACT,
+    "gemma4_text": EXACT,
+    "glm4_moe": EXACT,
+    "glm4_moe_lite": EXACT,
+    "glm4v_moe": WRAPPER,
+    "glm5_next": WRAPPER,
+    "glm_moe_dsa": INDEXED,
+    "gpt_oss": EAGER_ONLY,
+    "granitemoe": EXACT,
+    "granitemoe_swa": EAGER_ONLY,
+    "granitemoehybrid": STATES,
+    "granitemoeshared": EXACT,
+    "hunyuan_v1_moe": EXACT,
+    "hy_v3": EXACT,
+    "hy_v4": INDEXED,
+    "hy_v4_vl": WRAPPER,
+    "inkling2": WRAPPER,
+    "inkling2_loop": WRAPPER,
+    "inkling2_loop_text": Row(
+        refused="attention of type", note="sliding attention joined with a convolution, layers run several times"
+    ),
+    "inkling2_text": Row(refused="attention of type", note="sliding attention joined with a convolution"),
+    "inkling_mm_model": WRAPPER,
+    "inkling_text": Row(refused="hybrid_sliding", note="sliding attention joined with a convolution"),
+    "jamba": STATES,
+    "jetmoe": OWN_EXPERTS,
+    "kimi_linear": STATES,
+    "kolibri1": EXACT,
+    "laguna": EXACT,
+    "lara_mini": STATES,
+    "lfm2_moe": Row(refused="'conv'", note="convolution layers"),
+    "llama4": OWN_EXPERTS,
+    "llama4_text": OWN_EXPERTS,
+    "longcat_flash": OWN_EXPERTS,
+    "mellum": EXACT,
+    "mimo_v2_flash": EAGER_ONLY,
+    "minimax": STATES,
+    "minimax_m2": EXACT,
+    "minimax_m3_vl": WRAPPER,
+    "minimax_m3_vl_text": Row(refused="minimax_m3_sparse", note=INDEXED.note),
+    "mistral4": WRAPPER,
+    "mistral_large4": WRAPPER,
+    "mixtral": EXACT,
+    "muse_spark": WRAPPER,
+    "nemo_speechlm": WRAPPER_CONFIG,
+    "nemotron_h": STATES,
+    "nllb-moe": ENCODER_DECODER,
+    "olmoe": EXACT,
+    "phimoe": EXACT,
+    "qwen2_moe": EXACT,
+    "qwen3_5_moe": STATES,
+    "qwen3_5_moe_text": STATES,
+    "qwen3_moe": EXACT,
+    "qwen3_next": STATES,
+    "qwen3_omni_moe": WRAPPER_CONFIG,
+    "qwen3_omni_moe_thinker": WRAPPER,
+    "qwen3_vl_moe": WRAPPER,
+    "qwen4_exp": INDEXED,
+    "qwen4_exp_text": INDEXED,
+    "sarvam_mla": EXACT,
+    "sarvam_moe": Row(refused="weight conversion", note="query, key and value are one matrix in the checkpoint"),
+    "solar_open": EXACT,
+    "step3p7": WRAPPER,
+    "switch_transformers": ENCODER_DECODER,
+    "unlimited_ocr": WRAPPER,
+    "zaya": Row(refused="'hybrid'", note="attention joined with a convolution"),
+}
+
+_MASK = "eager attention adds a boolean mask to the scores"
+_DTYPES = "parameters that the model keeps in float32 are rounded"
+_LATE = "refused after the expert store was written"
+_LONG = "the message lists every family of transformers"
+_UNTRUE = "the message does not name the reason"
+
+# Claims that are not true yet: claim -> family -> why.  Tests fail when one becomes true: then delete it here.
+OPEN: dict[str, dict[str, str]] = {
+    "eager": {family: _MASK for family, row in EXPECTED.items() if "sdpa" in row.claims()},
+    "dtypes": dict.fromkeys(
+        [
+            "afmoe",
+            "axk1",
+            "beam",
+            "deepseek_v2",
+            "deepseek_v3",
+            "dots1",
+            "ernie4_5_moe",
+            "exaone_moe",
+            "flint",
+            "gemma4",
+            "gemma4_text",
+            "glm4_moe",
+            "glm4_moe_lite",
+            "hunyuan_v1_moe",
+            "hy_v3",
+            "kolibri1",
+            "mimo_v2_flash",
+            "sarvam_mla",
+            "solar_open",
+        ],
+        _DTYPES,
+    ),
+    "refusal": {family: _LONG for family, row in EXPECTED.items() if row.refused == WRAPPER.refused}
+    | dict.fromkeys(
+        [
+            "axk2",
+            "deepseek_v32",
+            "dots3_note",
+            "dots3_note_text",
+            "glm_moe_dsa",
+            "granitemoehybrid",
+            "hy_v4",
+            "inkling_text",
+            "jamba",
+            "lfm2_moe",
+            "minimax",
+            "minimax_m3_vl_text",
+            "nemotron_h",
+            "qwen3_5_moe",
+            "qwen3_5_moe_text",
+            "qwen3_next",
+            "qwen4_exp",
+            "qwen4_exp_text",
+            "sarvam_moe",
+            "zaya",
+        ],
+        _LATE,
+    )
+    | dict.fromkeys(
+        ["bailing_hybrid", "deepseek_v4", "inkling2_loop_text", "inkling2_text", "kimi_linear", "lara_mini"], _UNTRUE
+    ),
+}
+
+
+def page() -> str:
+    """The page ``docs/families.md``."""
+    exact = [family for family, row in EXPECTED.items() if not row.refused]
+    return PAGE_TEXT.format(
+        version=transformers.__version__.rpartition(".")[0],
+        families=len(EXPECTED),
+        exact=len(exact),
+        refused=len(EXPECTED) - len(exact),
+        table=tabulate(
+            [_cells(family, row) for family, row in sorted(EXPECTED.items())],
+            headers=("family", "example checkpoint", "result", "attention", "dtypes", "notes"),
+            tablefmt="github",
+        ),
+    )
+
+
+PAGE_TEXT = """\
+# Families
+
+Every Mixture-of-Experts family that transformers {version} generates text with: {families} of them, {exact} exact and
+{refused} refused. A family is the `model_type` in a checkpoint's `config.json`.
+
+- **exact**: a tiny random model of the family gives the same greedy tokens as transformers' own `generate`, without
+  drafts and with four draft tokens, for a batch of three prompts of different lengths, in float32, with each attention
+  implementation named.
+- **dtypes**: `same` where every parameter and buffer of a bfloat16 model has the dtype that `from_pretrained` gives it.
+- **refused**: loading ends with one line that names the reason.
+
+The table is generated from what the tests check (`tests/specmoe/model/test_families.py`); to write it again, run
+`python -m tests.specmoe.model.coverage`. A family that a new transformers release adds shows up as a failing test.
+
+{table}
+"""
+
+
+def _cells(family: str, row: Row) -> tuple[str, ...]:
+    checkpoint = families.example_checkpoint(family)
+    name = (f"`{family}`", f"`{checkpoint}`" if checkpoint else "")
+    open_claims = {claim: OPEN[claim][family] for claim in row.claims() if family in OPEN.get(claim, {})}
+    notes = "; ".join(
+        [*filter(None, [row.note]), *(f"open: {reason}" for reason in dict.fromkeys(open_claims.values()))]
+    )
+    if row.refused:
+        return (*name, "refused", "", "", notes)
+    right = [claim for claim in row.attention if claim not in open_claims]
+    return (*name, "exact", ", ".join(right), "differ" if "dtypes" in open_claims else "same", notes)
+
+
+def _described(outcome: Outcome) -> str:
+    if outcome.refusal is not None:
+        return f"refused{' after the store was written' if outcome.wrote_store else ''}: {outcome.refusal}"
+    return f"tokens {outcome.tokens}, dtypes that differ: {outcome.dtypes or 'none'}"
+
+
+def main(arguments: list[str]) -> None:
+    """Rewrite the page, or measure families."""
+    if arguments[:1] != ["measure"]:
+        PAGE.write_text(page())
+        return
+    for family in arguments[1:] or families.moe_families():
+        row = EXPECTED.get(family, EXACT)
+        print(f"{family}: {_described(measure(family, row.has_model))}", flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,105 @@
+"""What this engine makes of a family's tiny model: exact or not for each attention implementation, or refused."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedModel
+
+from specmoe import SpecMoE
+from specmoe.errors import UnsupportedModelError
+from specmoe.model.checkpoint import expert_modules
+from tests import families
+from tests.conftest import prompts, reference
+
+NEW_TOKENS = 10
+GAMMAS = (0, 4)
+EXACT = "exact"
+
+
+@dataclass
+class Outcome:
+    """The result of one family.
+
+    Attributes:
+        tokens: ``exact`` or the first difference, by attention implementation that transformers has for the family.
+        dtypes: parameters and buffers whose dtype in a bfloat16 model differs from transformers'.
+        refusal: the message, if the engine refused the family.
+        wrote_store: a refusal came after the expert store was written.
+    """
+
+    tokens: dict[str, str] = field(default_factory=dict)
+    dtypes: list[str] = field(default_factory=list)
+    refusal: str | None = None
+    wrote_store: bool = False
+
+
+def measure(model_type: str, complete: bool = True) -> Outcome:
+    """Compare this engine with transformers on a family's tiny model, or on its config alone if not ``complete``."""
+    with tempfile.TemporaryDirectory() as folder:
+        checkpoint, outcome = Path(folder) / "model", Outcome()
+        if complete:
+            families.build(model_type, checkpoint)
+        else:
+            families.save_config(model_type, checkpoint)
+        try:
+            _compare_tokens(model_type, checkpoint, outcome)
+            _compare_dtypes(model_type, checkpoint, outcome)
+        except UnsupportedModelError as error:
+            outcome.refusal, outcome.wrote_store = (
+                str(error).replace(str(checkpoint), "PATH"),
+                _store(checkpoint).exists(),
+            )
+        return outcome
+
+
+def _store(checkpoint: Path) -> Path:
+    return checkpoint.with_name("store")
+
+
+def _compare_tokens(model_type: str, checkpoint: Path, outcome: Outcome) -> None:
+    """Greedy tokens of a ragged batch, for every attention implementation and gamma."""
+    ids, mask = prompts(3)
+    model: PreTrainedModel | None = None
+    for gamma in GAMMAS:
+        with SpecMoE.from_pretrained(
+            checkpoint, store=_store(checkpoint), dtype=torch.float32, gamma=gamma, draft_experts=2, expert_budget="60%"
+        ) as engine:
+            model = model or families.auto_class(model_type).from_pretrained(checkpoint, dtype=torch.float32).eval()
+            for implementation in ("sdpa", "eager") if model._supports_sdpa else ("eager",):
+                model.set_attn_implementation(implementation)
+                engine.model.set_attn_implementation(implementation)
+                expected = reference(model, ids, mask, NEW_TOKENS)
+                output = engine.generate(ids, mask, max_new_tokens=NEW_TOKENS, eos_token_id=None, pad_token_id=0)
+                if outcome.tokens.get(implementation, EXACT) == EXACT:
+                    outcome.tokens[implementation] = _difference(output.sequences, expected, ids.shape[1], gamma)
+
+
+def _difference(found: torch.Tensor | None, expected: torch.Tensor, prompt: int, gamma: int) -> str:
+    if found is None or found.shape != expected.shape:
+        return f"gamma {gamma}: {None if found is None else tuple(found.shape)}, not {tuple(expected.shape)} tokens"
+    wrong = (found != expected).nonzero()
+    if not len(wrong):
+        return EXACT
+    return f"gamma {gamma}: new token {int(wrong[:, 1].min()) - prompt} differs, {len(wrong)} in all"
+
+
+def _compare_dtypes(model_type: str, checkpoint: Path, outcome: Outcome) -> None:
+    """The dtypes of a bfloat16 model; those of experts are in the store."""
+    model = families.auto_class(model_type).from_pretrained(checkpoint, dtype=torch.bfloat16)
+    store = checkpoint.with_name("bfloat16")
+    with SpecMoE.from_pretrained(checkpoint, store=store, dtype=torch.bfloat16, gamma=0) as engine:
+        experts = tuple(f"{name}." for name in expert_modules(engine.model))
+        ours = {
+            name: engine.store.dtype if name.startswith(experts) else dtype for name, dtype in _dtypes(engine.model)
+        }
+    for name, dtype in _dtypes(model):
+        if ours.get(name) != dtype:
+            outcome.dtypes.append(f"{name} is {ours.get(name)}, in transformers {dtype}")
+
+
+def _dtypes(model: PreTrainedModel) -> list[tuple[str, torch.dtype]]:
+    return [(name, tensor.dtype) for name, tensor in (*model.named_parameters(), *model.named_buffers())]
