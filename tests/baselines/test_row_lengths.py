@@ -9,13 +9,26 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
+from baselines import registry
 from baselines.contract import Request
 from baselines.hf import greedy
 from specmoe import SpecMoE
+from tests.baselines.builders import setting_of
 from tests.conftest import prompts as random_prompts
 from tests.conftest import reference
 
 RAGGED = (7, 1, 12, 3, 12)
+ON_CPU = (
+    "accelerate-cpu",
+    "accelerate-disk",
+    "caching",
+    "hf-resident",
+    "mmap",
+    "naive",
+    "on-demand",
+    "overlap",
+    "specmoe",
+)
 
 
 def _request(ids: torch.Tensor, mask: torch.Tensor, seen: list[str]) -> Request:
@@ -56,6 +69,23 @@ def test_rows_of_transformers_end_at_their_own_length_too(tiny: tuple[Path, PreT
     seen: list[str] = []
     generation = greedy(model, _request(ids, mask, seen))
     assert generation.rows() == _alone(model, ids, mask)
+    assert seen == ["first"]
+
+
+@pytest.mark.parametrize("name", ON_CPU)
+def test_every_system_ends_rows_at_their_own_length(
+    name: str, tiny: tuple[Path, PreTrainedModel], tmp_path: Path
+) -> None:
+    folder, model = tiny
+    ids, mask = random_prompts(len(RAGGED), seed=5)
+    seen: list[str] = []
+    system, setting = registry.create(name, {}), setting_of(folder, tmp_path)
+    try:
+        system.build(setting)
+        system.prepare(setting)
+        assert system.generate(_request(ids, mask, seen)).rows() == _alone(model, ids, mask)
+    finally:
+        system.close()
     assert seen == ["first"]
 
 
