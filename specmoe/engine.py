@@ -206,9 +206,7 @@ class SpecMoE:
     def _controller(self) -> Controller:
         if self.options.controller == "fixed" or not self.options.speculates:
             return Fixed(self.options)
-        slot_bytes = self.store.slot_bytes
-        absent_bytes = slot_bytes * max(1, self.store.total_experts - self.arena.slots)
-        return Adaptive(self.options, slot_bytes, absent_bytes, self._parts.most_draft_experts)
+        return Adaptive(self.options, self._parts.most_draft_experts)
 
     def calibrate(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> Calibration:
         """Run sample prompts once, measure how they use the experts, and save the result beside the store.

@@ -1,8 +1,8 @@
 """Chooses each cycle's draft length gamma (0: no draft), N and refresh interval.
 
-With drafts of g tokens in B rows, P = B (g + 1) positions verified and a_i the probability of keeping token i::
+With drafts of g tokens in B rows and a_i the probability of keeping token i::
 
-    time(g)   = g * draft_step(B) + verify(P) + wait_per_byte * bytes(P)    seconds of a cycle
+    time(g)   = g * draft_step(B) + verify(B (g + 1))                         seconds of a cycle
     tokens(g) = 1 + a_1 + a_1 a_2 + ... + a_1 .. a_g                          of a row in a cycle
     rate(g)   = tokens to come / (cycles until the last row ends * time(g) with their mean number of rows)
 
@@ -64,18 +64,16 @@ class Adaptive:
 
     Args:
         options: gamma is the longest draft; N and the refresh interval are where it starts.
-        expert_bytes: of one expert, the unit of transfers.
-        absent_bytes: of all experts that the device cannot hold.
         most_experts: largest N that may be pinned.
     """
 
     IDLE_INTERVAL = 32  # cycles between refreshes of a draft set that is not used
     HOLD_S = 0.1  # a decision takes about 0.5 ms of Python, so it holds for so long while no row ends
 
-    def __init__(self, options: SpecOptions, expert_bytes: int, absent_bytes: float, most_experts: int) -> None:
+    def __init__(self, options: SpecOptions, most_experts: int) -> None:
         self._longest = options.gamma
         self._idle_experts = 1 if options.draft_pool == "resident" else most_experts  # pins keep slots from the cache
-        self._costs = Costs(expert_bytes, absent_bytes)
+        self._costs = Costs()
         self._acceptance = Acceptance(options.gamma)
         self._knobs = Knobs(min(options.draft_experts, most_experts), most_experts, options.refresh_interval)
         self._trials = Trials()
@@ -131,5 +129,5 @@ class Adaptive:
         drafting = (gammas[1:] < remaining[:, None]).mean(axis=0)  # share of rows that may draft so many
         cycles, mean_rows = cycles_to_come(self._acceptance.reach[: len(drafting)] * drafting, remaining)
         rows = np.stack([mean_rows, np.full_like(mean_rows, len(remaining))])  # until the end, and now
-        mean_s, now_s = self._costs.time_s(gammas, rows * (1 + drafted), rows)
+        mean_s, now_s = np.add(*self._costs.terms_s(gammas, rows * (1 + drafted), rows))
         return remaining.sum() / (cycles * mean_s), now_s

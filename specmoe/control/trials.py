@@ -45,10 +45,7 @@ class Trials:
 
 
 class Knobs:
-    """N and refresh interval: one is doubled or halved for ``TRIAL`` drafting cycles and stays so if it paid.
-
-    It paid if tokens per second and row rose by 3 % or more.
-    """
+    """N and refresh interval: one is doubled or halved for ``TRIAL`` drafting cycles and stays if speed rose by 3 %."""
 
     TRIAL, REST = 6, 12
 
@@ -72,7 +69,6 @@ class Knobs:
             self.draft_experts = min(self._most, max(1, int(by_experts * self.draft_experts)))
             self.refresh_interval = min(64, max(1, int(by_interval * self.refresh_interval)))
             return
-        paid, self._left = sum(self._rates) >= 1.03 * self._before[2], self.REST
-        if not paid:
-            (self.draft_experts, self.refresh_interval, _), self._left = self._before, 2 * self.REST
-        self._before = None
+        (experts, interval, rate_before), self._before, self._left = self._before, None, self.REST
+        if sum(self._rates) < 1.03 * rate_before:
+            self.draft_experts, self.refresh_interval, self._left = experts, interval, 2 * self.REST

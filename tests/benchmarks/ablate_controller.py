@@ -37,7 +37,7 @@ from tests.specmoe.control.recorded import recorded_cells
 RECORD = ROOT / "docs" / "records" / "controller-ablation.json"
 FIGURE = ROOT / "docs" / "figures" / "controller-terms.png"
 SEEDS = 8
-TERMS = ("draft", "verify", "wait for link")
+TERMS = ("draft", "verify")
 
 
 def endless(build: Callable[..., Adaptive]) -> dict[str, float]:
@@ -146,7 +146,7 @@ def knobs() -> dict[str, float]:
 class Pictured(Counted):
     """Keeps what it weighed in a decision after a few cycles."""
 
-    weighed: tuple[np.ndarray, np.ndarray] | None = None  # ms per token [3 terms, g + 1], tokens per second [g + 1]
+    weighed: tuple[np.ndarray, np.ndarray] | None = None  # ms per token [2 terms, g + 1], tokens per second [g + 1]
 
     def _rates(self, remaining: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         rates, times_s = super()._rates(remaining)
@@ -173,14 +173,16 @@ def draw(path: Path) -> None:
     gammas, best = np.arange(len(rates)), int(rates.argmax())
     figure, (upper, lower) = pyplot.subplots(2, 1, figsize=(6.4, 4.6), sharex=True, height_ratios=(3, 2))
     bottom = np.zeros(len(rates))
-    for term_ms, label, color in zip(terms_ms, TERMS, (PHASES[name][0] for name in TERMS), strict=True):
+    for term_ms, label, color in zip(
+        terms_ms, ("draft", "verify, waits for the link included"), (PHASES[name][0] for name in TERMS), strict=True
+    ):
         upper.bar(gammas, term_ms, bottom=bottom, label=label, color=color, width=0.8)
         bottom += term_ms
     upper.annotate(
         "chosen", (best, bottom[best]), (best, bottom.max() * 0.95), ha="center", arrowprops={"arrowstyle": "->"}
     )
     upper.set_ylabel("ms per token")
-    upper.legend(frameon=False, loc="upper right", ncols=3)
+    upper.legend(frameon=False, loc="upper right", ncols=2)
     upper.set_ylim(0, bottom.max() * 1.25)
     lower.plot(gammas, rates, color="#333333", marker="o", markersize=3.5)
     lower.plot(best, rates[best], color="#D55E00", marker="o", markersize=8)

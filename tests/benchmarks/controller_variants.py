@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -19,6 +20,9 @@ class Counted(Adaptive):
     """The controller, which counts its decisions, as they take time."""
 
     decisions = 0
+
+    def __init__(self, options: SpecOptions, expert_bytes: int, absent_bytes: float, most_experts: int) -> None:
+        super().__init__(options, most_experts)
 
     def _decide(self, remaining: np.ndarray) -> tuple[int, str]:
         self.decisions += 1
@@ -50,33 +54,6 @@ class FreeTrials(Counted):
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
         self._trials._allowance_s = 1e9
-
-
-class BytesAsPower(Counted):
-    """Bytes as a power of positions, capped at all absent experts."""
-
-    def __init__(self, options: SpecOptions, expert_bytes: int, absent_bytes: float, most_experts: int) -> None:
-        super().__init__(options, expert_bytes, absent_bytes, most_experts)
-
-        class Capped(PowerFit):
-            def at(self, x: Any) -> Any:
-                return np.minimum(absent_bytes, super().at(x))
-
-        self._costs._bytes = Capped(0.9)  # type: ignore[assignment]
-
-
-class NoLink(Counted):
-    """Verification with its waits as one power of positions."""
-
-    def __init__(self, *args: Any) -> None:
-        super().__init__(*args)
-        add = self._costs.add
-
-        def add_without_link(cycle: CycleStats) -> None:
-            changed = CycleStats(**(vars(cycle) | {"wait_s": 0.0}))
-            add(changed)
-
-        self._costs.add = add_without_link  # type: ignore[method-assign]
 
 
 class OneAcceptance(Counted):
@@ -135,7 +112,7 @@ class Corrected(Counted):
 
     def _take_in(self, cycle: CycleStats, *rest: torch.Tensor) -> None:
         if self._cycle > 2:
-            predicted_s = float(self._costs.time_s(cycle.gamma, cycle.positions, cycle.rows))
+            predicted_s = float(sum(self._costs.terms_s(cycle.gamma, cycle.positions, cycle.rows)))
             self._ratios[cycle.gamma].add((cycle.draft_s + cycle.verify_s) / predicted_s)
         super()._take_in(cycle, *rest)
 
@@ -145,13 +122,47 @@ class Corrected(Counted):
         return rates / factors, times_s * factors
 
 
-class ExposedCosts(Costs):
+class UnionBytes(PowerFit):
+    """Bytes moved over positions verified, ``most * (1 - exp(-c * x^k))``: the union of their absent experts."""
+
+    def __init__(self, expert_bytes: int, absent_bytes: float) -> None:
+        super().__init__(prior_exponent=0.9)
+        self._least, self._most = float(expert_bytes), max(absent_bytes, 2.0 * expert_bytes)
+
+    def add(self, x: float, y: float) -> None:
+        super().add(x, -math.log1p(-min(0.98, max(y, self._least) / self._most)))
+
+    def at(self, x: Any) -> Any:
+        return self._most * -np.expm1(-super().at(x))
+
+
+class LinkCosts(Costs):
+    """Verification without its waits as a power of positions, and waits by the bytes moved."""
+
+    def __init__(self, *sizes: Any) -> None:
+        super().__init__()
+        self._bytes, self._wait_per_byte = UnionBytes(*sizes), Ratio()
+
+    def add(self, cycle: CycleStats) -> None:
+        super().add(CycleStats(**(vars(cycle) | {"verify_s": max(0.0, cycle.verify_s - cycle.wait_s)})))
+        self._bytes.add(cycle.positions, cycle.moved_bytes)
+        self._wait_per_byte.add(cycle.wait_s, cycle.moved_bytes)
+
+    def terms_s(self, gamma: Any, positions: Any, rows: Any) -> Any:
+        draft_s, verify_s = super().terms_s(gamma, positions, rows)
+        return draft_s, verify_s + self._wait_s(gamma, positions)
+
+    def _wait_s(self, gamma: Any, positions: Any) -> Any:
+        return self._wait_per_byte.value * self._bytes.at(positions)
+
+
+class ExposedCosts(LinkCosts):
     """Waits as a share of link time that is left after the draft, one share without and one with a draft."""
 
     apart = True
 
-    def __init__(self, *args: Any) -> None:
-        super().__init__(*args)
+    def __init__(self, *sizes: Any) -> None:
+        super().__init__(*sizes)
         self._link_s_per_byte, self._early_bytes = Ratio(), Ratio(0.7)
         self._exposed = (Ratio(), Ratio())
 
@@ -163,16 +174,21 @@ class ExposedCosts(Costs):
         late_s = cycle.busy_s * max(0.0, 1 - cycle.early_bytes / max(1, cycle.moved_bytes))
         self._exposed[self.apart and cycle.gamma > 0].add(min(cycle.wait_s, late_s), late_s)
 
-    def terms_s(self, gamma: Any, positions: Any, rows: Any) -> Any:
-        draft_s, verify_s, _ = super().terms_s(gamma, positions, rows)
+    def _wait_s(self, gamma: Any, positions: Any) -> Any:
         late_bytes = np.maximum(0.0, self._bytes.at(positions) - gamma * self._early_bytes.value)
         without, drafting = (e.value if e.below else self._exposed[not i].value for i, e in enumerate(self._exposed))
         share = without + (drafting - without) * np.minimum(1.0, gamma)
-        return draft_s, verify_s, share * late_bytes * self._link_s_per_byte.value
+        return share * late_bytes * self._link_s_per_byte.value
 
 
 class OneExposed(ExposedCosts):
     apart = False
+
+
+class Link(Counted):
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self._costs = LinkCosts(*args[1:3])
 
 
 class Exposed(Counted):
@@ -202,8 +218,13 @@ class Overhead(Counted):
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
         self._other_s = Ratio()
-        time_s = self._costs.time_s
-        self._costs.time_s = lambda *at: time_s(*at) + self._other_s.value  # type: ignore[method-assign]
+        terms_s = self._costs.terms_s
+
+        def with_other_s(gamma: Any, positions: Any, rows: Any) -> Any:
+            draft_s, verify_s = terms_s(gamma, positions, rows)
+            return draft_s, verify_s + self._other_s.value
+
+        self._costs.terms_s = with_other_s  # type: ignore[method-assign]
 
     def _take_in(self, cycle: CycleStats, *rest: torch.Tensor) -> None:
         self._other_s.add(cycle.other_s)
@@ -215,15 +236,14 @@ VARIANTS: dict[str, Callable[..., Adaptive]] = {
     "without: tokens to the last row's end": PlainRate,
     "without: trials": NoTrials,
     "without: allowance of trials": FreeTrials,
-    "without: link term": NoLink,
-    "without: bytes as a union": BytesAsPower,
     "without: acceptance by position": OneAcceptance,
     "without: N and interval by trial": NoKnobs,
     "without: holding a decision": NoHold,
     "without: idle refresh interval": NoIdleInterval,
     "with: correction by gamma": Corrected,
-    "with: exposed share of the link, with and without a draft": Exposed,
-    "with: exposed share of the link, one": ExposedOnce,
+    "with: link term": Link,
+    "with: link term, exposed share apart with a draft": Exposed,
+    "with: link term, one exposed share": ExposedOnce,
     "with: margin of 2 %": Margin,
     "with: overhead term": Overhead,
 }

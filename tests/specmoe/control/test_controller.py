@@ -11,12 +11,12 @@ import torch
 from specmoe.control.controller import Adaptive, Fixed
 from specmoe.control.trials import Trials
 from specmoe.options import SpecOptions
-from tests.specmoe.control.machines import EXPERT_BYTES, LONGEST, Machine
+from tests.specmoe.control.machines import LONGEST, Machine
 
 
 def _adaptive(**options: object) -> Adaptive:
     chosen = SpecOptions.of(**{"gamma": LONGEST, "controller": "auto", **options})
-    return Adaptive(chosen, EXPERT_BYTES, 64 * EXPERT_BYTES, most_experts=8)
+    return Adaptive(chosen, most_experts=8)
 
 
 def test_a_fixed_controller_does_what_the_options_say() -> None:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from specmoe.control.estimates import Acceptance, PowerFit, UnionBytes
+from specmoe.control.estimates import Acceptance, PowerFit
 
 
 @given(st.floats(0, 1.1), st.floats(0.001, 5))
@@ -45,33 +43,6 @@ def test_old_points_elsewhere_still_count_while_the_run_stays_in_one_place() -> 
     for i in range(20):
         power.add(14 + i % 4, 60.0 + 5 * (-1) ** i)  # only long drafts since, and noisy ones
     assert power.at(1) == pytest.approx(20.0, rel=0.25)
-
-
-@given(st.floats(0.4, 1.1), st.floats(0.002, 0.05))
-def test_a_union_is_found_from_its_points(exponent: float, c: float) -> None:
-    union = UnionBytes(most=1e6, floor=1.0)
-    for i in range(60):
-        x = 2 ** (i % 6)
-        union.add(x, -1e6 * math.expm1(-c * x**exponent))
-    for x in (1, 8, 32, 64):
-        assert union.at(x) == pytest.approx(-1e6 * math.expm1(-c * x**exponent), rel=0.15)
-
-
-def test_a_union_of_passes_that_moved_nothing_is_about_an_expert() -> None:
-    union = UnionBytes(most=1e4, floor=100.0)
-    assert union.at(4) == 0
-    for _ in range(5):
-        union.add(4, 0.0)
-    assert union.at(4) == pytest.approx(100.0)
-
-
-def test_a_union_grows_with_positions_up_to_all_absent_experts() -> None:
-    union = UnionBytes(most=1000.0)
-    union.add(4, 300.0)
-    points = [union.at(x) for x in (1, 4, 16, 64, 10_000)]
-    assert points == sorted(points)
-    assert points[1] == pytest.approx(300.0)
-    assert points[-1] <= 1000.0
 
 
 @pytest.mark.parametrize("rate", [0.2, 0.6, 0.9])
