@@ -39,7 +39,7 @@ def run(job: Job, limit: MemoryLimit, timeout_s: float) -> Outcome:
         ids = Path(f"{job.paths.result}.engines")
         if limit.covers == "engine":
             prefix, groups = limit.entry()
-            entry = {"engine_prefix": prefix, "engine_groups": groups, "engine_ids": ids}
+            entry = {"engine_prefix": tuple(prefix), "engine_groups": tuple(groups), "engine_ids": ids}
             job = job.model_copy(update={"limit": job.limit.model_copy(update=entry)})
         process = subprocess.Popen(
             _COMMAND if limit.covers == "engine" else limit.command(_COMMAND),
