@@ -11,6 +11,7 @@ import torch
 from transformers import PreTrainedModel
 
 from specmoe.meter import Meter
+from specmoe.model.attention import takes_boolean_masks
 from specmoe.model.kv_cache import RaggedCache
 from specmoe.model.pass_state import Pass, PassState
 from specmoe.recorder import Recorder
@@ -32,6 +33,11 @@ class Run:
     meter: Meter
     timeline: Timeline
     recorder: Recorder
+
+    @cached_property
+    def boolean_masks(self) -> bool:
+        """Whether the model's configured attention takes boolean masks."""
+        return takes_boolean_masks(self.model.config.get_text_config())
 
     @cached_property
     def cache_argument(self) -> str:
@@ -75,7 +81,7 @@ def forward(run: Run, ids: torch.Tensor, current: Pass, keep: torch.Tensor | int
     with run.state.running(current, run.recorder):
         output = run.model(
             input_ids=ids,
-            attention_mask=run.cache.attention_mask(ids.shape[1], run.model.dtype, boolean=run.model._supports_sdpa),
+            attention_mask=run.cache.attention_mask(ids.shape[1], run.model.dtype, run.boolean_masks),
             position_ids=run.cache.lengths.positions(ids.shape[1]),
             use_cache=True,
             logits_to_keep=keep,

@@ -22,6 +22,7 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, apply_renamings, rename_source_key
 
 from specmoe.errors import UnsupportedModelError
+from specmoe.model.attention import check_attention
 
 _PER_EXPERT = re.compile(r"^(?P<module>.+\.experts)\.(?P<expert>\d+)\.(?P<part>\w+)\.(?P<kind>weight|bias)$")
 _FUSED = re.compile(r"^(?P<module>.+\.experts)\.(?P<part>(?:gate_up_proj|up_proj|down_proj)(?:_bias)?)$")
@@ -44,12 +45,14 @@ def build_shell(path: Path) -> PreTrainedModel:
     """
     try:
         config = AutoConfig.from_pretrained(path)
+        check_attention(config)
         with init_empty_weights(include_buffers=False):
             model = AutoModelForCausalLM.from_config(config)
     except (OSError, ValueError, KeyError) as error:
         raise UnsupportedModelError(
             f"{path} holds no causal language model that transformers can build ({error}): check the folder"
         ) from error
+    check_attention(model.config)
     if not expert_modules(model):
         raise UnsupportedModelError(
             f"{type(model).__name__} has no MoE layer with transformers' experts interface: "

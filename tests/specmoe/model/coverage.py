@@ -143,7 +143,6 @@ EXPECTED: dict[str, Row] = {
     "zaya": Row(refused="'hybrid'", note="attention joined with a convolution"),
 }
 
-_MASK = "eager attention adds a boolean mask to the scores"
 _DTYPES = "parameters that the model keeps in float32 are rounded"
 _LATE = "refused after the expert store was written"
 _LONG = "the message lists every family of transformers"
@@ -151,7 +150,6 @@ _UNTRUE = "the message does not name the reason"
 
 # Claims that are not true yet: claim -> family -> why.  Tests fail when one becomes true: then delete it here.
 OPEN: dict[str, dict[str, str]] = {
-    "eager": {family: _MASK for family, row in EXPECTED.items() if "sdpa" in row.claims()},
     "dtypes": dict.fromkeys(
         [
             "afmoe",
