@@ -10,26 +10,30 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from baselines import llamacpp, llamacpp_engine
-from baselines.contract import NotSupported
+from baselines.contract import NotSupported, Request, Setting
 from harness.run.engines import Engines
 from tests import ROOT
 from tests.baselines.builders import setting_of
 
 
-def _llama_with(script: str, tmp_path: Path) -> Any:
-    """llama-cpp's driver with an engine process that runs ``script``."""
+def _llama_with(script: str, tmp_path: Path) -> tuple[llamacpp.LlamaCppSystem, Setting]:
+    """llama-cpp's driver, and a setting in which its engine is a process that runs ``script``."""
     start = Engines().start
     setting = setting_of(
         tmp_path, tmp_path, start_engine=lambda argv, **popen: start([sys.executable, "-c", script], **popen)
     )
-    system = llamacpp.LlamaCppSystem(llamacpp.LlamaCppSystem.Options())
+    return llamacpp.LlamaCppSystem(llamacpp.LlamaCppSystem.Options()), setting
+
+
+def _prepared_with(script: str, tmp_path: Path) -> None:
+    system, setting = _llama_with(script, tmp_path)
     try:
         system.prepare(setting)
     finally:
         system.close()
-    return system
 
 
 @pytest.mark.parametrize(
@@ -44,12 +48,42 @@ def test_the_driver_raises_the_errors_of_the_engine(
     answer: dict[str, Any], error: type[Exception], message: str, tmp_path: Path
 ) -> None:
     with pytest.raises(error, match=message):
-        _llama_with(f"input(); print({json.dumps(answer)!r})", tmp_path)
+        _prepared_with(f"input(); print({json.dumps(answer)!r})", tmp_path)
 
 
 def test_an_engine_that_ends_is_an_error_with_its_exit_code(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="ended with code 3 in 'load'"):
-        _llama_with("input(); raise SystemExit(3)", tmp_path)
+        _prepared_with("input(); raise SystemExit(3)", tmp_path)
+
+
+COUNTING = """
+import json, sys
+seen = {}
+def step(rows, tokens, starts):
+    for row, ids, start in zip(rows, tokens, starts):
+        assert start == seen.get(row, 0), (row, start, seen)
+        seen[row] = start + len(ids)
+    return [ids[-1] + 1 for ids in tokens]
+for line in sys.stdin:
+    method, arguments = json.loads(line)
+    result = step(**arguments) if method == "step" else method == "load"
+    print(json.dumps({"result": result}), flush=True)
+"""
+
+
+def test_the_driver_feeds_each_row_at_its_position_until_it_has_its_tokens(tmp_path: Path) -> None:
+    """The engine counts up from each row's last token, and checks where each row's tokens start."""
+    ids = torch.tensor([[0, 0, 10], [5, 6, 20], [0, 7, 30]])
+    mask = torch.tensor([[0, 0, 1], [1, 1, 1], [0, 1, 1]])
+    seen: list[str] = []
+    system, setting = _llama_with(COUNTING, tmp_path)
+    try:
+        system.prepare(setting)
+        generation = system.generate(Request(ids, mask, 4, lambda: seen.append("first"), (4, 1, 3)))
+    finally:
+        system.close()
+    assert generation.rows() == [[11, 12, 13, 14], [21], [31, 32, 33]]
+    assert seen == ["first"]
 
 
 def test_the_engine_answers_every_line_and_continues_after_errors() -> None:
