@@ -16,7 +16,7 @@ import torch
 from baselines import fused
 from baselines.contract import NotSupported, require
 from specmoe.files import replacing
-from specmoe.model.checkpoint import Checkpoint, build_shell
+from specmoe.model.checkpoint import Checkpoint, build_shell, open_shard
 from specmoe.offload.store import ExpertStore
 
 ARCH = "qwen3moe"
@@ -106,9 +106,8 @@ def _add_settings(writer: Any, config: Any) -> None:
 
 def _tensors(checkpoint: Checkpoint, store: ExpertStore) -> Iterator[Named]:
     """Every tensor with its GGUF name, experts last; each is read when the iterator reaches it."""
-    for _, opened, key in checkpoint.entries():
-        if checkpoint.expert_key(key) is None:
-            yield _name(key), opened.get_tensor(key)
+    for stored in checkpoint.non_experts():
+        yield _name(stored.key), open_shard(stored.file).get_tensor(stored.key)
     for spec, tensors in fused.layers(store):
         gate, up = tensors["gate_up_proj"].chunk(2, dim=1)  # [E, I, H] each
         for name, tensor in (("gate", gate), ("up", up), ("down", tensors["down_proj"])):

@@ -107,8 +107,8 @@ def accelerator() -> torch.device:
 
 def shell_without_experts(setting: Setting, device: torch.device) -> PreTrainedModel:
     """The model with all but its experts on ``device``; the experts are on ``meta``."""
-    model = build_shell(setting.model_path)
-    Checkpoint(setting.model_path, model).load_non_experts(setting.dtype, device)
+    model = build_shell(setting.model_path, setting.dtype)
+    Checkpoint(setting.model_path, model).load_non_experts(device)
     return model
 
 

@@ -20,7 +20,7 @@ from specmoe.drafting.calibration import Calibration
 from specmoe.inputs import FromConfig, StopTokens, check_prompts, resolve_limits
 from specmoe.meter import Meter
 from specmoe.model.assemble import Assembly, assemble
-from specmoe.model.checkpoint import Checkpoint, build_shell
+from specmoe.model.checkpoint import Checkpoint, build_shell, checkpoint_dtype
 from specmoe.model.convert import Progress, open_or_build
 from specmoe.model.kv_cache import RaggedCache
 from specmoe.offload.arena import ExpertArena
@@ -107,12 +107,13 @@ class SpecMoE:
             options = SpecOptions.of(**{**options.model_dump(), **choices})
         options = options or SpecOptions.of(**choices)
         tier = open_device(device)
-        model = build_shell(path)
-        dtype = dtype or model.config.dtype or torch.float32
+        dtype = dtype or checkpoint_dtype(path)
+        model = build_shell(path, dtype)
         folder = Path(store) if store is not None else path / f"expert_store_{str(dtype).removeprefix('torch.')}"
+        checkpoint = Checkpoint(path, model)
         expert_store = open_or_build(path, folder, dtype, progress)
         budget = parse_budget(expert_budget, expert_store)
-        Checkpoint(path, model).load_non_experts(dtype, tier.torch_device)
+        checkpoint.load_non_experts(tier.torch_device)
         return cls(model, expert_store, options, assemble(model, expert_store, options, budget, tier, slow_tier))
 
     @torch.inference_mode()

@@ -1,135 +1,186 @@
 """Reads a Hugging Face checkpoint without materialising its experts.
 
-The model is built with every parameter on ``meta``; transformers' own key renamings map each
-safetensors key to its parameter; expert keys are handled by ``specmoe.model.convert``.
+The model is built on ``meta`` as ``from_pretrained`` builds it; transformers' own loader fills in everything but the
+experts, which ``specmoe.model.convert`` handles.
 """
 
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import init_empty_weights
-from accelerate.utils import set_module_tensor_to_device
 from safetensors import SafetensorError, safe_open
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
-from transformers.conversion_mapping import get_model_conversion_mapping
-from transformers.core_model_loading import WeightConverter, apply_renamings, rename_source_key
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers.core_model_loading import convert_and_load_state_dict_in_model
+from transformers.modeling_utils import LoadStateDictConfig
+from transformers.utils import logging as transformers_logging
 
 from specmoe.errors import UnsupportedModelError
-from specmoe.model.attention import check_attention
+from specmoe.model.load_plan import Group, Keys, Stored, make_plan
+from specmoe.model.plan_checks import DTYPES, check_groups
+from specmoe.model.quantization import make_quantizer
+from specmoe.model.support import check_config, check_model, expert_modules, one_line
 
-_PER_EXPERT = re.compile(r"^(?P<module>.+\.experts)\.(?P<expert>\d+)\.(?P<part>\w+)\.(?P<kind>weight|bias)$")
-_FUSED = re.compile(r"^(?P<module>.+\.experts)\.(?P<part>(?:gate_up_proj|up_proj|down_proj)(?:_bias)?)$")
-
-
-@dataclass(frozen=True)
-class ExpertKey:
-    """The place of one checkpoint key in an experts module; ``expert`` is None for a fused [E, ...] tensor."""
-
-    module: str
-    expert: int | None
-    part: str
+__all__ = ["Checkpoint", "build_shell", "checkpoint_dtype", "checkpoint_files", "expert_modules", "open_shard"]
 
 
-def build_shell(path: Path) -> PreTrainedModel:
-    """The model of a checkpoint folder with parameters on ``meta`` and buffers (rotary tables) real.
+def build_shell(path: Path, dtype: torch.dtype | None = None) -> PreTrainedModel:
+    """The model of a checkpoint folder on ``meta``, as ``from_pretrained(dtype=...)`` builds it before it loads.
+
+    Args:
+        path: the folder.
+        dtype: of the model; default that of the checkpoint.
 
     Raises:
-        UnsupportedModelError: no config, an unknown architecture, or no MoE layer that can be hooked.
+        UnsupportedModelError: no config, an unknown architecture, or a family that cannot be offloaded.
     """
+    config = _read_config(path)
+    check_config(config)
+    dtype = dtype or _config_dtype(config, path)
     try:
-        config = AutoConfig.from_pretrained(path)
-        check_attention(config)
-        with init_empty_weights(include_buffers=False):
-            model = AutoModelForCausalLM.from_config(config)
-    except (OSError, ValueError, KeyError) as error:
+        with ExitStack() as contexts:
+            for context in PreTrainedModel.get_init_context(dtype, False, False, None):
+                contexts.enter_context(context)
+            model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    except (OSError, ValueError, KeyError, ImportError, TypeError, AttributeError) as error:
         raise UnsupportedModelError(
-            f"{path} holds no causal language model that transformers can build ({error}): check the folder"
+            f"{path} holds no causal language model that transformers can build ({one_line(error)}): check the folder"
         ) from error
-    check_attention(model.config)
-    if not expert_modules(model):
-        raise UnsupportedModelError(
-            f"{type(model).__name__} has no MoE layer with transformers' experts interface: "
-            "use a family such as Mixtral, Qwen2/3-MoE, OLMoE or DeepSeek"
-        )
+    check_model(model)
     return model.eval()
 
 
-def expert_modules(model: PreTrainedModel) -> dict[str, Any]:
-    """Experts modules by name, in layer order; recognised by the flags of transformers' experts interface."""
-    return {name: m for name, m in model.named_modules() if hasattr(m, "has_gate") and hasattr(m, "is_transposed")}
+def checkpoint_dtype(path: Path) -> torch.dtype:
+    """The dtype that a checkpoint is loaded in by default: the config's, else that of the first weight.
+
+    Raises:
+        UnsupportedModelError: no config, or no weights.
+    """
+    return _config_dtype(_read_config(path), path)
+
+
+def _read_config(path: Path) -> PreTrainedConfig:
+    try:
+        config: PreTrainedConfig = AutoConfig.from_pretrained(path)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UnsupportedModelError(
+            f"{path} holds no causal language model that transformers can build ({one_line(error)}): check the folder"
+        ) from error
+    return config
+
+
+def _config_dtype(config: PreTrainedConfig, path: Path) -> torch.dtype:
+    for part in (config, config.get_text_config()):
+        if isinstance(part.dtype, torch.dtype):
+            return part.dtype
+    dtypes = (stored.dtype for stored in _headers(path))
+    return next((DTYPES[d] for d in dtypes if d in ("F32", "F16", "BF16")), torch.float32)
 
 
 class Checkpoint:
-    """The safetensors files of a folder and the place of each key in ``model``."""
+    """The safetensors files of a folder and the place of each tensor in ``model``, a shell of the same folder.
+
+    Nothing is read but headers.
+
+    Raises:
+        UnsupportedModelError: a quantisation that is not supported, or a tensor that the model has no place for, that
+            is missing, or that has a wrong dtype or shape.
+    """
 
     def __init__(self, path: Path, model: PreTrainedModel) -> None:
         self.path = path
-        self.files = checkpoint_files(path)
         self._model = model
-        transforms = get_model_conversion_mapping(model)
-        self._converters = [t for t in transforms if isinstance(t, WeightConverter)]
-        self._renamings = [t for t in transforms if not isinstance(t, WeightConverter)]
+        stored = list(_headers(path))
+        self._quantizer = make_quantizer(model.config, [tensor.key for tensor in stored])
+        self._experts = expert_modules(model)
+        plan = make_plan(model, stored, self._quantizer)
+        check_groups(plan, model, self._experts)
+        self.ignored = plan.ignored
+        self._groups = plan.groups
 
-    def entries(self) -> Iterator[tuple[Path, Any, str]]:
-        """Every (file, opened file, key), file by file.
+    def non_experts(self) -> Iterator[Stored]:
+        """Every tensor of the rest of the model, as stored."""
+        for group in self._groups.values():
+            if self._module(group) is None:
+                yield from (stored for _, stored in group.all_sources)
 
-        Raises:
-            UnsupportedModelError: a file is truncated or not safetensors.
-        """
-        for file in self.files:
-            opened = open_shard(file)
-            for key in opened.keys():  # noqa: SIM118 (safe_open is no mapping)
-                yield file, opened, key
+    def expert_groups(self) -> dict[str, list[Group]]:
+        """What becomes the parameters of each experts module, by module in layer order."""
+        found: dict[str, list[Group]] = {name: [] for name in self._experts}
+        for group in self._groups.values():
+            if (module := self._module(group)) is not None:
+                found[module].append(group)
+        return found
 
-    def expert_key(self, key: str) -> ExpertKey | None:
-        """The place of an expert's key, or None for a key of the rest of the model."""
-        renamed = self._with_prefix(apply_renamings(key, self._renamings))
-        if match := _PER_EXPERT.match(renamed):
-            suffix = "_bias" if match["kind"] == "bias" else ""
-            return ExpertKey(match["module"], int(match["expert"]), match["part"] + suffix)
-        if match := _FUSED.match(renamed):
-            return ExpertKey(match["module"], None, match["part"])
-        return None
+    def _module(self, group: Group) -> str | None:
+        module = group.target.rpartition(".")[0]
+        return module if module in self._experts else None
 
-    def _with_prefix(self, key: str) -> str:
-        prefix = self._model.base_model_prefix
-        return key if key.startswith(prefix + ".") or key.startswith("lm_head") else f"{prefix}.{key}"
-
-    def load_non_experts(self, dtype: torch.dtype, device: torch.device) -> None:
-        """Load everything but the experts into ``model``, cast to ``dtype``.
+    def load_non_experts(self, device: torch.device) -> None:
+        """Load everything but the experts into the model with the dtypes and values of ``from_pretrained``.
 
         Raises:
-            UnsupportedModelError: a key needs a conversion that is not a renaming, or a weight is missing.
+            UnsupportedModelError: a tensor could not be converted.
         """
-        meta = self._model.state_dict()
-        for _, opened, key in self.entries():
-            if self.expert_key(key) is not None:
-                continue
-            target, pattern = rename_source_key(
-                key, self._renamings, self._converters, self._model.base_model_prefix, meta
-            )
-            if pattern is not None:
-                raise UnsupportedModelError(
-                    f"checkpoint key {key} needs a weight conversion that only experts support: use another model"
-                )
-            if target in meta:
-                set_module_tensor_to_device(self._model, target, device, value=opened.get_tensor(key), dtype=dtype)
-        self._model.tie_weights()
-        for name, buffer in list(self._model.named_buffers()):
-            set_module_tensor_to_device(self._model, name, device, value=buffer)
-        experts = tuple(expert_modules(self._model))
-        missing = [n for n, p in self._model.named_parameters() if p.is_meta and not n.startswith(experts)]
-        if missing:
-            raise UnsupportedModelError(
-                f"{self.path} lacks {len(missing)} weights, the first is {missing[0]}: download the checkpoint again"
-            )
+        model, dtype = self._model, self._model.config.dtype
+        opened = _Shards()
+        config = LoadStateDictConfig(
+            device_map={"": device},
+            dtype=dtype,
+            dtype_plan=model._get_dtype_plan(dtype),
+            hf_quantizer=self._quantizer,
+            weight_mapping=Keys(model, self._quantizer).conversions,
+        )
+        state = {stored.key: opened.file(stored.file).get_slice(stored.key) for stored in self.non_experts()}
+        with _no_progress_bar():
+            info, _ = convert_and_load_state_dict_in_model(model, state, config)
+        failed = sorted(info.conversion_errors) or sorted(name for name, *_ in info.mismatched_keys)
+        if failed:
+            raise UnsupportedModelError(f"{self.path}: {failed[0]} cannot be converted: download the checkpoint again")
+        experts = {f"{name}.{part}" for name, m in self._experts.items() for part, _ in m.named_parameters()}
+        for name in experts:
+            model.get_parameter(name)._is_hf_initialized = True  # type: ignore[attr-defined]
+        model.mark_tied_weights_as_initialized(info)
+        model._move_missing_keys_from_meta_to_device(info.missing_keys - experts, config.device_map, None, None)
+        model._initialize_missing_keys(self._quantizer is not None)
+        model.tie_weights(missing_keys=info.missing_keys, recompute_mapping=False)
+
+
+class _Shards:
+    """Opened safetensors files by path."""
+
+    def __init__(self) -> None:
+        self._opened: dict[Path, Any] = {}
+
+    def file(self, path: Path) -> Any:
+        if path not in self._opened:
+            self._opened[path] = open_shard(path)
+        return self._opened[path]
+
+
+def _headers(path: Path) -> Iterator[Stored]:
+    """Every tensor of a checkpoint folder."""
+    for file in checkpoint_files(path):
+        opened = open_shard(file)
+        for key in opened.keys():  # noqa: SIM118 (safe_open is no mapping)
+            tensor = opened.get_slice(key)
+            yield Stored(file, key, tensor.get_dtype(), tuple(tensor.get_shape()))
+
+
+@contextmanager
+def _no_progress_bar() -> Iterator[None]:
+    """Without transformers' bar "Loading weights"."""
+    shown = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            transformers_logging.enable_progress_bar()
 
 
 def open_shard(file: Path) -> Any:

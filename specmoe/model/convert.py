@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,10 @@ from transformers import PreTrainedModel
 from specmoe.drafting import affinity
 from specmoe.errors import StoreError, UnsupportedModelError
 from specmoe.files import folder_appears
-from specmoe.model.checkpoint import Checkpoint, ExpertKey, build_shell, checkpoint_files, expert_modules, open_shard
+from specmoe.model.checkpoint import Checkpoint, build_shell, checkpoint_dtype, checkpoint_files, open_shard
+from specmoe.model.load_plan import Group, is_per_expert, target_dtype
+from specmoe.model.support import expert_modules
+from specmoe.offload.device import host_bytes
 from specmoe.offload.store import (
     ExpertStore,
     LayerSpec,
@@ -27,25 +29,6 @@ from specmoe.offload.store import (
 
 Progress = Callable[[int, int], None]
 _SAMPLES = 64
-
-# Checkpoint names of an expert's matrices -> (tensor in the store, which part of it)
-_PARTS = {
-    "gate_proj": ("gate_up_proj", 0),
-    "w1": ("gate_up_proj", 0),
-    "up_proj": ("gate_up_proj", 1),
-    "w3": ("gate_up_proj", 1),
-    "down_proj": ("down_proj", None),
-    "w2": ("down_proj", None),
-}
-
-
-@dataclass
-class _LayerSource:
-    """Sources of one experts module: [expert][store tensor][part] -> (file, key, index into a fused tensor)."""
-
-    parts: dict[int, dict[str, dict[int, tuple[Any, str, int | None]]]] = field(
-        default_factory=lambda: defaultdict(lambda: defaultdict(dict))
-    )
 
 
 def build_store(
@@ -66,12 +49,13 @@ def build_store(
     checkpoint, out = Path(checkpoint), Path(out)
     if out.exists():
         raise StoreError(f"{out} already exists: open it with ExpertStore.open, or delete it first")
-    model = build_shell(checkpoint)
+    dtype = dtype or checkpoint_dtype(checkpoint)
+    model = build_shell(checkpoint, dtype)
     reader = Checkpoint(checkpoint, model)
-    sources = _collect(reader, model)
+    _check_dtypes(reader, model, dtype)
     try:
         with folder_appears(out) as partial:
-            stored = _write(reader, model, sources, partial, dtype, progress)
+            stored = _write(reader, model, partial, dtype, progress)
             affinity.build_tables(stored)
     except OSError as error:
         raise StoreError(
@@ -119,75 +103,33 @@ def fingerprint(checkpoint: Path) -> dict[str, Any]:
     return {"files": files, "config_xxh3": checksum(config)}
 
 
-def _collect(reader: Checkpoint, model: PreTrainedModel) -> dict[str, _LayerSource]:
-    """Assign every expert key to its module, expert and place."""
-    modules = expert_modules(model)
-    sources: dict[str, _LayerSource] = {name: _LayerSource() for name in modules}
-    for file, _, key in reader.entries():
-        place = reader.expert_key(key)
-        if place is None:
-            continue
-        if place.module not in modules:
-            raise UnsupportedModelError(
-                f"checkpoint key {key} matches no experts module of {type(model).__name__}: its layout is not supported"
-            )
-        _assign(sources[place.module], place, modules[place.module], file, key)
-    for name, source in sources.items():
-        expected = modules[name].num_experts
-        if len(source.parts) != expected:
-            raise UnsupportedModelError(
-                f"{name} has {expected} experts, the checkpoint holds {len(source.parts)}: "
-                "it is incomplete, or its key layout is not supported"
-            )
-    return sources
+def _check_dtypes(reader: Checkpoint, model: PreTrainedModel, dtype: torch.dtype) -> None:
+    """Check that every expert tensor has the store's dtype.
 
-
-def _assign(source: _LayerSource, place: ExpertKey, module: Any, file: Path, key: str) -> None:
-    if place.expert is None:  # fused [E, ...]: one slice per expert
-        for expert in range(module.num_experts):
-            source.parts[expert][place.part][0] = (file, key, expert)
-        return
-    if place.part not in _PARTS:
-        raise UnsupportedModelError(
-            f"checkpoint key {key}: unknown part {place.part!r} of an expert, its layout is not supported"
-        )
-    name, part = _PARTS[place.part]
-    source.parts[place.expert][name][part or 0] = (file, key, None)
-
-
-class _Reader:
-    """Keeps the current safetensors file open between tensors."""
-
-    def __init__(self) -> None:
-        self._file: Path | None = None
-        self._opened: Any = None
-
-    def tensor(self, file: Path, key: str, index: int | None) -> torch.Tensor:
-        if file != self._file:
-            self._opened, self._file = open_shard(file), file
-        loaded: torch.Tensor = (
-            self._opened.get_tensor(key) if index is None else self._opened.get_slice(key)[index : index + 1][0]
-        )
-        return loaded
+    Raises:
+        UnsupportedModelError: ``from_pretrained`` keeps an expert tensor in another dtype.
+    """
+    for groups in reader.expert_groups().values():
+        for group in groups:
+            kept = target_dtype(model, group.target, dtype)
+            if kept != dtype:
+                raise UnsupportedModelError(
+                    f"{type(model).__name__} keeps {group.target} in {kept} when loaded in {dtype}, an expert store "
+                    f"has one dtype: load it in {kept}"
+                )
 
 
 def _write(
-    reader: Checkpoint,
-    model: PreTrainedModel,
-    sources: dict[str, _LayerSource],
-    folder: Path,
-    dtype: torch.dtype | None,
-    progress: Progress | None,
+    reader: Checkpoint, model: PreTrainedModel, folder: Path, dtype: torch.dtype, progress: Progress | None
 ) -> ExpertStore:
-    """Write all layer files and the index; ``dtype`` defaults to that of the first expert."""
-    tensors = _Reader()
-    first = next(iter(sources))
-    dtype = dtype or next(iter(_expert_tensors(tensors, sources[first], 0, None, first).values())).dtype
-    total = sum(len(source.parts) for source in sources.values())
+    """Write all layer files and the index."""
+    groups = reader.expert_groups()
+    counts = {name: int(module.num_experts) for name, module in expert_modules(model).items()}
     specs: list[LayerSpec] = []
-    for module, source in sources.items():
+    for module, of_module in groups.items():
         done = sum(spec.experts for spec in specs)
-        specs.append(_write_layer(tensors, source, module, folder, dtype, _offset(progress, done, total)))
+        layer = _Layer(model, of_module, module, counts[module], dtype)
+        specs.append(layer.write(folder, _offset(progress, done, sum(counts.values()))))
     facts = {"model_type": model.config.model_type, **fingerprint(reader.path)}
     write_index(folder, dtype, specs, facts)
     return ExpertStore(folder, dtype, specs, facts)
@@ -198,52 +140,65 @@ def _offset(progress: Progress | None, done: int, total: int) -> Callable[[int],
     return lambda experts: progress(done + experts, total) if progress else None
 
 
-def _write_layer(
-    reader: _Reader,
-    source: _LayerSource,
-    module: str,
-    folder: Path,
-    dtype: torch.dtype,
-    progress: Callable[[int], None],
-) -> LayerSpec:
-    """Write the file of one layer's experts, one expert in memory at a time."""
-    model_layer = next(int(part) for part in module.split(".") if part.isdigit())
-    file = f"layer_{model_layer:03d}.bin"
-    checksums: list[str] = []
-    tensors: tuple[TensorSpec, ...] = ()
-    size = 0
-    with (folder / file).open("wb") as out:
-        for expert in range(len(source.parts)):
-            tensors, data = _pack(_expert_tensors(reader, source, expert, dtype, module))
-            size = len(data)
-            checksums.append(write_expert(out, data))
-            progress(expert + 1)
-    return LayerSpec(model_layer, module, len(checksums), size, round_to_pages(size), file, tensors, tuple(checksums))
+class _Layer:
+    """Reads, converts and writes the experts of one module, one in memory at a time."""
+
+    def __init__(
+        self, model: PreTrainedModel, groups: list[Group], module: str, experts: int, dtype: torch.dtype
+    ) -> None:
+        self._model, self._groups, self._module, self._experts, self._dtype = model, groups, module, experts, dtype
+        self._opened: dict[Path, Any] = {}  # of this layer only: mapped pages of earlier layers are given back
+
+    def write(self, folder: Path, progress: Callable[[int], None]) -> LayerSpec:
+        """Write the layer's file and describe it."""
+        number = next(int(part) for part in self._module.split(".") if part.isdigit())
+        file = f"layer_{number:03d}.bin"
+        specs, size = _layout({name: tuple(t.shape) for name, t in self._expert(0).items()}, self._dtype)
+        data = torch.zeros(size, dtype=torch.uint8)
+        checksums: list[str] = []
+        with (folder / file).open("wb") as out:
+            for expert in range(self._experts):
+                tensors = self._expert(expert)
+                for name, view in _views(specs, self._dtype, data).items():
+                    view.copy_(tensors[name])
+                checksums.append(write_expert(out, host_bytes(data)))
+                progress(expert + 1)
+        return LayerSpec(number, self._module, self._experts, size, round_to_pages(size), file, specs, tuple(checksums))
+
+    def _expert(self, expert: int) -> dict[str, torch.Tensor]:
+        """The expert's parameters by name, as transformers' experts modules hold them."""
+        found: dict[str, torch.Tensor] = {}
+        for group in self._groups:
+            tensors = {pattern: [self._read(group, pattern, expert)] for pattern in group.sources}
+            for target, tensor in group.convert(self._model, tensors).items():
+                found[target.rpartition(".")[2]] = tensor[0]
+        return {name: found[name] for name in sorted(found, reverse=True)}
+
+    def _read(self, group: Group, pattern: str, expert: int) -> torch.Tensor:
+        """An expert's tensor as stored: by itself, or [1, ...] from one that holds all experts."""
+        apart = is_per_expert(pattern)
+        stored = group.sources[pattern][expert if apart else 0]
+        if stored.file not in self._opened:
+            self._opened[stored.file] = open_shard(stored.file)
+        tensor = self._opened[stored.file].get_slice(stored.key)
+        loaded: torch.Tensor = tensor[:] if apart else tensor[expert : expert + 1]
+        return loaded
 
 
-def _expert_tensors(
-    reader: _Reader, source: _LayerSource, expert: int, dtype: torch.dtype | None, module: str
-) -> dict[str, torch.Tensor]:
-    """The expert's store tensors, gate and up concatenated [2I, H] as transformers' experts hold them."""
-    if expert not in source.parts:
-        raise UnsupportedModelError(f"the checkpoint lacks expert {expert} of {module}: download it again")
-    named: dict[str, torch.Tensor] = {}
-    for name, parts in sorted(source.parts[expert].items(), reverse=True):
-        loaded = [reader.tensor(*parts[i]) for i in sorted(parts)]
-        tensor = loaded[0] if len(loaded) == 1 else torch.cat(loaded, dim=0)
-        named[name] = tensor.to(dtype or tensor.dtype).contiguous()
-    if "down_proj" not in named or not {"gate_up_proj", "up_proj"} & set(named):
-        raise UnsupportedModelError(
-            f"{module} expert {expert} lacks a matrix (found {sorted(named)}): download the checkpoint again"
-        )
-    return named
+def _layout(shapes: dict[str, tuple[int, ...]], dtype: torch.dtype) -> tuple[tuple[TensorSpec, ...], int]:
+    """Place tensors one after another, each at a multiple of 64 bytes; returns their places and all bytes."""
+    specs: list[TensorSpec] = []
+    end = 0
+    for name, shape in shapes.items():
+        start = end + -end % 64
+        specs.append(TensorSpec(name, shape, start))
+        end = start + math.prod(shape) * dtype.itemsize
+    return tuple(specs), end
 
 
-def _pack(named: dict[str, torch.Tensor]) -> tuple[tuple[TensorSpec, ...], bytes]:
-    """Concatenate tensors, each at a multiple of 64 bytes."""
-    specs, data = [], bytearray()
-    for name, tensor in named.items():
-        data += b"\0" * (-len(data) % 64)
-        specs.append(TensorSpec(name, tuple(tensor.shape), len(data)))
-        data += tensor.flatten().view(torch.uint8).numpy().tobytes()
-    return tuple(specs), bytes(data)
+def _views(specs: tuple[TensorSpec, ...], dtype: torch.dtype, data: torch.Tensor) -> dict[str, torch.Tensor]:
+    """The tensors of an expert as views of its bytes."""
+    return {
+        spec.name: data[spec.offset : spec.offset + math.prod(spec.shape) * dtype.itemsize].view(dtype).view(spec.shape)
+        for spec in specs
+    }

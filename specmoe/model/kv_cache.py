@@ -94,7 +94,7 @@ class RaggedCache(Cache):
 
     def __init__(self, config: PreTrainedConfig, rows: int, max_length: int, device: torch.device) -> None:
         self.lengths = RowLengths(rows, device)
-        self._layer_types = _layer_types(config)
+        self._layer_types = layer_types(config)
         self._window: int | None = getattr(config, "sliding_window", None)
         super().__init__(layers=[RaggedLayer(self.lengths, max_length) for _ in range(config.num_hidden_layers)])
 
@@ -126,8 +126,12 @@ class RaggedCache(Cache):
         return masks if len(self._layer_types) > 1 else masks[next(iter(self._layer_types))]
 
 
-def _layer_types(config: PreTrainedConfig) -> set[str]:
-    """The attention types of a model's layers, as its code names them when it builds masks."""
+def layer_types(config: PreTrainedConfig) -> set[str]:
+    """The attention types of a model's layers, as its code names them when it builds masks.
+
+    Raises:
+        UnsupportedModelError: a type other than full or sliding attention.
+    """
     declared = getattr(config, "layer_types", None)
     window = getattr(config, "sliding_window", None)
     types = set(declared) if declared else {"full_attention" if window is None else "sliding_attention"}

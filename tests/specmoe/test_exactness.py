@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
 from functools import cache as memoise
 from pathlib import Path
 
@@ -10,7 +11,15 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from transformers import AutoTokenizer, PreTrainedModel, Qwen3MoeForCausalLM
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    Qwen3MoeConfig,
+    Qwen3MoeForCausalLM,
+)
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from specmoe import SpecMoE
 from specmoe.model.convert import open_or_build
@@ -107,14 +116,39 @@ def test_trained_model_with_real_acceptance_matches_the_reference(
     assert output.stats.tokens_per_step > 1.5, "most drafted tokens of a trained model must be accepted"
 
 
+class _WiderLayerConfig(Qwen3MoeConfig):
+    model_type = "qwen3-moe-with-a-wider-layer"
+
+
+class _WiderLayer(Qwen3MoeForCausalLM):
+    """A Qwen3-MoE in which layer 1 has wider experts."""
+
+    config_class = _WiderLayerConfig
+
+    def __init__(self, config: Qwen3MoeConfig) -> None:
+        super().__init__(config)
+        wider = Qwen3MoeConfig(**{**config.to_dict(), "moe_intermediate_size": 40})
+        layer = self.model.layers[1]
+        layer.mlp.experts = type(layer.mlp.experts)(wider)
+        layer.mlp.experts.config = config
+
+
+@pytest.fixture
+def wider_layer() -> Iterator[None]:
+    """transformers' auto classes know the model with a wider layer."""
+    AutoConfig.register(_WiderLayerConfig.model_type, _WiderLayerConfig)
+    AutoModelForCausalLM.register(_WiderLayerConfig, _WiderLayer)
+    yield
+    CONFIG_MAPPING._extra_content.pop(_WiderLayerConfig.model_type)
+    AutoModelForCausalLM._model_mapping._extra_content.pop(_WiderLayerConfig)
+
+
+@pytest.mark.usefixtures("wider_layer")
 def test_expert_sizes_may_differ_by_layer(tmp_path: Path) -> None:
-    model = build("qwen3", tmp_path / "unused")
-    wider = type(model.config)(**{**model.config.to_dict(), "moe_intermediate_size": 40})
-    experts = type(model.model.layers[1].mlp.experts)(wider)
-    torch.nn.init.normal_(experts.gate_up_proj, std=0.3)
-    torch.nn.init.normal_(experts.down_proj, std=0.3)
-    experts.config = model.config
-    model.model.layers[1].mlp.experts = experts
+    config = build("qwen3", tmp_path / "unused").config.to_dict()
+    model = _WiderLayer(_WiderLayerConfig(**{k: v for k, v in config.items() if k != "model_type"})).eval()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
     model.save_pretrained(tmp_path / "model")
     ids, mask = prompts(2)
     with SpecMoE.from_pretrained(tmp_path / "model", gamma=3, draft_experts=2, expert_budget="50%") as engine:

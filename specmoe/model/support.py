@@ -1,0 +1,99 @@
+"""Which models can be offloaded; all others are refused by their true reason before anything is written."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+
+from specmoe.errors import UnsupportedModelError
+from specmoe.model.attention import check_attention
+from specmoe.model.kv_cache import layer_types
+from specmoe.model.quantization import check_method
+
+_USE = "use a family such as Mixtral, Qwen2/3-MoE, OLMoE, GLM-4.5, gpt-oss or DeepSeek-V3"
+
+# Layer types that keep a recurrent state instead of keys and values.
+_RECURRENT = ("linear_attention", "mamba", "mamba2", "conv", "recurrent", "hybrid", "gated_deltanet", "lightning")
+# Parts of a module's class name -> what such a module does that the KV cache of rows with different lengths cannot hold
+_PARTS = {
+    "Mamba": "state-space layers",
+    "GatedDeltaNet": "linear attention",
+    "DeltaAttention": "linear attention",
+    "LightningAttention": "linear attention",
+    "LinearAttention": "linear attention",
+    "ShortConv": "convolution layers with a state",
+    "Indexer": "indexed (sparse) attention",
+    "Compressor": "compressed attention",
+}
+
+
+def expert_modules(model: PreTrainedModel) -> dict[str, Any]:
+    """Experts modules by name, in layer order; recognised by the flags of transformers' experts interface."""
+    return {name: m for name, m in model.named_modules() if hasattr(m, "has_gate") and hasattr(m, "is_transposed")}
+
+
+def check_config(config: PreTrainedConfig) -> None:
+    """Check what a config tells before a model is built.
+
+    Raises:
+        UnsupportedModelError: a kind of model or quantisation that is not supported.
+    """
+    check_method(config)
+    if getattr(config, "is_encoder_decoder", False):
+        raise UnsupportedModelError(f"{config.model_type} is an encoder-decoder, only decoders are supported: {_USE}")
+    if type(config) not in AutoModelForCausalLM._model_mapping:
+        raise UnsupportedModelError(
+            f"transformers has no causal language model for {config.model_type} alone (it is a part of a larger model, "
+            "or makes no text): use a text-only checkpoint of the family"
+        )
+    text = config.get_text_config()
+    types = getattr(text, "layer_types", None) or getattr(text, "layers_block_type", None) or ()
+    recurrent = [t for t in types if t in _RECURRENT]
+    if recurrent:
+        raise UnsupportedModelError(
+            f"{config.model_type} has layers of type {recurrent[0]!r}, whose state cannot be restored after a rejected "
+            f"draft: {_USE}"
+        )
+    layer_types(text)
+    check_attention(config)
+
+
+def check_model(model: PreTrainedModel) -> None:
+    """Check a model that was built on ``meta``.
+
+    Raises:
+        UnsupportedModelError: experts that cannot be hooked, attention that takes no prepared mask, or layers with a
+            state that cannot be restored.
+    """
+    name = type(model).__name__
+    for module in model.modules():
+        kind = type(module).__name__
+        part = next((p for p in _PARTS if p in kind), None)
+        if part is not None:
+            raise UnsupportedModelError(f"{name} has {_PARTS[part]} ({kind}), which is not supported: {_USE}")
+    if getattr(model, "_is_stateful", False):
+        raise UnsupportedModelError(
+            f"{name} keeps a recurrent state, which cannot be restored after a rejected draft: {_USE}"
+        )
+    check_attention(model.config)
+    experts = expert_modules(model)
+    if not experts:
+        kinds = [type(module).__name__ for module in model.modules() if not isinstance(module, PreTrainedModel)]
+        own = next((kind for part in ("Experts", "MoE", "Moe") for kind in kinds if part in kind), None)
+        if own is not None:
+            raise UnsupportedModelError(
+                f"{name} computes its experts in {own}, outside transformers' experts interface: {_USE}"
+            )
+        raise UnsupportedModelError(f"{name} has no MoE layer with transformers' experts interface: {_USE}")
+    for module in experts.values():
+        if getattr(module, "has_post_expert_norm", False):
+            raise UnsupportedModelError(
+                f"{type(module).__name__} normalises after each expert, which is not supported: {_USE}"
+            )
+
+
+def one_line(error: BaseException) -> str:
+    """The start of an error's text."""
+    text = str(error).strip().partition("\n")[0]
+    return text if len(text) <= 120 else text[:117] + "..."
