@@ -1,39 +1,13 @@
-"""A tiny random model of every Mixture-of-Experts family that the installed transformers generates text with.
-
-A family is a ``model_type``.  ``moe_families`` finds them in transformers' own sources, so a new release brings its new
-families by itself; ``build`` makes the model.
-"""
+"""Config values that make each family's model tiny, and the variants of families that are tested too."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator
-from functools import cache
-from pathlib import Path
 from typing import Any
 
-import torch
-import transformers
-from safetensors.torch import save_file
-from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
-from transformers.models.auto import modeling_auto
-from transformers.models.auto.configuration_auto import CONFIG_MAPPING, CONFIG_MAPPING_NAMES, model_type_to_module_name
-
 VOCAB = 97
-_AUTO_CLASSES = {
-    modeling_auto.AutoModelForCausalLM: modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
-    modeling_auto.AutoModelForSeq2SeqLM: modeling_auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
-    modeling_auto.AutoModelForImageTextToText: modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
-    modeling_auto.AutoModelForMultimodalLM: modeling_auto.MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES,
-}
-_COUNT_OF_EXPERTS = re.compile(r"\b(?:moe_num|num|num_local|n_routed|num_routed)_experts\b")
-_EXPERTS_CLASS = re.compile(r"^class \w*Experts\b|use_experts_implementation", re.MULTILINE)
-_CHECKPOINT = re.compile(r'@auto_docstring\(checkpoint="([^"]+)"')
-_MODELS = Path(transformers.__file__).parent / "models"
-_LARGEST = 3_000_000  # parameters
 
 # Every config is given those of these values that it has a field for, its parts (text, vision, audio) too.
-_SMALL: dict[str, Any] = {
+SMALL: dict[str, Any] = {
     "vocab_size": VOCAB,
     "bos_token_id": 1,
     "eos_token_id": None,
@@ -114,7 +88,7 @@ _GEMMA_4 = {
 }
 
 # What else a family, or a part of one, needs.
-_OVERRIDES: dict[str, dict[str, Any]] = {
+OVERRIDES: dict[str, dict[str, Any]] = {
     "aria": {
         "vision_config": {"model_type": "idefics3_vision", **_VISION, "image_size": 28, "patch_size": 14},
         "projector_patch_to_query_dict": {4: 4},
@@ -247,88 +221,44 @@ _OVERRIDES: dict[str, dict[str, Any]] = {
     "zaya": {"num_experts_per_tok": 1, "router_hidden_size": 16},
 }
 
-
-@cache
-def moe_families() -> tuple[str, ...]:
-    """Every ``model_type`` whose sources define or count experts and that an auto class generates text with."""
-    generating = {model_type for names in _AUTO_CLASSES.values() for model_type in names}
-    return tuple(sorted(t for t in CONFIG_MAPPING_NAMES if t in generating and _has_experts(t)))
-
-
-def _has_experts(model_type: str) -> bool:
-    return bool(
-        _COUNT_OF_EXPERTS.search(_source(model_type, "configuration"))
-        or _EXPERTS_CLASS.search(_source(model_type, "modeling"))
-    )
-
-
-def _source(model_type: str, kind: str) -> str:
-    folder = _MODELS / model_type_to_module_name(model_type)
-    return "\n".join(path.read_text() for path in sorted(folder.glob(f"{kind}_*.py")))
-
-
-def example_checkpoint(model_type: str) -> str:
-    """The checkpoint that transformers' documentation of the family's config names, or an empty text."""
-    found = _CHECKPOINT.search(_source(model_type, "configuration"))
-    return found[1] if found else ""
-
-
-def auto_class(model_type: str) -> Any:
-    """The auto class that loads a family for generation: causal, encoder-decoder or a multimodal wrapper."""
-    return next(auto for auto, names in _AUTO_CLASSES.items() if model_type in names)
-
-
-def tiny_config(model_type: str) -> PreTrainedConfig:
-    """The config of a family's tiny model."""
-    config_class = CONFIG_MAPPING[model_type]
-    return config_class(**_small(config_class))
-
-
-def _small(config_class: type[PreTrainedConfig]) -> dict[str, Any]:
-    """The values of a config class that make its model small, and those of each of its parts."""
-    fields = set(_fields(config_class))
-    values = {name: value for name, value in _SMALL.items() if name in fields}
-    parts = {name: part for name, part in config_class.sub_configs.items() if part is not AutoConfig}
-    values |= {name: _small(part) for name, part in parts.items()}
-    return _merged(values, _OVERRIDES.get(config_class.model_type, {}))
-
-
-def _fields(config_class: type[PreTrainedConfig]) -> Iterator[str]:
-    for base in config_class.__mro__:
-        if base.__module__.startswith("transformers.models."):
-            yield from getattr(base, "__annotations__", {})
-
-
-def _merged(values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    """``values`` with ``changes``, part by part."""
-    return values | {
-        name: _merged(values[name], change) if isinstance(change, dict) and name in values else change
-        for name, change in changes.items()
-    }
-
-
-def build(model_type: str, folder: Path) -> PreTrainedModel:
-    """A random float32 model of a family, saved to ``folder``.
-
-    Every parameter and every saved buffer is random, so that one that is loaded wrongly changes the tokens.
-    """
-    torch.manual_seed(sum(model_type.encode()))
-    model: PreTrainedModel = auto_class(model_type).from_config(tiny_config(model_type)).float().eval()
-    if (size := model.num_parameters()) > _LARGEST:
-        raise ValueError(f"the model of {model_type} has {size} parameters: add small values to _OVERRIDES")
-    saved = model.state_dict(keep_vars=True)
-    with torch.no_grad():
-        for tensor in saved.values():
-            if isinstance(tensor, torch.nn.Parameter) and tensor.ndim > 1:
-                tensor.normal_(std=0.3)
-            elif tensor.is_floating_point():
-                tensor.add_(torch.randn_like(tensor) * 0.1)
-    model.tie_weights()
-    model.save_pretrained(folder)
-    return model
-
-
-def save_config(model_type: str, folder: Path) -> None:
-    """A family's default config and a nearly empty checkpoint: enough for a refusal that needs the config alone."""
-    CONFIG_MAPPING[model_type]().save_pretrained(folder)
-    save_file({"lm_head.weight": torch.zeros(VOCAB, 32)}, folder / "model.safetensors", metadata={"format": "pt"})
+# Settings of published checkpoints that change how a family computes, added to the tiny config of the family.
+VARIANTS: dict[str, dict[str, Any]] = {
+    "deepseek_v3+yarn": {
+        "rope_parameters": {
+            "rope_type": "yarn",
+            "rope_theta": 10000.0,
+            "factor": 4.0,
+            "mscale": 1.0,
+            "mscale_all_dim": 1.0,
+            "original_max_position_embeddings": 14,
+        }
+    },
+    "gemma4_text+bidirectional": {"use_bidirectional_attention": "all"},
+    "gemma4_text+shared-kv": {"num_kv_shared_layers": 2},
+    "phimoe+longrope": {
+        "rope_parameters": {
+            "rope_type": "longrope",
+            "rope_theta": 10000.0,
+            "short_factor": [1.0] * 4,
+            "long_factor": [2.0] * 4,
+            "short_mscale": 1.1,
+            "long_mscale": 1.3,
+            "original_max_position_embeddings": 14,
+        }
+    },
+    "qwen3_moe+dynamic-ntk": {
+        "rope_parameters": {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0},
+        "max_position_embeddings": 14,
+    },
+    "qwen3_moe+longrope": {
+        "rope_parameters": {
+            "rope_type": "longrope",
+            "rope_theta": 10000.0,
+            "short_factor": [1.0] * 4,
+            "long_factor": [2.0] * 4,
+            "factor": 4.0,
+            "original_max_position_embeddings": 14,
+        }
+    },
+    "qwen3_moe+sliding-upper-layers": {"use_sliding_window": True, "max_window_layers": 2},
+}
