@@ -101,7 +101,7 @@ def _budget_is_kept(evidence: Evidence) -> str:
         _require(within, f"peak {limit.peak_bytes} beyond the limit {limit.limit_bytes}")
     if not evidence.card.knows_budget:
         if not limit.enforced:
-            raise _Skip(f"does not know the budget, and no limit was enforced: {limit.why_not}")
+            raise _Skip(f"does not know the budget, and no limit was enforced: {limit.reason}")
         return f"kernel peak {_mb(limit.peak_bytes)} within the process limit of {_mb(limit.limit_bytes)}"
     reported = large.peak_device_expert_bytes
     _require(reported is None or reported <= budget, f"reports {reported} expert bytes, the budget is {budget}")

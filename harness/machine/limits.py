@@ -227,7 +227,7 @@ class MemoryLimit:
             mechanism=self._support.mechanism if enforced else "none",
             limit_bytes=self._limit_bytes,
             peak_bytes=self.peak_bytes(),
-            why_not=None if enforced else self._support.reason,
+            reason=None if enforced else self._support.reason,
             disk_read_limit_bytes_s=self._throttle.read_bytes_s if self._throttle else None,
             covers=self.covers,
         )

@@ -88,5 +88,5 @@ class Session:
 
 def not_measured(answer: Answer, reason: str) -> Outcome:
     """The outcome of a cell whose worker never started, or never answered."""
-    limit = Limit(enforced=False, mechanism="none", limit_bytes=None, why_not=reason)
+    limit = Limit(enforced=False, mechanism="none", limit_bytes=None, reason=reason)
     return Outcome(answer, limit, None, 0.0)

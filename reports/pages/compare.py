@@ -193,7 +193,7 @@ def _limits(frame: pd.DataFrame) -> list[str]:
             process = "the system's engine" if row["limit_covers"] == "engine" else "the whole process"
             covered = f"{size} for {process}, page cache included ({row['limit_mechanism']})"
         else:
-            covered = f"{size}, not enforced" + (f": {row['limit_why_not']}" if row["limit_why_not"] else "")
+            covered = f"{size}, not enforced" + (f": {row['limit_reason']}" if row["limit_reason"] else "")
         lines[covered] = None
     return list(lines)
 

@@ -116,7 +116,7 @@ def _limit(frame: pd.DataFrame) -> str:
     if all(enforced):
         return f"{size}, enforced by the kernel ({', '.join(how)}), page cache included"
     some = f"only for some cells ({', '.join(how)})" if any(enforced) else "not enforced by the kernel"
-    why = sorted({str(reason) for reason in frame["limit_why_not"].dropna()})
+    why = sorted({str(reason) for reason in frame["limit_reason"].dropna()})
     return f"{size}, {some}" + (f": {'; '.join(why)}" if why else "")
 
 

@@ -54,8 +54,16 @@ def _renamed_in_options(entry: Any) -> Any:
     return entry | {"options": options}
 
 
+def _limit_reason(payload: Payload) -> Payload:
+    """A limit's ``why_not`` is called ``reason``."""
+    limit = payload.get("limit")
+    if not isinstance(limit, dict):
+        return payload
+    return payload | {"limit": {"reason" if name == "why_not" else name: value for name, value in limit.items()}}
+
+
 def _first_to_second(payload: Payload) -> Payload:
-    return _placement_option(_cycle_reason(payload))
+    return _limit_reason(_placement_option(_cycle_reason(payload)))
 
 
 STEPS: Mapping[str, Step] = {"specmoe-bench.result/1": ("specmoe-bench.result/2", _first_to_second)}

@@ -101,7 +101,8 @@ class Limit(Strict):
     mechanism: Literal["cgroup-v1", "cgroup-v2", "systemd-run", "none"]
     limit_bytes: int | None
     peak_bytes: int | None = None
-    why_not: str | None = None
+    reason: str | None = None
+    """Why no limit was enforced."""
     disk_read_limit_bytes_s: int | None = None
     """The throttle in force; None if none was requested (a cell whose throttle cannot be set fails)."""
     covers: Covers = "worker"

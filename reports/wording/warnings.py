@@ -46,7 +46,7 @@ def _limits(rows: list[Row], frame: pd.DataFrame) -> list[str]:
     free = [row for row in rows if not row["enforced"] and row["kind"] != "projected"]
     if not free:
         return []
-    reasons = sorted({str(reason) for reason in frame["limit_why_not"].dropna()})
+    reasons = sorted({str(reason) for reason in frame["limit_reason"].dropna()})
     which = "any system" if len(free) == len(rows) else _names(free)
     because = f" ({'; '.join(reasons)})" if reasons else ""
     return [f"The kernel did not enforce the memory limit for {which}{because}."]

@@ -104,7 +104,7 @@ class TestTogether:
         assert bound.status == "ok"
         assert bound.cell.process_limit_bytes == records["naive"].cell.process_limit_bytes
         assert not bound.limit.enforced
-        assert bound.limit.why_not
+        assert bound.limit.reason
 
     @pytest.mark.parametrize("name", GPU_ONLY)
     def test_a_system_that_cannot_run_here_reports_the_reason(self, records: dict[str, Record], name: str) -> None:

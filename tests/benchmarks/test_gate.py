@@ -67,7 +67,7 @@ def _record(system: str, speed: float, number: int) -> Record:
         cell=cell,
         started_at=now(),
         wall_s=1 / speed,
-        limit=Limit(enforced=False, mechanism="none", limit_bytes=None, why_not="not needed"),
+        limit=Limit(enforced=False, mechanism="none", limit_bytes=None, reason="not needed"),
         metrics=Metrics(prefill_tok_s=1, decode_tok_s=speed, ttft_s=1, tpot_s=1, tokens_per_step=1),
     )
 

@@ -147,6 +147,6 @@ def bare_record(number: int = 0, **changes: Any) -> Record:
         "cell": cell,
         "started_at": "2026-01-01T00:00:00+00:00",
         "wall_s": 1.0,
-        "limit": Limit(enforced=False, mechanism="none", limit_bytes=None, why_not="test"),
+        "limit": Limit(enforced=False, mechanism="none", limit_bytes=None, reason="test"),
     }
     return Record(**(fields | changes))

@@ -88,9 +88,9 @@ def test_where_nothing_works_the_report_says_so(tmp_path: Path) -> None:
         report = limit.report()
     assert not report.enforced
     assert report.mechanism == "none"
-    assert report.why_not is not None
-    assert "memory controller" in report.why_not
-    assert "run as root" in report.why_not
+    assert report.reason is not None
+    assert "memory controller" in report.reason
+    assert "run as root" in report.reason
 
 
 def test_v2_files_are_written_and_read(tmp_path: Path) -> None:

@@ -48,7 +48,7 @@ def quick_record(runner: Runner, unit: Unit, status: str = "ok") -> Record:
         cell=cell,
         started_at="2026-01-01T00:00:00+00:00",
         wall_s=0.001,
-        limit=Limit(enforced=False, mechanism="none", limit_bytes=None, why_not="test"),
+        limit=Limit(enforced=False, mechanism="none", limit_bytes=None, reason="test"),
         attempt=unit.attempt,
         notes=["x" * 2000],
         config=runner.experiment.model_dump(mode="json"),

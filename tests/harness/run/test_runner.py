@@ -75,7 +75,7 @@ class TestAFinishedRun:
             if record.limit.enforced:
                 assert record.limit.peak_bytes is None or record.limit.peak_bytes <= record.limit.limit_bytes
             else:
-                assert record.limit.why_not
+                assert record.limit.reason
 
     def test_reports_bytes_that_agree_with_the_kernel(self, finished: tuple[Path, list[Record]]) -> None:
         for record in finished[1]:

@@ -65,6 +65,16 @@ def test_the_reason_of_a_cycle_is_read_under_its_older_name(tmp_path: Path) -> N
     assert load([path])["record"][0]["repetitions"][0]["cycles"] == [{"gamma": 2, "reason": "fixed"}]
 
 
+def test_the_reason_of_a_limit_is_read_under_its_older_name(tmp_path: Path) -> None:
+    first = json.loads(FIRST.read_text())
+    del first["limit"]["why_not"]
+    first["limit"] |= {"enforced": False, "why_not": "no cgroup"}
+    path = tmp_path / "r.jsonl"
+    path.write_text(json.dumps(first) + "\n")
+    assert ResultFile(path).read()[0].limit.reason == "no cgroup"
+    assert load([path])["limit_reason"][0] == "no cgroup"
+
+
 def test_the_placement_of_the_caching_system_is_read_under_its_older_name(tmp_path: Path) -> None:
     first = json.loads(FIRST.read_text())
     first["cell"] |= {"system": "caching", "options": {"policy": "lfu"}}
