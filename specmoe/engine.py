@@ -12,6 +12,7 @@ import torch
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import ModelOutput
 
+from specmoe import hub
 from specmoe.batch import OnTokens, Rows, Run
 from specmoe.control.controller import Adaptive, Controller, Fixed
 from specmoe.drafters import make_drafter
@@ -84,7 +85,8 @@ class SpecMoE:
         """Load a Hugging Face MoE checkpoint folder with its experts left in the slow tier.
 
         Args:
-            path: folder with ``config.json`` and safetensors.
+            path: folder with ``config.json`` and safetensors, or a hub id such as ``Qwen/Qwen3-30B-A3B``, which is
+                downloaded into huggingface_hub's cache.
             expert_budget: device memory for experts: bytes, or text such as ``"1.5GB"`` or ``"25%"`` of all
                 experts; default is all of them.
             options: all options of the algorithm; single ones may be given by name instead or in addition:
@@ -100,9 +102,9 @@ class SpecMoE:
             StoreError: a damaged store.
             BudgetError: a budget that cannot hold the draft experts and one more.
             OptionError: an unknown option, one out of range, or one that needs a calibration first.
-            ValueError: an unknown device, or a malformed budget.
+            ValueError: an unknown device, a malformed budget, or a hub id that cannot be fetched.
         """
-        path = Path(path)
+        path = hub.resolve(path)
         if options is not None and choices:
             options = SpecOptions.of(**{**options.model_dump(), **choices})
         options = options or SpecOptions.of(**choices)

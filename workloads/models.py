@@ -7,7 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from workloads import hub, inflate
+from specmoe import hub
+from workloads import inflate
 from workloads.cache import cache_dir
 from workloads.model_card import ModelCard
 from workloads.smollm2 import recipe as smollm2_recipes

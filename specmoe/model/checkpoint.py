@@ -64,6 +64,10 @@ def checkpoint_dtype(path: Path) -> torch.dtype:
 
 
 def _read_config(path: Path) -> PreTrainedConfig:
+    if not (path / "config.json").is_file():
+        raise UnsupportedModelError(
+            f"{path} holds no causal language model that transformers can build (no config.json): check the folder"
+        )
     try:
         config: PreTrainedConfig = AutoConfig.from_pretrained(path)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

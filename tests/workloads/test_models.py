@@ -11,9 +11,9 @@ from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from harness.cli import main as cli
-from specmoe import SpecMoE
+from specmoe import SpecMoE, hub
 from tests.conftest import reference
-from workloads import hub, models
+from workloads import models
 from workloads import prompts as prompt_sets
 from workloads.model_card import ModelCard, sha256_of
 from workloads.models import ModelSpec
