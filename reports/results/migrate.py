@@ -6,6 +6,8 @@ step here, a function from the old payload to the new one. New fields with defau
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -40,10 +42,28 @@ def _placement_option(payload: Payload) -> Payload:
     renamed = dict(payload)
     if isinstance(payload.get("cell"), dict):
         renamed["cell"] = _renamed_in_options(payload["cell"])
+        if payload.get("cell_id") == _first_cell_id(payload["cell"]):
+            renamed["cell_id"] = _first_cell_id(renamed["cell"])
     config = payload.get("config")
     if isinstance(config, dict) and isinstance(config.get("systems"), list):
         renamed["config"] = config | {"systems": [_renamed_in_options(entry) for entry in config["systems"]]}
     return renamed
+
+
+_LATER_CELL_FIELDS = {
+    "disk_read_limit_bytes_s": None,
+    "prompts": None,
+    "prompt_tokens": None,
+    "output_tokens": None,
+    "request_seed": 0,
+}
+"""Fields of a cell in schema 1 that count in its id only when set, with their defaults."""
+
+
+def _first_cell_id(cell: Payload) -> str:
+    """The id of a complete cell of schema 1, as ``Cell.cell_id`` computes it."""
+    counted = {k: v for k, v in cell.items() if k not in _LATER_CELL_FIELDS or v != _LATER_CELL_FIELDS[k]}
+    return hashlib.sha256(json.dumps(counted, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def _renamed_in_options(entry: Any) -> Any:

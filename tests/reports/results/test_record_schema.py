@@ -175,3 +175,13 @@ def test_an_export_overwrites_nothing_unless_told(tmp_path: Path, capsys: pytest
     assert out.read_text() == "mine"
     assert export([path], out, overwrite=True) == 2
     assert cli.main(["export", str(path), "--out", str(tmp_path / "table.xls")]) == 2
+
+
+def test_ids_of_committed_cells_are_those_of_their_cells_as_they_are_read() -> None:
+    renamed = 0
+    for path in sorted((ROOT / "docs" / "records").rglob("*.jsonl")):
+        ids = [json.loads(line)["cell_id"] for line in path.read_text().splitlines()]
+        records = ResultFile(path).read()
+        assert [record.cell.cell_id for record in records] == [record.cell_id for record in records], path
+        renamed += sum(record.cell_id != before for record, before in zip(records, ids, strict=True))
+    assert renamed, "the committed caching cells were named by their older option"
