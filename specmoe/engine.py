@@ -22,7 +22,7 @@ from specmoe.inputs import FromConfig, StopTokens, check_prompts, resolve_limits
 from specmoe.meter import Meter
 from specmoe.model.assemble import Assembly, assemble
 from specmoe.model.checkpoint import Checkpoint, build_shell, checkpoint_dtype
-from specmoe.model.convert import Progress, open_or_build
+from specmoe.model.convert import Progress, default_store, open_or_build
 from specmoe.model.kv_cache import RaggedCache
 from specmoe.offload.arena import ExpertArena
 from specmoe.offload.device import open_device
@@ -94,7 +94,8 @@ class SpecMoE:
             dtype: compute and storage dtype; default the checkpoint's.
             device: ``cpu`` or ``cuda``.
             slow_tier: ``disk`` reads from the store past the page cache, ``host`` holds it in (pinned) RAM.
-            store: folder of the expert store, built on first use; default ``PATH/expert_store_DTYPE``.
+            store: folder of the expert store, built on first use; default one in the cache folder
+                (``SPECMOE_CACHE``, else ``~/.cache/specmoe-bench``) for this path and dtype.
             progress: called with (experts converted, experts in all) while the store is built.
 
         Raises:
@@ -111,7 +112,7 @@ class SpecMoE:
         tier = open_device(device)
         dtype = dtype or checkpoint_dtype(path)
         model = build_shell(path, dtype)
-        folder = Path(store) if store is not None else path / f"expert_store_{str(dtype).removeprefix('torch.')}"
+        folder = Path(store) if store is not None else default_store(path, dtype)
         checkpoint = Checkpoint(path, model)
         expert_store = open_or_build(path, folder, dtype, progress)
         budget = parse_budget(expert_budget, expert_store)

@@ -1,4 +1,4 @@
-"""Files and folders that are never seen half written: made under another name, then renamed."""
+"""Files and folders that are never seen half written (made under another name, then renamed), and the cache folder."""
 
 from __future__ import annotations
 
@@ -63,6 +63,35 @@ def folder_appears(path: Path) -> Iterator[Path]:
                 raise
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def remove_partials(path: Path) -> None:
+    """Remove what killed processes left of ``folder_appears(path)``; folders of running processes are kept."""
+    if not path.parent.is_dir():
+        return
+    for partial in path.parent.iterdir():
+        name, _, process = partial.name.rpartition(".partial-")
+        if name == path.name and process.isdecimal() and not _is_running(int(process)):
+            shutil.rmtree(partial, ignore_errors=True)
+
+
+def _is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        pass
+    return True
+
+
+def cache_dir() -> Path:
+    """The folder that keeps expert stores, constructed models and exported prompts between runs.
+
+    ``SPECMOE_CACHE``, or ``~/.cache/specmoe-bench`` if it is not set.
+    """
+    named = os.environ.get("SPECMOE_CACHE")
+    return Path(named) if named else Path.home() / ".cache" / "specmoe-bench"
 
 
 def sync_folder(folder: Path) -> None:

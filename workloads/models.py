@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from specmoe import hub
+from specmoe.files import cache_dir
 from workloads import inflate
-from workloads.cache import cache_dir
 from workloads.model_card import ModelCard
 from workloads.smollm2 import recipe as smollm2_recipes
 from workloads.smollm2.archives import SMOLLM2
@@ -115,7 +116,8 @@ def find(name: str) -> ModelSpec:
         return _widened(named[match["base"]], int(match["factor"]))
     folder = Path(name)
     if (folder / "config.json").exists():
-        return ModelSpec(folder.name, "local folder", str(folder), "see the folder", constructed=False, at=folder)
+        place = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:8]  # folders of one name, one store each
+        return ModelSpec(folder.name, "local folder", str(folder), "see the folder", False, at=folder, revision=place)
     if hub.is_id(name) and not folder.exists():
         return ModelSpec(name, "hub model", name, "see its hub page", False, at=hub.cached(name))
     raise ValueError(

@@ -78,7 +78,7 @@ def exported(name: str) -> Path:
     Raises:
         ValueError: the library is missing, the data is not available, or the split or field does not exist.
     """
-    from workloads.cache import cache_dir
+    from specmoe.files import cache_dir
 
     source = parse(name)
     saved = [(file.name, file.stat().st_mtime_ns) for file in sorted(Path(source.name).glob("**/*"))]

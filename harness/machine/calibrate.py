@@ -18,8 +18,8 @@ import torch
 from harness.machine.page_cache import drop_page_cache
 from harness.timestamp import now
 from reports.results.record import Ceilings
+from specmoe.files import cache_dir
 from specmoe.offload.device import allocate_pages, host_bytes
-from workloads.cache import cache_dir
 
 BLOCK_BYTES = 8 << 20  # about one expert; larger blocks were no faster on the disks tested
 PASSES = 3

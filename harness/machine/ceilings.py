@@ -10,8 +10,7 @@ from pydantic import ValidationError
 
 from harness.machine import environment
 from reports.results.record import Ceilings
-from specmoe.files import write_text
-from workloads.cache import cache_dir
+from specmoe.files import cache_dir, write_text
 
 _MACHINE = ("cpu", "cores", "ram_bytes", "gpu")
 

@@ -18,7 +18,7 @@ from harness.machine.energy import Rapl
 from harness.machine.gpu import Gpu
 from harness.machine.perf_events import MemoryCounters
 from harness.machine.throttle import Throttle
-from workloads.cache import cache_dir
+from specmoe.files import cache_dir
 
 STALE_DAYS = 30
 READ_AHEAD_KIB = 1024

@@ -6,15 +6,17 @@ import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from reports.results.record import Cell
+from specmoe.files import cache_dir
 from specmoe.model.checkpoint import checkpoint_files
 from specmoe.model.convert import open_or_build
+from specmoe.model.identity import checksum_of, content, identify
 from specmoe.offload.store import ExpertStore
 from workloads import models, prompts
-from workloads.cache import cache_dir
 
 
 @dataclass(frozen=True)
@@ -57,13 +59,22 @@ class ModelFiles:
         return name or self.default_prompts
 
     def reference(self, cell: Cell, folder: Path) -> Path:
-        """The file in ``folder`` with the reference tokens of a cell: equal for equal model, dtype and requests."""
+        """The file in ``folder`` with the reference tokens of a cell, equal for equal weights, dtype and requests."""
         facts = [
             str(self.checkpoint.resolve()),
-            (self.checkpoint / "config.json").stat().st_mtime_ns,
+            self._identity(),
             cell.dtype,
             cell.requests,
             prompts.fingerprint(self.prompts(cell.prompts)),
         ]
         name = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
         return folder / f"{name}.json"
+
+    def _identity(self) -> dict[str, Any]:
+        """The content of the checkpoint: weights, and every JSON file (config, generation config, tokenizer).
+
+        Weights that the store already identified are not read again.
+        """
+        known = ExpertStore.open(self.store).source if self.store.exists() else None
+        small = {file.name: checksum_of(file) for file in sorted(self.checkpoint.glob("*.json"))}
+        return {**content(identify(self.checkpoint, known)), "json": small}

@@ -29,7 +29,7 @@ class NodeRunner:
     """The actor on a node: prepares what its units need there and measures them; records describe the node."""
 
     def __init__(self, experiment: str, node: str) -> None:
-        from workloads.cache import cache_dir
+        from specmoe.files import cache_dir
 
         self._node = node
         out = cache_dir() / "ray" / node

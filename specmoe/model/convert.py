@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import math
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock
 from transformers import PreTrainedModel
 
 from specmoe.drafting import affinity
 from specmoe.errors import StoreError, UnsupportedModelError
-from specmoe.files import folder_appears
-from specmoe.model.checkpoint import Checkpoint, build_shell, checkpoint_dtype, checkpoint_files, open_shard
+from specmoe.files import cache_dir, folder_appears, remove_partials
+from specmoe.model.checkpoint import Checkpoint, build_shell, checkpoint_dtype, open_shard
+from specmoe.model.identity import content, identify
 from specmoe.model.load_plan import Group, is_per_expert, target_dtype
 from specmoe.model.support import expert_modules
 from specmoe.offload.device import host_bytes
@@ -21,14 +26,12 @@ from specmoe.offload.store import (
     ExpertStore,
     LayerSpec,
     TensorSpec,
-    checksum,
     round_to_pages,
     write_expert,
     write_index,
 )
 
 Progress = Callable[[int, int], None]
-_SAMPLES = 64
 
 
 def build_store(
@@ -47,8 +50,92 @@ def build_store(
         StoreError: ``out`` exists, or the disk is full.
     """
     checkpoint, out = Path(checkpoint), Path(out)
-    if out.exists():
-        raise StoreError(f"{out} already exists: open it with ExpertStore.open, or delete it first")
+    with _only_converter(out):
+        if out.exists():
+            raise StoreError(f"{out} already exists: open it with ExpertStore.open, or delete it first")
+        return _convert(checkpoint, out, dtype, progress)
+
+
+def open_or_build(
+    checkpoint: str | Path, out: str | Path, dtype: torch.dtype | None = None, progress: Progress | None = None
+) -> ExpertStore:
+    """The store at ``out``, built if it does not exist yet; a second process waits for the first one's conversion.
+
+    A store of other weights, or of a release that did not identify them in full, is rebuilt if ``out`` is in the cache
+    folder (``specmoe.files.cache_dir``) and refused elsewhere.
+
+    Raises:
+        UnsupportedModelError: the family or the key layout is not supported.
+        StoreError: ``out`` holds a damaged store, or one of another checkpoint or dtype.
+    """
+    checkpoint, out = Path(checkpoint), Path(out)
+    if out.exists() and (store := _open_checked(checkpoint, out, dtype)) is not None:
+        return store
+    with _only_converter(out):
+        if out.exists():
+            if (store := _open_checked(checkpoint, out, dtype)) is not None:
+                return store
+            shutil.rmtree(out)
+        return _convert(checkpoint, out, dtype, progress)
+
+
+def default_store(checkpoint: str | Path, dtype: torch.dtype) -> Path:
+    """The folder in the cache for the store of a checkpoint folder in a dtype; other paths have other folders."""
+    folder = Path(checkpoint).resolve()
+    path_hash = hashlib.sha256(str(folder).encode()).hexdigest()[:8]
+    return cache_dir() / "stores" / f"{folder.name}-{path_hash}-{str(dtype).removeprefix('torch.')}"
+
+
+@contextlib.contextmanager
+def _only_converter(out: Path) -> Iterator[None]:
+    """Wait until no other process converts to ``out``, and remove what killed ones left.
+
+    Raises:
+        StoreError: the folder of ``out`` cannot be written.
+    """
+    lock = FileLock(out.with_name(f".{out.name}.lock"))
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except OSError as error:
+        raise _not_writable(out, error) from error
+    try:
+        remove_partials(out)
+        yield
+    finally:
+        lock.release()
+
+
+def _open_checked(checkpoint: Path, out: Path, dtype: torch.dtype | None) -> ExpertStore | None:
+    """The store at ``out`` if it is this checkpoint's; None if it is not and may be rebuilt.
+
+    Raises:
+        StoreError: damaged, of another dtype, or of another checkpoint outside the cache folder.
+    """
+    store = ExpertStore.open(out)
+    if dtype is not None and store.dtype != dtype:
+        raise StoreError(f"{out} holds {store.dtype}, not {dtype}: delete it or choose another folder")
+    found = identify(checkpoint, store.source)
+    if content(found) == content(store.source):
+        if not found.items() <= store.source.items():
+            _keep_times(store, found)
+        return store
+    if out.resolve().is_relative_to(cache_dir().resolve()):
+        return None
+    raise StoreError(
+        f"{out} was built from another checkpoint than {checkpoint}, or by an earlier release: "
+        "delete it or choose another folder"
+    )
+
+
+def _keep_times(store: ExpertStore, found: dict[str, Any]) -> None:
+    """Keep the new modification times of equal files, so that the next start does not read them."""
+    store.source |= found
+    with contextlib.suppress(OSError):  # a read-only store: the files are read again next time
+        write_index(store.path, store.dtype, store.layers, store.source)
+
+
+def _convert(checkpoint: Path, out: Path, dtype: torch.dtype | None, progress: Progress | None) -> ExpertStore:
     dtype = dtype or checkpoint_dtype(checkpoint)
     model = build_shell(checkpoint, dtype)
     reader = Checkpoint(checkpoint, model)
@@ -58,49 +145,12 @@ def build_store(
             stored = _write(reader, model, partial, dtype, progress)
             affinity.build_tables(stored)
     except OSError as error:
-        raise StoreError(
-            f"cannot write the expert store at {out} ({error}): free disk space or choose another"
-        ) from error
+        raise _not_writable(out, error) from error
     return ExpertStore.open(out)
 
 
-def open_or_build(
-    checkpoint: str | Path, out: str | Path, dtype: torch.dtype | None = None, progress: Progress | None = None
-) -> ExpertStore:
-    """The store at ``out``, built if it does not exist yet.
-
-    Raises:
-        StoreError: ``out`` holds a damaged store, or one of another checkpoint or dtype.
-    """
-    out = Path(out)
-    if not out.exists():
-        return build_store(checkpoint, out, dtype, progress)
-    store = ExpertStore.open(out)
-    if not fingerprint(Path(checkpoint)).items() <= store.source.items():
-        raise StoreError(
-            f"{out} was built from another checkpoint than {checkpoint}: delete it or choose another folder"
-        )
-    if dtype is not None and store.dtype != dtype:
-        raise StoreError(f"{out} holds {store.dtype}, not {dtype}: delete it or choose another folder")
-    return store
-
-
-def fingerprint(checkpoint: Path) -> dict[str, Any]:
-    """A cheap identification of a checkpoint: the sizes of its files, and a checksum of samples spread over each.
-
-    Retrained weights differ nearly everywhere, so 64 samples of 4 kB distinguish them from others of the same shape.
-    """
-    files = {}
-    for file in checkpoint_files(checkpoint):
-        size = file.stat().st_size
-        with file.open("rb") as opened:
-            samples = bytearray(opened.read(1 << 16))
-            for part in range(_SAMPLES):
-                opened.seek(size * part // _SAMPLES)
-                samples += opened.read(1 << 12)
-        files[file.name] = {"bytes": size, "samples_xxh3": checksum(bytes(samples))}
-    config = (checkpoint / "config.json").read_bytes()
-    return {"files": files, "config_xxh3": checksum(config)}
+def _not_writable(out: Path, error: OSError) -> StoreError:
+    return StoreError(f"cannot write the expert store at {out} ({error}): free disk space or choose another")
 
 
 def _check_dtypes(reader: Checkpoint, model: PreTrainedModel, dtype: torch.dtype) -> None:
@@ -123,6 +173,7 @@ def _write(
     reader: Checkpoint, model: PreTrainedModel, folder: Path, dtype: torch.dtype, progress: Progress | None
 ) -> ExpertStore:
     """Write all layer files and the index."""
+    identity = identify(reader.path)  # first: files that change while they are converted do not match it
     groups = reader.expert_groups()
     counts = {name: int(module.num_experts) for name, module in expert_modules(model).items()}
     specs: list[LayerSpec] = []
@@ -130,7 +181,7 @@ def _write(
         done = sum(spec.experts for spec in specs)
         layer = _Layer(model, of_module, module, counts[module], dtype)
         specs.append(layer.write(folder, _offset(progress, done, sum(counts.values()))))
-    facts = {"model_type": model.config.model_type, **fingerprint(reader.path)}
+    facts = {"model_type": model.config.model_type, **identity}
     write_index(folder, dtype, specs, facts)
     return ExpertStore(folder, dtype, specs, facts)
 

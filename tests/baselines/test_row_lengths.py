@@ -53,7 +53,9 @@ def test_rows_of_our_engine_end_at_their_own_length_with_the_tokens_they_have_al
 ) -> None:
     folder, model = tiny
     ids, mask = random_prompts(len(RAGGED), seed=5)
-    with SpecMoE.from_pretrained(folder, expert_budget="60%", draft_experts=2, **choices) as engine:
+    with SpecMoE.from_pretrained(
+        folder, store=folder / "store", expert_budget="60%", draft_experts=2, **choices
+    ) as engine:
         output = engine.generate(ids, mask, max_new_tokens=RAGGED)
     assert output.stats is not None
     assert output.sequences is not None
@@ -91,7 +93,7 @@ def test_every_system_ends_rows_at_their_own_length(
 
 def test_as_many_lengths_as_rows_are_asked_for(tiny: tuple[Path, PreTrainedModel]) -> None:
     ids, mask = random_prompts(3)
-    with SpecMoE.from_pretrained(tiny[0], gamma=0) as engine:
+    with SpecMoE.from_pretrained(tiny[0], store=tiny[0] / "store", gamma=0) as engine:
         with pytest.raises(ValueError, match=r"\[4, 5\], for 3 rows: give one number, or one per row"):
             engine.generate(ids, mask, max_new_tokens=[4, 5])
         with pytest.raises(ValueError, match="leaves no room"):

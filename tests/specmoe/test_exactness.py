@@ -47,7 +47,7 @@ def test_the_cache_argument_is_named_as_in_the_installed_transformers(tiny: tupl
     ids, mask = prompts(2)
     with warnings.catch_warnings():
         warnings.simplefilter("error", FutureWarning)  # transformers 5.24 renamed the cache's argument
-        with SpecMoE.from_pretrained(tiny[0], gamma=2, draft_experts=2) as engine:
+        with SpecMoE.from_pretrained(tiny[0], store=tiny[0] / "store", gamma=2, draft_experts=2) as engine:
             engine.generate(ids, mask, max_new_tokens=3)
 
 
@@ -151,7 +151,9 @@ def test_expert_sizes_may_differ_by_layer(tmp_path: Path) -> None:
         torch.nn.init.normal_(parameter, std=0.3)
     model.save_pretrained(tmp_path / "model")
     ids, mask = prompts(2)
-    with SpecMoE.from_pretrained(tmp_path / "model", gamma=3, draft_experts=2, expert_budget="50%") as engine:
+    with SpecMoE.from_pretrained(
+        tmp_path / "model", store=tmp_path / "store", gamma=3, draft_experts=2, expert_budget="50%"
+    ) as engine:
         sizes = {spec.expert_bytes for spec in engine.store.layers}
         output = engine.generate(ids, mask, max_new_tokens=NEW_TOKENS)
     assert len(sizes) == 2

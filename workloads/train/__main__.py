@@ -38,7 +38,7 @@ def main() -> None:
 
     import torch
 
-    from workloads.cache import cache_dir
+    from specmoe.files import cache_dir
 
     torch.set_num_threads(args.threads)
     recipe = RECIPES[args.recipe]

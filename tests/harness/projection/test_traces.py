@@ -29,7 +29,7 @@ BUDGET = "60%"
 def recorded(folder: Path, new_tokens: int = 14, **options: Any) -> tuple[Trace, list[GenerationStats], int]:
     """A trace of two calls on five rows, the engine's own counters of both, and the budget."""
     ids, mask = prompts(5)
-    with SpecMoE.from_pretrained(folder, expert_budget=BUDGET, **options) as engine:
+    with SpecMoE.from_pretrained(folder, store=folder / "store", expert_budget=BUDGET, **options) as engine:
         layers = engine.store.layers
         geometry = Geometry(tuple(s.experts for s in layers), tuple(s.stride_bytes for s in layers), 2)
         recorder = TraceRecorder(geometry)
@@ -121,7 +121,9 @@ def test_a_trace_file_is_read_without_our_code(tiny: Tiny, tmp_path: Path) -> No
 def test_a_run_without_a_recorder_is_the_same_run(tiny: Tiny) -> None:
     ids, mask = prompts(5)
     _, stats, _ = recorded(tiny[0], **RUNS["specmoe N=2"])
-    with SpecMoE.from_pretrained(tiny[0], expert_budget=BUDGET, **RUNS["specmoe N=2"]) as engine:
+    with SpecMoE.from_pretrained(
+        tiny[0], store=tiny[0] / "store", expert_budget=BUDGET, **RUNS["specmoe N=2"]
+    ) as engine:
         for call, new_tokens in enumerate((4, 14)):
             alone = engine.generate(ids, mask, max_new_tokens=new_tokens, eos_token_id=None).stats
             assert alone is not None

@@ -75,7 +75,7 @@ def test_a_checkpoint_with_a_missing_expert_is_refused(tiny: tuple[Path, PreTrai
     assert not (tmp_path / "store").exists()
 
 
-def test_a_truncated_checkpoint_is_refused(tiny: tuple[Path, PreTrainedModel], tmp_path: Path) -> None:
+def test_a_truncated_checkpoint_is_refused(tiny: tuple[Path, PreTrainedModel], tmp_path: Path, cache: Path) -> None:
     shutil.copytree(tiny[0], tmp_path / "model", ignore=shutil.ignore_patterns("*store*"))
     file = tmp_path / "model" / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-1000])
