@@ -74,7 +74,7 @@ def paint(data: pd.DataFrame) -> Any:
     _panel(left, data[data["panel"] == "on-demand"], [look[1:] for look in SYSTEMS.values()])
     _panel(right, data[data["panel"] == "caching"], list(BUDGETS.values()))
     left.set(title="All systems, 25 % of the experts resident", ylabel="speed ÷ on-demand loading")
-    right.set(title="SpecMoE (gamma 2) against caching", ylabel="speed ÷ caching (LFU), same memory")
+    right.set(title="SpecMoE (gamma 2) against caching", ylabel="speed ÷ LFU caching")
     return figure
 
 
