@@ -24,6 +24,7 @@ from specmoe.model.assemble import Assembly, assemble
 from specmoe.model.checkpoint import Checkpoint, build_shell, checkpoint_dtype
 from specmoe.model.convert import Progress, default_store, open_or_build
 from specmoe.model.kv_cache import RaggedCache
+from specmoe.model.positions import check_positions
 from specmoe.offload.arena import ExpertArena
 from specmoe.offload.device import open_device
 from specmoe.offload.link import Link
@@ -158,6 +159,7 @@ class SpecMoE:
             recorder: receives the expert picks of every pass and what each cycle accepted.
 
         Raises:
+            UnsupportedModelError: rotary positions that change with length, and rows that reach the change.
             ValueError: shapes that do not match, an empty row, padding on the right, a limit below one new token,
                 or a sampling value out of range.
         """
@@ -202,7 +204,9 @@ class SpecMoE:
         recorder: Recorder | None,
     ) -> Run:
         longest = max(len(p) + new for p, new in zip(prompts, new_tokens, strict=True)) + self.options.gamma + 1
-        cache = RaggedCache(self.model.config.get_text_config(), len(prompts), longest, self.model.device)
+        config = self.model.config.get_text_config()
+        check_positions(config, min(len(p) for p in prompts), longest)
+        cache = RaggedCache(config, len(prompts), longest, self.model.device)
         self.link.timeline = timeline = timeline or Timeline(enabled=False)
         meter = Meter(stats, self.link, self._state, timeline)
         return Run(self.model, self._state, cache, sampler, meter, timeline, recorder or NoRecorder())

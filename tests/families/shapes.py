@@ -221,6 +221,14 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "zaya": {"num_experts_per_tok": 1, "router_hidden_size": 16},
 }
 
+_LONGROPE = {
+    "rope_type": "longrope",
+    "rope_theta": 10000.0,
+    "short_factor": [1.0] * 4,
+    "long_factor": [2.0] * 4,
+    "original_max_position_embeddings": 32,
+}
+
 # Settings of published checkpoints that change how a family computes, added to the tiny config of the family.
 VARIANTS: dict[str, dict[str, Any]] = {
     "deepseek_v3+yarn": {
@@ -236,29 +244,12 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "gemma4_text+bidirectional": {"use_bidirectional_attention": "all"},
     "gemma4_text+shared-kv": {"num_kv_shared_layers": 2},
     "phimoe+longrope": {
-        "rope_parameters": {
-            "rope_type": "longrope",
-            "rope_theta": 10000.0,
-            "short_factor": [1.0] * 4,
-            "long_factor": [2.0] * 4,
-            "short_mscale": 1.1,
-            "long_mscale": 1.3,
-            "original_max_position_embeddings": 14,
-        }
+        "rope_parameters": {**_LONGROPE, "short_mscale": 1.1, "long_mscale": 1.3},
     },
     "qwen3_moe+dynamic-ntk": {
         "rope_parameters": {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0},
-        "max_position_embeddings": 14,
+        "max_position_embeddings": 32,
     },
-    "qwen3_moe+longrope": {
-        "rope_parameters": {
-            "rope_type": "longrope",
-            "rope_theta": 10000.0,
-            "short_factor": [1.0] * 4,
-            "long_factor": [2.0] * 4,
-            "factor": 4.0,
-            "original_max_position_embeddings": 14,
-        }
-    },
+    "qwen3_moe+longrope": {"rope_parameters": {**_LONGROPE, "factor": 4.0}},
     "qwen3_moe+sliding-upper-layers": {"use_sliding_window": True, "max_window_layers": 2},
 }

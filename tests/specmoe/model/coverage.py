@@ -50,7 +50,7 @@ INDEXED = Row(refused="indexed_attention", note="attention over keys that an ind
 CHUNKED = Row(refused="chunked_attention", note="attention within chunks")
 WRAPPER = Row(refused="causal language model", note="a multimodal wrapper, not a causal language model")
 WRAPPER_CONFIG = Row(refused=WRAPPER.refused, note=WRAPPER.note, has_model=False)
-POSITIONS = Row(refused="rope", note="positions that depend on the length of the row")
+POSITIONS = Row(note="a batch that reaches the position where the rotary frequencies change is refused")
 ENCODER_DECODER = Row(refused="encoder-decoder", note="an encoder-decoder model")
 
 EXPECTED: dict[str, Row] = {
@@ -156,12 +156,8 @@ EXPECTED |= {
     "qwen3_moe+sliding-upper-layers": EXACT,
 }
 
-_WRONG = "wrong tokens without an error"
-
 # Claims that are not true yet: claim -> family -> why.  Tests fail when one becomes true: then delete it here.
-OPEN: dict[str, dict[str, str]] = {
-    "refusal": dict.fromkeys(["phimoe+longrope", "qwen3_moe+dynamic-ntk", "qwen3_moe+longrope"], _WRONG),
-}
+OPEN: dict[str, dict[str, str]] = {}
 
 
 def page() -> str:
