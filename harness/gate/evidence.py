@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -66,8 +67,9 @@ def relative_speeds(records: Sequence[Record], reference: str) -> dict[str, list
 
 
 def _speeds(records: Sequence[Record]) -> list[tuple[Record, float]]:
-    """Every finished record with its decode speed."""
-    return [(record, record.metrics.decode_tok_s) for record in records if record.finished and record.metrics]
+    """Every finished record with its decode speed, if that is a positive finite number."""
+    speeds = [(record, record.metrics.decode_tok_s) for record in records if record.finished and record.metrics]
+    return [(record, speed) for record, speed in speeds if math.isfinite(speed) and speed > 0]
 
 
 def _place(record: Record) -> tuple[str, int, str]:

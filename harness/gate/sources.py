@@ -16,6 +16,7 @@ from harness.plan.experiment import validate
 from harness.run.runner import RunError, Runner
 from reports.results.record import Record, RecordError, ResultFile
 from reports.results.roles import REFERENCE
+from reports.results.rounds import counted
 from reports.results.stats import FEW_ROUNDS
 
 
@@ -34,7 +35,7 @@ def of(
         RecordError: the baseline cannot be read.
         ValueError: options that contradict each other.
     """
-    then = ResultFile(against).read()
+    then = counted(ResultFile(against).read())
     if max_rounds < 1:
         raise ValueError(f"--max-rounds {max_rounds}: at least one round is needed")
     if results and revision:
@@ -66,7 +67,7 @@ def _enough(then: list[Record], reference: str) -> None:
 
 def recorded(then: list[Record], results: Path, reference: str = REFERENCE) -> Iterator[Evidence]:
     """An earlier file compared with a later one; nothing is run."""
-    yield Evidence(then, ResultFile(results).read(), paired=False, reference=reference)
+    yield Evidence(then, counted(ResultFile(results).read()), paired=False, reference=reference)
 
 
 def rerun(then: list[Record], out: Path, max_rounds: int, reference: str = REFERENCE) -> Iterator[Evidence]:
@@ -75,7 +76,7 @@ def rerun(then: list[Record], out: Path, max_rounds: int, reference: str = REFER
     for rounds in range(1, max_rounds + 1):
         runner = Runner.open(validate(payload | {"rounds": rounds}, "baseline"), out, show=lambda line: None)
         runner.run(resume=rounds > 1)
-        yield Evidence(then, runner.results.read(), paired=False, reference=reference)
+        yield Evidence(then, counted(runner.results.read()), paired=False, reference=reference)
 
 
 def both_revisions(then: list[Record], revision: str, out: Path, max_rounds: int) -> Iterator[Evidence]:
@@ -139,7 +140,7 @@ def _one_round(code: Path, payload: dict[str, Any], number: int, out: Path) -> l
     if done.returncode not in (0, 1):  # 1: cells failed; their records say so
         last = done.stderr.strip().splitlines()[-1] if done.stderr.strip() else "no message"
         raise RunError(f"the run of {code.name} ended with {done.returncode}: {last}")
-    return [r.model_copy(update={"round": number}) for r in ResultFile(out / "results.jsonl").read()]
+    return [r.model_copy(update={"round": number}) for r in counted(ResultFile(out / "results.jsonl").read())]
 
 
 def _git(folder: Path, *arguments: str) -> None:

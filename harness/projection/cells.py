@@ -15,6 +15,7 @@ from harness.projection.record_trace import RunToRecord, record
 from harness.projection.traces import Trace, TraceError, files
 from reports.results.record import Cell, Record, ResultFile
 from reports.results.repetition import Repetition
+from reports.results.rounds import counted
 from specmoe import SpecOptions
 
 ENGINE_SYSTEMS = ("on-demand", "caching", "specmoe")
@@ -64,11 +65,10 @@ def load(results: Sequence[Path]) -> list[MeasuredCell]:
         RecordError: a file cannot be read.
     """
     found: dict[str, list[Record]] = {}
-    for path in results:
-        for entry in ResultFile(path).read():
-            measured = entry.status == "ok" and entry.kind == "measured"
-            if measured and entry.cell.system in ENGINE_SYSTEMS and replayable(options_of(entry.cell)):
-                found.setdefault(f"{entry.config.get('name')} {entry.cell.cell_id}", []).append(entry)
+    for entry in counted(line for path in results for line in ResultFile(path).read()):
+        measured = entry.status == "ok" and entry.kind == "measured"
+        if measured and entry.cell.system in ENGINE_SYSTEMS and replayable(options_of(entry.cell)):
+            found.setdefault(f"{entry.config.get('name')} {entry.cell.cell_id}", []).append(entry)
     return [_median_cell(records) for records in found.values()]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from reports.results.load import finished
@@ -27,11 +28,11 @@ def within_rounds(system: pd.DataFrame, reference: pd.DataFrame, column: str) ->
 
 
 def round_ratios(system: pd.DataFrame, reference: pd.DataFrame, column: str) -> list[float]:
-    """One ratio for every round in which both finished and the reference's value is positive."""
+    """One ratio for every round in which both finished with finite values and the reference's is positive."""
     pairs = system.merge(reference, on=_PAIR, suffixes=("", "_reference"))
     below = pairs[f"{column}_reference"].to_numpy(dtype=float)
     above = pairs[column].to_numpy(dtype=float)
-    usable = below > 0
+    usable = (below > 0) & np.isfinite(below) & np.isfinite(above)
     ratios: list[float] = (above[usable] / below[usable]).tolist()
     return ratios
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import warnings
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from reports.results.lines import read_lines
 from reports.results.metrics import METRICS
 from reports.results.migrate import SCHEMA
 from reports.results.record import Cell, Limit, Record
+from reports.results.rounds import IDENTITY, counted_lines
 
 _NOT_COLUMNS = {"schema_version", "cell", "limit", "metrics", "repetitions", "phases_s", "notes", "environment"}
 _NOT_COLUMNS |= {"config", "usage", "ceilings"}
@@ -22,7 +25,6 @@ _TOP = {name: field for name, field in Record.model_fields.items() if name not i
 _WITHIN_WORKLOAD = {"system", "options", "batch_size", "expert_budget_bytes", "warmup_tokens", "repetitions"}
 _SAME_WORKLOAD = ("model", "dtype", "new_tokens", "prompt_offset", "process_limit_bytes", "threads")
 _HOST = ("cpu", "cores", "gpu")
-_IDENTITY = ["run_id", "cell_id", "kind", "round"]
 
 
 class ReportError(ValueError):
@@ -35,8 +37,9 @@ def load(paths: Iterable[Path]) -> pd.DataFrame:
     Columns: the plain fields of the record and of its cell, ``METRICS`` as floats (NaN where not applicable),
     ``limit_*``, and ``record`` with the parsed line. Added: ``file``, ``line``, ``experiment`` (its name, empty if
     unnamed), ``workload`` (equal for records that belong in one table), ``lengths`` (of prompts and outputs), ``host``,
-    and ``title`` (the label, made unique where one label names several cells). A later record of the same run, cell,
-    kind and round replaces the earlier one; ``failed_attempts`` counts the replaced ones that had failed.
+    and ``title`` (the label, made unique where one label names several cells). Of several records of the
+    same run, cell, kind and round the last finished one counts (``reports.results.rounds``); ``failed_attempts`` counts
+    the others that had failed.
 
     Raises:
         ReportError: a missing file, no record at all, or a line that is JSON but not a record.
@@ -47,12 +50,14 @@ def load(paths: Iterable[Path]) -> pd.DataFrame:
     frame = pd.DataFrame(rows)
     frame[list(METRICS)] = frame[list(METRICS)].astype(float)
     failed = frame["status"].isin(["failed", "timeout"])
-    earlier = frame[failed & frame.duplicated(_IDENTITY, keep="last")].groupby(_IDENTITY).size()
-    frame["failed_attempts"] = [int(earlier.get(key, 0)) for key in frame[_IDENTITY].itertuples(index=False, name=None)]
-    repeated = int(frame.duplicated(_IDENTITY, keep="last").sum())
+    keys = list(frame[list(IDENTITY)].itertuples(index=False, name=None))
+    counts = frame.index.isin(counted_lines(keys, frame["status"] == "ok"))
+    earlier = Counter(key for key, lost in zip(keys, failed & ~counts, strict=True) if lost)
+    frame["failed_attempts"] = [earlier[key] for key in keys]
+    repeated = int((~counts).sum())
     if repeated:
-        warnings.warn(f"{repeated} records were replaced by a later one of the same cell and round", stacklevel=2)
-        frame = frame.drop_duplicates(_IDENTITY, keep="last").reset_index(drop=True)
+        warnings.warn(f"{repeated} records were replaced by another one of the same cell and round", stacklevel=2)
+        frame = frame[counts].reset_index(drop=True)
     frame["title"] = _titles(frame)
     return frame
 
@@ -128,8 +133,8 @@ def _check(payload: Any, where: str) -> None:
         raise ReportError(f"{where} lacks {', '.join(missing)}: {fix}")
     for name in METRICS:
         value = (payload.get("metrics") or {}).get(name)
-        if value is not None and not isinstance(value, int | float):
-            raise ReportError(f"{where}: metrics.{name} is {value!r}, not a number: {fix}")
+        if value is not None and not (isinstance(value, int | float) and math.isfinite(value)):
+            raise ReportError(f"{where}: metrics.{name} is {value!r}, not a finite number: {fix}")
 
 
 def _required(model: type[Record] | type[Cell]) -> list[str]:

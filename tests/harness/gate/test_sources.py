@@ -13,10 +13,13 @@ import yaml
 
 from harness.cli import main as cli
 from harness.gate import sources
-from harness.gate.judge import judge
+from harness.gate.evidence import Evidence
+from harness.gate.judge import gate, judge
 from harness.plan.experiment import validate
 from harness.run.runner import RunError
-from reports.results.record import ResultFile
+from reports.results.load import ReportError, load
+from reports.results.record import RecordError, ResultFile
+from reports.results.rounds import counted
 from tests import ROOT
 from tests.harness.gate.records import record, rounds
 
@@ -104,3 +107,44 @@ def test_a_baseline_is_run_again_without_fields_that_have_their_default() -> Non
     config = sources.config_of([one.model_copy(update={"config": experiment.model_dump(mode="json")})])
     assert set(config) == set(EXPERIMENT)
     assert validate(config | {"rounds": 7}, "test") == experiment
+
+
+def test_a_round_written_six_times_counts_as_one(tmp_path: Path) -> None:
+    then, now = ResultFile(tmp_path / "then.jsonl"), ResultFile(tmp_path / "now.jsonl")
+    for entry in rounds(6):
+        then.append(entry)
+    for _ in range(6):
+        for entry in rounds(1):
+            now.append(entry)
+    judgement = gate(sources.of(then.path, results=now.path), 0.05)
+    assert judgement.verdict == "cannot tell"
+    assert "1 of at least 6 rounds" in str(judgement)
+
+
+def test_the_last_finished_line_of_a_round_counts(tmp_path: Path) -> None:
+    file = ResultFile(tmp_path / "now.jsonl")
+    first, second = record("specmoe", 10, 0), record("specmoe", 20, 0)
+    failed = second.model_copy(update={"status": "failed", "metrics": None})
+    for entry in (failed, first, second, failed):
+        file.append(entry)
+    assert counted(file.read()) == [second]
+
+
+@pytest.mark.parametrize("rate", ["Infinity", "-Infinity", "NaN"])
+def test_a_rate_that_is_not_finite_is_refused_by_check_and_report_with_its_line(rate: str, tmp_path: Path) -> None:
+    line = record("specmoe", 12345.5, 0).model_dump_json().replace("12345.5", rate)
+    path = tmp_path / "results.jsonl"
+    path.write_text(line + "\n")
+    with pytest.raises(RecordError, match=r"results\.jsonl:1 .*decode_tok_s.*finite number"):
+        sources.of(path, results=path)
+    with pytest.raises(ReportError, match=r"results\.jsonl:1: metrics\.decode_tok_s is .*not a finite number"):
+        load([path])
+
+
+def test_a_speed_of_zero_gives_no_ratio() -> None:
+    then = rounds(2)
+    stopped = [
+        r.model_copy(update={"metrics": r.metrics and r.metrics.model_copy(update={"decode_tok_s": 0.0})}) for r in then
+    ]
+    assert Evidence(then, stopped, paired=True).slowdowns() == {}
+    assert Evidence(then, stopped, paired=False).slowdowns() == {}

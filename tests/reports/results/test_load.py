@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from reports.pages.export import frame_of
+from reports.results.aggregate import summarize
 from reports.results.load import ReportError, load, workload_names
 from reports.results.metrics import METRICS
 from reports.results.migrate import SCHEMA
@@ -50,7 +52,7 @@ def test_a_damaged_line_is_skipped_with_a_warning(tmp_path: Path) -> None:
         ({"schema_version": None}, "schema None"),
         ({"cell": {"system": "x"}}, r"lacks cell\.model, cell\.batch_size"),
         ({"metrics": None}, "lacks metrics"),
-        ({"metrics": {"decode_tok_s": "fast"}}, "'fast', not a number"),
+        ({"metrics": {"decode_tok_s": "fast"}}, "'fast', not a finite number"),
     ],
 )
 def test_a_line_that_is_not_a_record_is_named_with_file_and_line(
@@ -73,9 +75,26 @@ def test_json_that_is_not_an_object_is_refused(tmp_path: Path) -> None:
 
 def test_a_record_written_again_replaces_the_earlier_one(tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", record("on-demand", None, status="failed"), record("on-demand", 4))
-    with pytest.warns(UserWarning, match="replaced by a later one"):
+    with pytest.warns(UserWarning, match="replaced by another one"):
         frame = load([path])
     assert list(frame["status"]) == ["ok"]
+
+
+def test_a_finished_record_is_not_replaced_by_a_later_failure(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", record("on-demand", 4), record("on-demand", None, status="failed"))
+    with pytest.warns(UserWarning, match="replaced by another one"):
+        frame = load([path])
+    assert list(frame["status"]) == ["ok"]
+    assert list(frame["failed_attempts"]) == [1]
+
+
+def test_a_file_named_twice_counts_once_in_report_compare_and_export(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", record("on-demand", 4), record("specmoe", 8))
+    with pytest.warns(UserWarning, match="replaced by another one"):
+        frame = load([path] * 6)
+    assert summarize(frame)["speedup_n"].max() == 1
+    with pytest.warns(UserWarning, match="replaced by another one"):
+        assert len(frame_of([path] * 6)) == 2
 
 
 def test_one_label_for_two_budgets_gives_two_titles_and_no_average(tmp_path: Path) -> None:
