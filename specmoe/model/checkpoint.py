@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.core_model_loading import convert_and_load_state_dict_in_model
@@ -26,6 +27,9 @@ from specmoe.model.quantization import make_quantizer
 from specmoe.model.support import check_config, check_model, expert_modules, one_line
 
 __all__ = ["Checkpoint", "build_shell", "checkpoint_dtype", "checkpoint_files", "expert_modules", "open_shard"]
+
+# What transformers raises for a config that it cannot read or build a model from
+_UNUSABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, StrictDataclassError)
 
 
 def build_shell(path: Path, dtype: torch.dtype | None = None) -> PreTrainedModel:
@@ -46,7 +50,7 @@ def build_shell(path: Path, dtype: torch.dtype | None = None) -> PreTrainedModel
             for context in PreTrainedModel.get_init_context(dtype, False, False, None):
                 contexts.enter_context(context)
             model = AutoModelForCausalLM.from_config(config, dtype=dtype)
-    except (OSError, ValueError, KeyError, ImportError, TypeError, AttributeError) as error:
+    except (*_UNUSABLE, RuntimeError, ImportError) as error:
         raise UnsupportedModelError(
             f"{path} holds no causal language model that transformers can build ({one_line(error)}): check the folder"
         ) from error
@@ -68,9 +72,14 @@ def _read_config(path: Path) -> PreTrainedConfig:
         raise UnsupportedModelError(
             f"{path} holds no causal language model that transformers can build (no config.json): check the folder"
         )
+    if (path / "adapter_config.json").exists():
+        raise UnsupportedModelError(
+            f"{path} holds an adapter, which is not applied: merge it with peft's merge_and_unload and save the model, "
+            "or remove adapter_config.json"
+        )
     try:
         config: PreTrainedConfig = AutoConfig.from_pretrained(path)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except _UNUSABLE as error:
         raise UnsupportedModelError(
             f"{path} holds no causal language model that transformers can build ({one_line(error)}): check the folder"
         ) from error

@@ -78,9 +78,7 @@ def make_quantizer(config: PreTrainedConfig, keys: Iterable[str]) -> Any:
             raise UnsupportedModelError(_refusal(found))
         return None
     if method == "fp8":
-        block = settings.get("weight_block_size", (128, 128))
-        chosen = FineGrainedFP8Config(dequantize=True, weight_block_size=tuple(block) if block else None)
-        return _BlockFp8Quantizer(chosen, pre_quantized=True)
+        return _BlockFp8Quantizer(_fp8_config(settings.get("weight_block_size", (128, 128))), pre_quantized=True)
     if method == "mxfp4":
         return Mxfp4HfQuantizer(Mxfp4Config(dequantize=True), pre_quantized=True)
     raise UnsupportedModelError(_refusal(method))
@@ -95,6 +93,16 @@ def check_method(config: PreTrainedConfig) -> None:
     method = _method(_settings(config))
     if method not in (None, "fp8", "mxfp4"):
         raise UnsupportedModelError(_refusal(method))
+
+
+def _fp8_config(block: Any) -> FineGrainedFP8Config:
+    try:
+        return FineGrainedFP8Config(dequantize=True, weight_block_size=tuple(block) if block else None)
+    except (TypeError, ValueError) as error:
+        raise UnsupportedModelError(
+            f"weight_block_size in the quantization_config is {str(block)[:60]!r}, not two positive integers: correct "
+            "config.json"
+        ) from error
 
 
 def _refusal(method: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
@@ -26,6 +27,8 @@ _PARTS = {
     "Indexer": "indexed (sparse) attention",
     "Compressor": "compressed attention",
 }
+
+_OWN_EXPERTS = ("Experts$", "M[oO][eE]$|M[oO]EBlock$|SparseMoeBlock$")  # class names, the first that matches is named
 
 
 def expert_modules(model: PreTrainedModel) -> dict[str, Any]:
@@ -80,7 +83,7 @@ def check_model(model: PreTrainedModel) -> None:
     experts = expert_modules(model)
     if not experts:
         kinds = [type(module).__name__ for module in model.modules() if not isinstance(module, PreTrainedModel)]
-        own = next((kind for part in ("Experts", "MoE", "Moe") for kind in kinds if part in kind), None)
+        own = next((kind for pattern in _OWN_EXPERTS for kind in kinds if re.search(pattern, kind)), None)
         if own is not None:
             raise UnsupportedModelError(
                 f"{name} computes its experts in {own}, outside transformers' experts interface: {_USE}"

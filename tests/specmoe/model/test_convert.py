@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import json
 import shutil
 from pathlib import Path
@@ -9,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, Qwen3MoeConfig, Qwen3MoeForCausalLM
 
 from specmoe import ExpertStore, SpecMoE, StoreError, UnsupportedModelError
 from specmoe.model.convert import build_store, open_or_build
@@ -87,3 +89,26 @@ def test_progress_counts_every_expert(tiny: tuple[Path, PreTrainedModel], tmp_pa
     seen: list[tuple[int, int]] = []
     build_store(tiny[0], tmp_path / "store", progress=lambda done, total: seen.append((done, total)))
     assert seen == [(i, 24) for i in range(1, 25)]
+
+
+@pytest.mark.parametrize("layout", ["one tensor per expert", "one tensor per layer"])
+def test_conversion_holds_no_more_than_a_layer_in_memory(layout: str, tmp_path: Path) -> None:
+    """Anonymous memory: the kernel drops mapped pages of the checkpoint when it needs them."""
+    config = build("qwen3", tmp_path / "unused").config
+    wide = Qwen3MoeConfig(**config.to_dict() | {"hidden_size": 512, "moe_intermediate_size": 512})
+    Qwen3MoeForCausalLM(wide).save_pretrained(
+        tmp_path / "model", save_original_format=layout == "one tensor per expert"
+    )
+    layer_bytes = 8 * 3 * 512 * 512 * 4
+    gc.collect()
+    before, held = _anonymous_bytes(), []
+    build_store(tmp_path / "model", tmp_path / "store", progress=lambda *_: held.append(_anonymous_bytes()))
+    assert len(held) == 24
+    assert max(held) - before < 1.1 * layer_bytes
+
+
+def _anonymous_bytes() -> int:
+    """Memory in use, without what the C library has freed and keeps for reuse."""
+    ctypes.CDLL(None).malloc_trim(0)
+    status = Path("/proc/self/status").read_text()
+    return int(next(line for line in status.splitlines() if line.startswith("RssAnon")).split()[1]) * 1024

@@ -128,3 +128,35 @@ def _generates_as(model: PreTrainedModel, folder: Path) -> None:
     with SpecMoE.from_pretrained(folder, dtype=torch.float32, gamma=2, draft_experts=2, expert_budget="50%") as engine:
         output = engine.generate(ids, mask, max_new_tokens=6)
     assert output.sequences.tolist() == reference(model, ids, mask, 6).tolist()
+
+
+def test_an_adapter_beside_the_weights_is_refused(tmp_path: Path) -> None:
+    build("qwen3", tmp_path / "model")
+    (tmp_path / "model" / "adapter_config.json").write_text("{}")
+    with pytest.raises(UnsupportedModelError, match="holds an adapter, which is not applied: merge it"):
+        SpecMoE.from_pretrained(tmp_path / "model")
+
+
+@pytest.mark.parametrize(
+    ("config", "match"),
+    [
+        ({"hidden_size": -3}, "can build.*negative dimension"),
+        ({"hidden_size": "abc"}, "can build.*hidden_size"),
+        ({"num_hidden_layers": 0}, "has no MoE layer"),
+        ({"quantization_config": ["fp8"]}, "can build"),
+        ({"quantization_config": {"quant_method": "fp8", "weight_block_size": "x"}}, "weight_block_size"),
+    ],
+)
+def test_a_config_with_impossible_values_is_one_short_error(
+    config: dict[str, object], match: str, tmp_path: Path
+) -> None:
+    build("qwen3", tmp_path / "model")
+    edit(tmp_path / "model", lambda t: t, **config)
+    _refused(tmp_path / "model", match)
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.int32, torch.uint8])
+def test_numbers_that_are_no_weights_are_refused_by_name(dtype: torch.dtype, tmp_path: Path) -> None:
+    build("qwen3", tmp_path / "model")
+    edit(tmp_path / "model", lambda t: t | {EXPERT: torch.ones(16, 32, dtype=dtype)})
+    _refused(tmp_path / "model", rf"{EXPERT} holds \w+ numbers of an unknown quantisation")
