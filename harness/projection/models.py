@@ -7,6 +7,11 @@ Only what takes part in decoding is counted: of NLLB-MoE only the decoder.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, model_validator
 
 from harness.projection.traces import Geometry
 
@@ -92,150 +97,107 @@ def nllb_moe() -> ModelSizes:
     )
 
 
-def _decoder(
-    name: str,
-    title: str,
-    *,
-    layers: int,
-    hidden: int,
-    attention: int,
-    kv_bytes: int,
-    experts: int,
-    top_k: int,
-    expert_params: int,
-    vocabulary: int,
-    published_gb: float,
-    source: str,
-    shared_params: int = 0,
-    dense_layers: int = 0,
-    dense_ffn: int = 0,
-    weight_bytes: float = 2,
-    expert_bytes: float | None = None,
-) -> ModelSizes:
-    """A decoder-only model whose first ``dense_layers`` have no routed experts; untied embeddings."""
-    moe = tuple(range(dense_layers, layers))
-    routed = attention + shared_params + experts * hidden
-    dense = tuple(attention + dense_ffn if i < dense_layers else routed for i in range(layers))
-    return ModelSizes(
-        name,
-        title,
-        dense,
-        moe,
-        experts,
-        top_k,
-        expert_params,
-        round(expert_params * (weight_bytes if expert_bytes is None else expert_bytes)),
-        weight_bytes,
-        kv_bytes,
-        head_params=vocabulary * hidden,
-        other_params=vocabulary * hidden,
-        published_gb=published_gb,
-        source=source,
-    )
+class Attention(BaseModel):
+    """Grouped-query attention; heads and their size."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    heads: int
+    kv_heads: int
+    head_dim: int
+
+    def params(self, hidden: int) -> int:
+        return _attention(hidden, self.heads, self.kv_heads, self.head_dim)
+
+    @property
+    def kv_values(self) -> int:
+        """Numbers in the KV cache per token and layer."""
+        return 2 * self.kv_heads * self.head_dim
 
 
-def mixtral() -> ModelSizes:
-    """mistralai/Mixtral-8x7B."""
-    return _decoder(
-        "mixtral-8x7b",
-        "Mixtral-8x7B",
-        layers=32,
-        hidden=4096,
-        attention=_attention(4096, 32, 8, 128),
-        kv_bytes=2 * 2 * 8 * 128,
-        experts=8,
-        top_k=2,
-        expert_params=_gated(4096, 14336),
-        vocabulary=32000,
-        published_gb=94,
-        source="mistralai/Mixtral-8x7B-v0.1 config; size by the paper",
-    )
+class LatentAttention(BaseModel):
+    """Multi-head latent attention (DeepSeek-V2): ranks of the projections and sizes of the parts of a head."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    heads: int
+    query: int
+    latent: int
+    nope: int
+    rope: int
+    value: int
+
+    def params(self, hidden: int) -> int:
+        down = hidden * self.query + hidden * (self.latent + self.rope)
+        up = self.query * self.heads * (self.nope + self.rope) + self.latent * self.heads * (self.nope + self.value)
+        return down + up + self.heads * self.value * hidden
+
+    @property
+    def kv_values(self) -> int:
+        """Numbers in the KV cache per token and layer."""
+        return self.latent + self.rope
 
 
-def llama4_scout() -> ModelSizes:
-    """meta-llama/Llama-4-Scout-17B-16E, text part: every layer with 16 experts and a shared one."""
-    return _decoder(
-        "llama-4-scout",
-        "Llama-4-Scout",
-        layers=48,
-        hidden=5120,
-        attention=_attention(5120, 40, 8, 128),
-        kv_bytes=2 * 2 * 8 * 128,
-        experts=16,
-        top_k=1,
-        expert_params=_gated(5120, 8192),
-        shared_params=_gated(5120, 8192),
-        vocabulary=202048,
-        published_gb=218,
-        source="meta-llama/Llama-4-Scout-17B-16E config; size by the paper (vision encoder included)",
-    )
+class Decoder(BaseModel):
+    """A decoder-only model of ``models.yaml``: untied embeddings, gated experts, a 16-bit KV cache.
 
+    The first ``dense_layers`` have a dense feed-forward block of width ``dense_ffn`` and no routed experts.
+    ``expert_biases`` are parameters of one expert besides its matrices, ``expert_bits`` of each of its parameters
+    as stored (default: as ``weight_bytes`` says).
+    """
 
-def qwen3_30b_a3b() -> ModelSizes:
-    """Qwen/Qwen3-30B-A3B."""
-    return _decoder(
-        "qwen3-30b-a3b",
-        "Qwen3-30B-A3B",
-        layers=48,
-        hidden=2048,
-        attention=_attention(2048, 32, 4, 128),
-        kv_bytes=2 * 2 * 4 * 128,
-        experts=128,
-        top_k=8,
-        expert_params=_gated(2048, 768),
-        vocabulary=151936,
-        published_gb=61,
-        source="Qwen/Qwen3-30B-A3B config; 30.5 B parameters in 16 bits",
-    )
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
+    title: str
+    layers: int
+    hidden: int
+    attention: Attention | None = None
+    latent_attention: LatentAttention | None = None
+    experts: int
+    top_k: int
+    ffn: int
+    shared_ffn: int = 0
+    dense_layers: int = 0
+    dense_ffn: int = 0
+    expert_biases: int = 0
+    vocabulary: int
+    weight_bytes: float = 2
+    expert_bits: float | None = None
+    published_gb: float
+    source: str
 
-def deepseek_v3() -> ModelSizes:
-    """deepseek-ai/DeepSeek-V3, in its own 8-bit weights; latent attention, three dense layers, one shared expert."""
-    hidden, heads, query, latent, nope, rope, value = 7168, 128, 1536, 512, 128, 64, 128
-    attention = (
-        hidden * query
-        + query * heads * (nope + rope)
-        + hidden * (latent + rope)
-        + latent * heads * (nope + value)
-        + heads * value * hidden
-    )
-    return _decoder(
-        "deepseek-v3",
-        "DeepSeek-V3",
-        layers=61,
-        hidden=hidden,
-        attention=attention,
-        kv_bytes=2 * (latent + rope),
-        experts=256,
-        top_k=8,
-        expert_params=_gated(hidden, 2048),
-        shared_params=_gated(hidden, 2048),
-        dense_layers=3,
-        dense_ffn=_gated(hidden, 18432),
-        vocabulary=129280,
-        weight_bytes=1,
-        published_gb=671,
-        source="deepseek-ai/DeepSeek-V3 config; 671 B parameters in 8 bits, the prediction layer not counted",
-    )
+    @model_validator(mode="after")
+    def _one_attention(self) -> Self:
+        if (self.attention is None) == (self.latent_attention is None):
+            raise ValueError("give either attention or latent_attention")
+        return self
 
-
-def gpt_oss_120b() -> ModelSizes:
-    """openai/gpt-oss-120b: experts in MXFP4 (4.25 bits), the rest in 16 bits."""
-    return _decoder(
-        "gpt-oss-120b",
-        "gpt-oss-120b",
-        layers=36,
-        hidden=2880,
-        attention=_attention(2880, 64, 8, 64),
-        kv_bytes=2 * 2 * 8 * 64,
-        experts=128,
-        top_k=4,
-        expert_params=_gated(2880, 2880) + 3 * 2880,
-        vocabulary=201088,
-        expert_bytes=4.25 / 8,
-        published_gb=65.2,
-        source="openai/gpt-oss-120b config; 60.8 GiB checkpoint by its model card",
-    )
+    def sizes(self, name: str) -> ModelSizes:
+        """Parameters and bytes of its layers."""
+        attention = self.attention or self.latent_attention
+        if attention is None:
+            raise ValueError(f"{name} has no attention")
+        params = attention.params(self.hidden)
+        routed = params + _gated(self.hidden, self.shared_ffn) + self.experts * self.hidden
+        dense = params + _gated(self.hidden, self.dense_ffn)
+        expert = _gated(self.hidden, self.ffn) + self.expert_biases
+        bytes_each = self.weight_bytes if self.expert_bits is None else self.expert_bits / 8
+        return ModelSizes(
+            name,
+            self.title,
+            (dense,) * self.dense_layers + (routed,) * (self.layers - self.dense_layers),
+            tuple(range(self.dense_layers, self.layers)),
+            self.experts,
+            self.top_k,
+            expert_params=expert,
+            expert_bytes=round(expert * bytes_each),
+            weight_bytes=self.weight_bytes,
+            kv_bytes=2 * attention.kv_values,
+            head_params=self.vocabulary * self.hidden,
+            other_params=self.vocabulary * self.hidden,
+            published_gb=self.published_gb,
+            source=self.source,
+        )
 
 
 def embedded(factor: int = 32) -> ModelSizes:
@@ -261,4 +223,11 @@ def embedded(factor: int = 32) -> ModelSizes:
     )
 
 
-PUBLIC = {m.name: m for m in (nllb_moe(), mixtral(), llama4_scout(), qwen3_30b_a3b(), deepseek_v3(), gpt_oss_120b())}
+def _public() -> dict[str, ModelSizes]:
+    """NLLB-MoE and the decoders of ``models.yaml``, by name."""
+    listed = yaml.safe_load(Path(__file__).with_name("models.yaml").read_text(encoding="utf-8"))
+    sizes = [nllb_moe(), *(Decoder.model_validate(fields).sizes(name) for name, fields in listed.items())]
+    return {model.name: model for model in sizes}
+
+
+PUBLIC = _public()

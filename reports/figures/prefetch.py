@@ -61,10 +61,6 @@ def _paint(data: pd.DataFrame, looks: Looks) -> Any:
     return figure
 
 
-def _alt(data: pd.DataFrame) -> str:
-    return f"Prefetched megabytes per token, by outcome. {splits_text(data, 'outcome', 'mb_per_token')}."
-
-
 SPECS = (
     Spec(
         id="prefetch",
@@ -77,6 +73,6 @@ SPECS = (
         command="specmoe-bench run ablation-prefetch --report",
         data=_data,
         paint=_paint,
-        alt=_alt,
+        alt=lambda data: f"Prefetched megabytes by outcome. {splits_text(data, 'outcome', 'mb_per_token')}.",
     ),
 )
