@@ -46,7 +46,7 @@ def adapters(session: nox.Session) -> None:
     """
     _install(session, "test", "deepspeed", "llamacpp")
     chosen = session.posargs or ["-k", "deepspeed or llama or gguf"]
-    session.run("pytest", "tests/baselines/test_adapters.py", *chosen)
+    session.run("pytest", "tests/baselines", *chosen)
 
 
 @nox.session
