@@ -15,6 +15,7 @@ from baselines.registry import register
 from specmoe import SpecMoE, SpecOptions
 from specmoe.drafting import affinity
 from specmoe.drafting.calibration import FILE as CALIBRATION
+from specmoe.generation import plain_settings
 from specmoe.model.convert import open_or_build
 from specmoe.options import PlacementName
 from specmoe.stats import GenerationStats
@@ -51,8 +52,8 @@ class _EngineSystem:
             request.input_ids,
             request.attention_mask,
             max_new_tokens=request.lengths,
-            eos_token_id=None,
             on_first_token=request.on_prefill_done,
+            **plain_settings(),
         )
         sequences, stats = output.to_tuple()
         counters = _counters(stats)

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal
 
 import psutil
 import torch
-from transformers import PreTrainedModel, StoppingCriteria, StoppingCriteriaList
+from transformers import GenerationConfig, PreTrainedModel, StoppingCriteria, StoppingCriteriaList
 
 from baselines.contract import (
     CapabilityCard,
@@ -55,8 +55,10 @@ class _OwnLengths(StoppingCriteria):
 def greedy(model: Any, request: Request) -> Generation:
     """transformers' own greedy loop, in which each row ends at its own length as it would at a stop token.
 
-    As transformers does it, an ended row stays in the batch and is fed padding until the last row ends.
+    As transformers does it, an ended row stays in the batch and is fed padding until the last row ends.  Settings of
+    the checkpoint's ``generation_config.json`` do not apply.
     """
+    model.generation_config = GenerationConfig()
     sequences = model.generate(
         input_ids=request.input_ids.to(model.device),
         attention_mask=request.attention_mask.to(model.device),

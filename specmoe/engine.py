@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import Any, Literal
 
 import torch
-from transformers import PreTrainedModel
+from transformers import GenerationConfig, PreTrainedModel
 from transformers.modeling_outputs import ModelOutput
 
 from specmoe import hub
@@ -18,7 +18,8 @@ from specmoe.control.controller import Adaptive, Controller, Fixed
 from specmoe.drafters import make_drafter
 from specmoe.drafting import calibration
 from specmoe.drafting.calibration import Calibration
-from specmoe.inputs import FromConfig, StopTokens, check_prompts, resolve_limits
+from specmoe.generation import merge, plain_settings
+from specmoe.inputs import FromConfig, StopTokens, check_prompts, infer_mask, resolve_limits
 from specmoe.meter import Meter
 from specmoe.model.assemble import Assembly, assemble
 from specmoe.model.checkpoint import Checkpoint, build_shell, checkpoint_dtype
@@ -130,47 +131,69 @@ class SpecMoE:
         max_length: int | None = None,
         eos_token_id: StopTokens = FromConfig,
         pad_token_id: int | None = None,
-        do_sample: bool = False,
-        temperature: float = 1.0,
-        top_k: int = 0,
-        top_p: float = 1.0,
+        do_sample: bool | None = None,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
         seed: int | None = None,
+        generation_config: GenerationConfig | None = None,
         on_first_token: Callable[[], None] | None = None,
         on_tokens: OnTokens | None = None,
         timeline: Timeline | None = None,
         recorder: Recorder | None = None,
+        **settings: Any,
     ) -> GenerateOutput:
         """Generate as ``transformers`` does: the same tokens when greedy, the same distribution when sampling.
 
+        Settings that are not given come from ``generation_config``, then from the model's ``generation_config.json``,
+        then from transformers' defaults.
+
         Args:
             input_ids: long [B, S], padded on the left.
-            attention_mask: [B, S], 0 on padding; default all ones.
-            max_new_tokens: most new tokens per row: one number, or one per row; default 20, or what ``max_length``
-                leaves.
-            max_length: longest row including its padded prompt; ignored when ``max_new_tokens`` is given.
-            eos_token_id: stop tokens; default from the generation config, None for none.
-            pad_token_id: fills rows that stopped early; default from the generation config, else a stop token.
+            attention_mask: [B, S], 0 on padding; default 0 on pad tokens, unless they are stop tokens too.
+            max_new_tokens: most new tokens per row: one number, or one per row; transformers' default is what
+                ``max_length`` leaves, or 20.
+            max_length: longest row including its padded prompt; ignored when ``max_new_tokens`` is set.
+            eos_token_id: stop tokens; None for none.
+            pad_token_id: fills rows that stopped early; without one, the first stop token.
             do_sample: draw from the processed distribution instead of taking the most likely token.
-            temperature, top_k, top_p: process the logits before a draw; 1, 0 and 1 leave them unchanged.
+            temperature, top_k, top_p: process the logits before a draw; 1, 0 and 1 leave them unchanged;
+                transformers' default of ``top_k`` is 50.
             seed: seed of the draws; default that of the options.
+            generation_config: settings of this call.
             on_first_token: called once, when the prefill has given every row its first token.
             on_tokens: called with (row, new tokens) as soon as they are final, first tokens included.
             timeline: collects when each pass, wait and transfer happened.
             recorder: receives the expert picks of every pass and what each cycle accepted.
+            settings: other fields of transformers' ``GenerationConfig``, such as ``min_p`` or
+                ``repetition_penalty=1.0`` to overrule a value of the file.
 
         Raises:
             UnsupportedModelError: rotary positions that change with length, and rows that reach the change.
+            OptionError: a setting that this engine does not support, or an unknown one.
             ValueError: shapes that do not match, an empty row, padding on the right, a limit below one new token,
                 or a sampling value out of range.
         """
-        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        named = {
+            "max_new_tokens": max_new_tokens,
+            "max_length": max_length,
+            "pad_token_id": pad_token_id,
+            "do_sample": do_sample,
+            "temperature": temperature,
+            "top_k": top_k,
+            "top_p": top_p,
+        }
+        settings |= {name: value for name, value in named.items() if value is not None}
+        if eos_token_id is not FromConfig:
+            settings["eos_token_id"] = eos_token_id
+        merged = merge(self.model.generation_config, generation_config, settings)
+        mask = infer_mask(input_ids, merged) if attention_mask is None else attention_mask
         check_prompts(input_ids, mask)
-        config = self.model.generation_config
-        limits = resolve_limits(input_ids.shape, config, max_new_tokens, max_length, eos_token_id, pad_token_id)
+        limits = resolve_limits(input_ids.shape, merged, getattr(self.model.config, "max_position_embeddings", None))
         device = self.model.device
         prompts = [row[keep.bool()].to(device) for row, keep in zip(input_ids, mask, strict=True)]
         seed = self.options.seed if seed is None else seed
-        sampler: Sampler = Sampling(temperature, top_k, top_p, seed, device) if do_sample else Greedy()
+        sampler: Sampler = Sampling.of(merged, seed, device) if merged["do_sample"] else Greedy()
         stats = self._new_stats(prompts)
         run = self._run(prompts, limits.new_tokens, sampler, stats, timeline, recorder)
         with run.meter.phase(stats.prefill):
@@ -231,7 +254,7 @@ class SpecMoE:
         """
         observer = calibration.Observer(self.store)
         with self._state.observed_by(observer):
-            self.generate(input_ids, attention_mask, max_new_tokens=1)
+            self.generate(input_ids, attention_mask, max_new_tokens=1, **plain_settings())
         result = observer.result()
         result.save(self.store)
         return result

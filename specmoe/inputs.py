@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import GenerationConfig
 
 DEFAULT_NEW_TOKENS = 20
 """As in transformers."""
@@ -45,37 +44,52 @@ def check_prompts(input_ids: torch.Tensor, mask: torch.Tensor) -> None:
         raise ValueError("attention_mask has padding on the right: pad prompts on the left")
 
 
-def resolve_limits(
-    prompt_shape: torch.Size,
-    config: GenerationConfig,
-    max_new_tokens: int | Sequence[int] | None,
-    max_length: int | None,
-    eos_token_id: StopTokens,
-    pad_token_id: int | None,
-) -> Limits:
-    """The limits of a call for prompts [B, S].
+def infer_mask(input_ids: torch.Tensor, settings: dict[str, Any]) -> torch.Tensor:
+    """The mask [B, S] of prompts given without one: 0 on pad tokens, unless a pad token is also a stop token."""
+    pad, stop = settings["pad_token_id"], _as_list(settings["eos_token_id"])
+    if pad is None or pad in stop:
+        return torch.ones_like(input_ids)
+    return input_ids.ne(pad).to(input_ids)
+
+
+def resolve_limits(prompt_shape: torch.Size, settings: dict[str, Any], max_positions: int | None) -> Limits:
+    """The limits of a call for prompts [B, S] with the merged generation ``settings``.
+
+    ``max_positions`` (the model's ``max_position_embeddings``) bounds rows only where no limit is set.
 
     Raises:
         ValueError: a number of limits other than B, or a limit below one new token.
     """
-    stop: Any = config.eos_token_id if eos_token_id is FromConfig else eos_token_id
-    stop_tokens = frozenset() if stop is None else frozenset([stop] if isinstance(stop, int) else stop)
-    pad = config.pad_token_id if pad_token_id is None else pad_token_id
+    stop = _as_list(settings["eos_token_id"])
+    pad = settings["pad_token_id"]
     return Limits(
-        _new_tokens(prompt_shape, max_new_tokens, max_length),
-        stop_tokens,
-        pad if pad is not None else min(stop_tokens, default=0),
+        _new_tokens(prompt_shape, settings["max_new_tokens"], settings["max_length"], max_positions),
+        frozenset(stop),
+        pad if pad is not None else next(iter(stop), 0),
     )
 
 
+def _as_list(tokens: int | Sequence[int] | None) -> list[int]:
+    if tokens is None:
+        return []
+    return [tokens] if isinstance(tokens, int) else list(tokens)
+
+
 def _new_tokens(
-    prompt_shape: torch.Size, max_new_tokens: int | Sequence[int] | None, max_length: int | None
+    prompt_shape: torch.Size,
+    max_new_tokens: int | Sequence[int] | None,
+    max_length: int | None,
+    max_positions: int | None,
 ) -> list[int]:
-    rows, limit = prompt_shape[0], f"max_new_tokens is {max_new_tokens}"
+    rows, width = prompt_shape
+    limit = f"max_new_tokens is {max_new_tokens}"
     if max_new_tokens is None and max_length is not None:
-        new_tokens, limit = [max_length - prompt_shape[1]] * rows, f"max_length is {max_length}"
-    elif max_new_tokens is None or isinstance(max_new_tokens, int):
-        new_tokens = [DEFAULT_NEW_TOKENS if max_new_tokens is None else max_new_tokens] * rows
+        new_tokens, limit = [max_length - width] * rows, f"max_length is {max_length}"
+    elif max_new_tokens is None:
+        left = DEFAULT_NEW_TOKENS if max_positions is None else min(DEFAULT_NEW_TOKENS, max_positions - width)
+        new_tokens, limit = [left] * rows, f"max_position_embeddings is {max_positions}"
+    elif isinstance(max_new_tokens, int):
+        new_tokens = [max_new_tokens] * rows
     else:
         new_tokens = list(max_new_tokens)
     if len(new_tokens) != rows:

@@ -9,10 +9,16 @@ are kept, one more is drawn from p.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
-from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+from transformers import (
+    LogitsProcessorList,
+    MinPLogitsWarper,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
 
 
 @dataclass
@@ -66,6 +72,7 @@ class Sampling:
         top_p: keep the smallest set with this probability; 1 keeps all.
         seed: of the draws.
         device: where the draws are made.
+        min_p: keep tokens at least this fraction as likely as the most likely one; None keeps all.
 
     Raises:
         ValueError: a value out of range.
@@ -78,6 +85,7 @@ class Sampling:
         top_p: float = 1.0,
         seed: int = 0,
         device: torch.device | str = "cpu",
+        min_p: float | None = None,
     ) -> None:
         if top_k < 0:
             raise ValueError(f"top_k is {top_k}: use 0 (all tokens) or more")
@@ -86,7 +94,14 @@ class Sampling:
             self._warpers.append(TopKLogitsWarper(top_k))
         if top_p != 1.0:
             self._warpers.append(TopPLogitsWarper(top_p))
+        if min_p is not None:
+            self._warpers.append(MinPLogitsWarper(min_p))
         self._generator = torch.Generator(device).manual_seed(seed)
+
+    @classmethod
+    def of(cls, settings: dict[str, Any], seed: int, device: torch.device) -> Sampling:
+        """The sampler of merged generation settings (see ``specmoe.generation``)."""
+        return cls(settings["temperature"], settings["top_k"], settings["top_p"], seed, device, settings["min_p"])
 
     def probabilities(self, logits: torch.Tensor) -> torch.Tensor:
         """The processed distribution, float32 [..., V], of logits [..., V]."""

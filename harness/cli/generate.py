@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from specmoe import GenerateOutput, SpecOptions
     from specmoe.stats import GenerationStats
 
+NEW_TOKENS = 64
+"""New tokens where neither the command nor the model's generation config sets a limit."""
+
 
 def command(
     prompt: Annotated[list[str], typer.Argument(metavar="PROMPT", help="A text, or several as one batch.")],
@@ -23,18 +26,23 @@ def command(
     draft_experts: Annotated[int, typer.Option(help="Pinned draft experts per layer.")] = 8,
     expert_budget: ExpertBudget = "25%",
     option: Options = None,
-    max_new_tokens: Annotated[int, typer.Option(help="Tokens to generate per prompt.")] = 64,
-    sample: Annotated[bool, typer.Option("--sample", help="Sample instead of greedy decoding.")] = False,
-    temperature: Annotated[float, typer.Option(help="Sampling temperature.")] = 1.0,
-    top_k: Annotated[int, typer.Option(help="Sample from the k most likely tokens; 0 for all.")] = 0,
-    top_p: Annotated[float, typer.Option(help="Sample from the most likely tokens of this total probability.")] = 1.0,
+    max_new_tokens: Annotated[
+        int | None, typer.Option(help="Tokens to generate per prompt.", show_default="the model's, else 64")
+    ] = None,
+    sample: Annotated[bool | None, typer.Option("--sample/--greedy", help="Sample, or decode greedily.")] = None,
+    temperature: Annotated[float | None, typer.Option(help="Sampling temperature.")] = None,
+    top_k: Annotated[int | None, typer.Option(help="Sample from the k most likely tokens; 0 for all.")] = None,
+    top_p: Annotated[
+        float | None, typer.Option(help="Sample from the most likely tokens of this total probability.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Seed for sampling.")] = 0,
     timeline: Annotated[Path | None, typer.Option(help="Write a Chrome/Perfetto timeline to this JSON file.")] = None,
 ) -> None:
     """Continue a text with SpecMoE and show the speed.
 
     One prompt is printed as its tokens are accepted, several when all are done. Options of the algorithm beyond gamma
-    and draft experts go through --option; see docs/options.md.
+    and draft experts go through --option; see docs/options.md. Sampling and length default to the model's
+    generation_config.json.
     """
     from specmoe import SpecOptions
 
@@ -55,7 +63,11 @@ class _Engine:
 
 
 def _generate(
-    prompts: list[str], engine: _Engine, max_new_tokens: int, sampling: dict[str, Any], timeline_file: Path | None
+    prompts: list[str],
+    engine: _Engine,
+    max_new_tokens: int | None,
+    sampling: dict[str, Any],
+    timeline_file: Path | None,
 ) -> GenerateOutput:
     """Load the engine, generate, print the text, write the timeline."""
     import torch
@@ -76,6 +88,9 @@ def _generate(
         dtype=torch.float32,
         store=models.store_path(engine.model, "float32"),
     ) as model:
+        config = model.model.generation_config
+        if max_new_tokens is None and config.max_new_tokens is None and config.max_length is None:
+            max_new_tokens = NEW_TOKENS
         output = model.generate(
             encoded["input_ids"],
             encoded["attention_mask"],

@@ -12,6 +12,7 @@ from transformers import AutoTokenizer
 from harness.projection.traces import Geometry, Trace, TraceError
 from harness.projection.traces.recorder import TraceRecorder
 from specmoe import SpecMoE, SpecOptions
+from specmoe.generation import plain_settings
 from specmoe.stats import GenerationStats
 from workloads import models, prompts, requests
 from workloads.lengths import RequestShape
@@ -76,7 +77,7 @@ def _batch(run: RunToRecord, folder: Path) -> requests.Batch:
 
 def _generate(engine: SpecMoE, batch: requests.Batch, new_tokens: int, recorder: TraceRecorder) -> GenerationStats:
     output = engine.generate(
-        batch.input_ids, batch.attention_mask, max_new_tokens=new_tokens, eos_token_id=None, recorder=recorder
+        batch.input_ids, batch.attention_mask, max_new_tokens=new_tokens, recorder=recorder, **plain_settings()
     )
     if output.stats is None:
         raise TraceError("the engine returned no statistics")

@@ -116,11 +116,12 @@ def _context_tokens(job: Job) -> int | None:
 
 def _reference(job: Job) -> Answer:
     """Write the resident model's own greedy tokens, which every system is compared with."""
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, GenerationConfig
 
     asked = batch(job)
     ids, mask, new_tokens = asked.input_ids, asked.attention_mask, max(asked.output_tokens)
     model = AutoModelForCausalLM.from_pretrained(job.paths.model, dtype=getattr(torch, job.cell.dtype))
+    model.generation_config = GenerationConfig()  # measured tokens follow no setting of generation_config.json
     output = model.generate(
         ids, attention_mask=mask, max_new_tokens=new_tokens, do_sample=False, eos_token_id=None, pad_token_id=0
     )

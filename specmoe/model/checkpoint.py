@@ -21,6 +21,7 @@ from transformers.modeling_utils import LoadStateDictConfig
 from transformers.utils import logging as transformers_logging
 
 from specmoe.errors import UnsupportedModelError
+from specmoe.generation import load_generation_config
 from specmoe.model.load_plan import Group, Keys, Stored, make_plan
 from specmoe.model.plan_checks import DTYPES, check_groups
 from specmoe.model.quantization import make_quantizer
@@ -55,6 +56,7 @@ def build_shell(path: Path, dtype: torch.dtype | None = None) -> PreTrainedModel
             f"{path} holds no causal language model that transformers can build ({one_line(error)}): check the folder"
         ) from error
     check_model(model)
+    model.generation_config = load_generation_config(path)
     return model.eval()
 
 
