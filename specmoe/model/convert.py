@@ -7,6 +7,7 @@ import hashlib
 import math
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -50,10 +51,11 @@ def build_store(
         StoreError: ``out`` exists, or the disk is full.
     """
     checkpoint, out = Path(checkpoint), Path(out)
+    plan = _plan(checkpoint, dtype)  # a checkpoint that is refused leaves nothing behind, not even a lock
     with _only_converter(out):
         if out.exists():
             raise StoreError(f"{out} already exists: open it with ExpertStore.open, or delete it first")
-        return _convert(checkpoint, out, dtype, progress)
+        return _convert(plan, out, progress)
 
 
 def open_or_build(
@@ -71,12 +73,13 @@ def open_or_build(
     checkpoint, out = Path(checkpoint), Path(out)
     if out.exists() and (store := _open_checked(checkpoint, out, dtype)) is not None:
         return store
+    plan = _plan(checkpoint, dtype)
     with _only_converter(out):
         if out.exists():
             if (store := _open_checked(checkpoint, out, dtype)) is not None:
                 return store
             shutil.rmtree(out)
-        return _convert(checkpoint, out, dtype, progress)
+        return _convert(plan, out, progress)
 
 
 def default_store(checkpoint: str | Path, dtype: torch.dtype) -> Path:
@@ -135,14 +138,32 @@ def _keep_times(store: ExpertStore, found: dict[str, Any]) -> None:
         write_index(store.path, store.dtype, store.layers, store.source)
 
 
-def _convert(checkpoint: Path, out: Path, dtype: torch.dtype | None, progress: Progress | None) -> ExpertStore:
+@dataclass(frozen=True)
+class _Plan:
+    """A checkpoint that has been checked, its shell and the dtype of the store."""
+
+    reader: Checkpoint
+    model: PreTrainedModel
+    dtype: torch.dtype
+
+
+def _plan(checkpoint: Path, dtype: torch.dtype | None) -> _Plan:
+    """Check a checkpoint in full; nothing is written.
+
+    Raises:
+        UnsupportedModelError: it cannot be converted.
+    """
     dtype = dtype or checkpoint_dtype(checkpoint)
     model = build_shell(checkpoint, dtype)
     reader = Checkpoint(checkpoint, model)
     _check_dtypes(reader, model, dtype)
+    return _Plan(reader, model, dtype)
+
+
+def _convert(plan: _Plan, out: Path, progress: Progress | None) -> ExpertStore:
     try:
         with folder_appears(out) as partial:
-            stored = _write(reader, model, partial, dtype, progress)
+            stored = _write(plan.reader, plan.model, partial, plan.dtype, progress)
             affinity.build_tables(stored)
     except OSError as error:
         raise _not_writable(out, error) from error
