@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 
 from harness.machine.page_cache import drop_page_cache
+from harness.machine.storage import Storage
 from harness.timestamp import now
 from reports.results.record import Ceilings
 from specmoe.files import cache_dir
@@ -42,6 +43,7 @@ def calibrate(threads: int, size_bytes: int = 1 << 30, show: Callable[[str], Non
     torch.set_num_threads(threads)
     try:
         on_gpu = torch.cuda.is_available()
+        show(f"{'cache folder':24} {cache_dir()} is on {Storage.of(cache_dir())}")
         measured = Ceilings(
             date=now(),
             disk_read_gb_s=_shown(show, "disk, O_DIRECT", "GB/s", disk_read_gb_s(cache_dir(), size_bytes)),
@@ -66,12 +68,16 @@ def _shown(show: Callable[[str], None], what: str, unit: str, value: float | Non
 
 
 def disk_read_gb_s(folder: Path, size_bytes: int) -> float | None:
-    """Sequential O_DIRECT reads by one and by two threads, the faster of both, in GB/s; None without O_DIRECT.
+    """Sequential O_DIRECT reads by one and by two threads, the faster of both, in GB/s.
+
+    None without O_DIRECT, and for a folder in memory (tmpfs), which is no disk.
 
     Raises:
         ValueError: less than twice ``size_bytes`` free in ``folder``.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    if Storage.of(folder).in_memory:
+        return None
     if shutil.disk_usage(folder).free < 2 * size_bytes:
         raise ValueError(f"less than {2 * size_bytes / 1e9:.1f} GB free in {folder}: free some, or set SPECMOE_CACHE")
     blocks = max(2, size_bytes // BLOCK_BYTES)

@@ -17,6 +17,7 @@ from harness.machine import ceilings, environment, limits, proc
 from harness.machine.energy import Rapl
 from harness.machine.gpu import Gpu
 from harness.machine.perf_events import MemoryCounters
+from harness.machine.storage import Storage
 from harness.machine.throttle import Throttle
 from specmoe.files import cache_dir
 
@@ -65,11 +66,18 @@ def _storage() -> Iterator[Check]:
         free = shutil.disk_usage(folder).free
         fix = "free some space, or set SPECMOE_CACHE to a folder on another disk"
         yield Check("disk space", free > SPACE_BYTES, f"{free / 1e9:.1f} GB free in {folder}", fix)
+        yield _medium(folder)
         yield _direct_io(folder)
         yield _read_ahead(environment.read_ahead_kib(folder))
     except OSError as error:
         yield Check("cache folder", False, f"{folder}: {error.strerror}", "set SPECMOE_CACHE to a writable folder")
     yield _calibration()
+
+
+def _medium(folder: Path) -> Check:
+    storage = Storage.of(folder)
+    fix = "set SPECMOE_CACHE to a folder on a disk, or results of systems that read a disk describe memory"
+    return Check("disk", not storage.in_memory, f"{folder} is on {storage}", fix)
 
 
 def _direct_io(folder: Path) -> Check:

@@ -11,6 +11,7 @@ from pathlib import Path
 from reports.results.metrics import Context, Metrics, combine
 from reports.results.record import Ceilings, Cell, Usage
 from reports.results.repetition import Repetition
+from reports.results.tier import from_host_memory
 from specmoe.offload.store import ExpertStore
 
 
@@ -54,8 +55,8 @@ def measured(
 
 def _link_ceiling(cell: Cell, ceilings: Ceilings | None, disk: float | None) -> float | None:
     """The ceiling of the medium that experts cross: PCIe if a GPU is fed from host memory, else the disk."""
-    from_host = str(cell.options.get("device", "cpu")).startswith("cuda") and cell.options.get("slow_tier") != "disk"
-    if from_host:
+    on_gpu = str(cell.options.get("device", "cpu")).startswith("cuda")
+    if on_gpu and from_host_memory(cell.options):
         return ceilings.pcie_to_gpu_gb_s if ceilings else None
     return disk
 

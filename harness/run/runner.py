@@ -91,7 +91,7 @@ class Runner:
         cells = plan(experiment, store.slot_bytes, store.total_experts)
         for name in set(experiment.prompts):  # a missing prompt set is refused here rather than in every worker
             prompts.load(files.prompts(name))
-        session = Session.start(experiment, Weights.of(files.checkpoint, store), command)
+        session = Session.start(experiment, Weights.of(files.checkpoint, store), files.store, command)
         known = {} if builds is None else builds
         return cls(experiment, out, files, cells, session, executor or LocalExecutor(), show, known)
 

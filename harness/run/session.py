@@ -5,10 +5,12 @@ from __future__ import annotations
 import hashlib
 import uuid
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from baselines import registry
 from harness.machine import ceilings, environment
+from harness.machine.storage import Storage
 from harness.plan.experiment import Experiment
 from harness.plan.schedule import Unit
 from harness.run.job import Answer
@@ -17,6 +19,7 @@ from harness.run.metrics import Weights, measured
 from reports.results.metrics import Metrics
 from reports.results.record import Ceilings, Cell, Limit, Record
 from reports.results.repetition import Repetition
+from reports.results.tier import not_from_disk
 
 
 @dataclass(frozen=True)
@@ -30,9 +33,10 @@ class Session:
     session_id: str = field(default_factory=lambda: uuid.uuid4().hex[:12])
 
     @classmethod
-    def start(cls, experiment: Experiment, weights: Weights, command: str | None) -> Session:
-        """Capture the environment; ``command`` is what a user would type for this run."""
+    def start(cls, experiment: Experiment, weights: Weights, store: Path, command: str | None) -> Session:
+        """Capture the environment, with the file system of ``store``; ``command`` is what a user would type."""
         facts = environment.capture() | {"seed": experiment.seed} | ({"command": command} if command else {})
+        facts["store_filesystem"] = str(Storage.of(store))
         return cls(experiment, facts, ceilings.latest(), weights)
 
     @property
@@ -63,7 +67,7 @@ class Session:
             metrics=metrics,
             repetitions=repetitions,
             phases_s=answer.phases_s,
-            notes=answer.notes,
+            notes=answer.notes + tier_notes(metrics, cell),
             environment=self.environment,
             config=self.experiment.model_dump(mode="json"),
             attempt=attempt,
@@ -84,6 +88,15 @@ class Session:
             answer.status = "failed"
             answer.error = f"the system reported invalid figures ({' '.join(str(error).split())}): fix its adapter"
             return [], None
+
+
+def tier_notes(metrics: Metrics | None, cell: Cell) -> list[str]:
+    """A note where the experts of a cell came from memory although its slow tier should be a disk."""
+    if metrics is None or not not_from_disk(metrics.link_bytes, metrics.kernel_read_bytes, cell.options):
+        return []
+    moved, read = (metrics.link_bytes or 0) / 1e6, (metrics.kernel_read_bytes or 0) / 1e6
+    counts = f"{moved:.1f} MB of experts crossed the link, the kernel read {read:.1f} MB from a disk"
+    return [f"{counts}: the slow tier was memory, or this kernel does not count reads"]
 
 
 def not_measured(answer: Answer, reason: str) -> Outcome:

@@ -105,6 +105,8 @@ def _setup(summary: pd.DataFrame, frame: pd.DataFrame) -> list[tuple[str, str]]:
         ("Rounds", span_text(rounds)),
         ("Threads", str(first["threads"] or NONE)),
     ]
+    media = {str((record.get("environment") or {}).get("store_filesystem") or "") for record in frame["record"]} - {""}
+    facts += [("File system of the experts", ", ".join(sorted(media)))] if media else []
     return facts + ([("Machine", str(first["host"]))] if first["host"] else [])
 
 

@@ -7,6 +7,7 @@ import pandas as pd
 from reports.results.load import finished
 from reports.results.roles import Row
 from reports.results.stats import FEW_ROUNDS
+from reports.results.tier import not_from_disk
 from reports.wording.tables import system_text
 
 UNSTEADY = 1.3  # largest round over smallest
@@ -25,6 +26,7 @@ def caveats(summary: pd.DataFrame, frame: pd.DataFrame) -> list[str]:
         _conclusive(ok),
         _fidelity(ok),
         _budgets(ok),
+        _tier(frame),
         _environment(frame),
     )
     return [sentence for found in checks for sentence in found]
@@ -93,6 +95,26 @@ def _fidelity(ok: list[Row]) -> list[str]:
 def _budgets(ok: list[Row]) -> list[str]:
     over = [row for row in ok if row["peak_device_expert_bytes_high"] > row["expert_budget_bytes"]]
     return [f"Expert bytes on the device exceed the budget: {_names(over)}."] if over else []
+
+
+def _tier(frame: pd.DataFrame) -> list[str]:
+    """Cells whose slow tier should be a disk although the kernel read much less than crossed the link."""
+    ok = finished(frame)
+    counts = zip(ok["title"], ok["link_bytes"], ok["kernel_read_bytes"], ok["record"], strict=True)
+    memory = sorted(
+        {
+            str(title)
+            for title, link, kernel, record in counts
+            if not (pd.isna(link) or pd.isna(kernel))
+            and not_from_disk(link, kernel, record["cell"].get("options") or {})
+        }
+    )
+    if not memory:
+        return []
+    return [
+        f"The slow tier was memory, not a disk, or the kernel does not count reads: it read much less than crossed the "
+        f"link ({', '.join(memory)}). Put the cache folder (SPECMOE_CACHE) on a disk."
+    ]
 
 
 def _environment(frame: pd.DataFrame) -> list[str]:

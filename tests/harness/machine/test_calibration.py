@@ -20,7 +20,8 @@ def test_a_calibration_measures_every_ceiling_and_cleans_up(cache: Path) -> None
     assert measured.memory_gb_s > measured.dram_copy_gb_s * 0.5
     assert set(measured.gemm_tflop_s) == {"float32", "bfloat16", "float16"}
     assert (measured.pcie_to_gpu_gb_s is not None) == torch.cuda.is_available()
-    assert len(lines) == 8
+    assert len(lines) == 9
+    assert f"{cache} is on " in lines[0]
     assert list(cache.iterdir()) == []
 
 

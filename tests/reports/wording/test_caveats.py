@@ -5,6 +5,10 @@ from __future__ import annotations
 import warnings
 from pathlib import Path
 
+import pytest
+
+from harness.run.session import tier_notes
+from reports.pages.sections import section
 from reports.wording.tables import markdown, tables
 from reports.wording.warnings import caveats
 from tests.reports.records import experiment, record, summary_of
@@ -42,3 +46,24 @@ def test_a_spread_too_wide_to_conclude_gets_a_caveat(tmp_path: Path) -> None:
     summary, frame = summary_of(tmp_path / "b", calm)
     assert summary[summary["system"] == "specmoe"]["stability"].tolist() == ["stable"]
     assert not any("vary too much" in caveat for caveat in caveats(summary, frame))
+
+
+@pytest.mark.parametrize(
+    ("kernel_read_bytes", "options", "expected"),
+    [(0, {}, True), (4e6, {}, True), (10e6, {}, False), (0, {"slow_tier": "host"}, False), (None, {}, False)],
+)
+def test_experts_that_the_kernel_did_not_read_get_a_note_and_a_caveat(
+    kernel_read_bytes: float | None, options: dict[str, str], expected: bool, tmp_path: Path
+) -> None:
+    entry = record("specmoe", 5, options=options)
+    assert entry.metrics is not None
+    change = {"link_bytes": 10_000_000, "kernel_read_bytes": kernel_read_bytes and int(kernel_read_bytes)}
+    entry = entry.model_copy(update={"metrics": entry.metrics.model_copy(update=change)})
+    assert any("slow tier was memory" in note for note in tier_notes(entry.metrics, entry.cell)) is expected
+    assert any("memory, not a disk" in c for c in caveats(*summary_of(tmp_path, [entry]))) is expected
+
+
+def test_the_setup_names_the_file_system_of_the_experts(tmp_path: Path) -> None:
+    entry = record("specmoe", 5, environment={"store_filesystem": "tmpfs: memory, not a disk"})
+    shown = section(0, *summary_of(tmp_path, [entry]), [], "name")
+    assert ("File system of the experts", "tmpfs: memory, not a disk") in shown.setup
