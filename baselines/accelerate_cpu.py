@@ -1,4 +1,4 @@
-"""Hugging Face accelerate's CPU offload: experts modules in host memory, copied to the GPU at every visit.
+"""Hugging Face accelerate's CPU offload: experts modules in host memory, copied to the GPU in every pass.
 
 Without a GPU the device is host memory as well: the hooks run but no byte crosses a link, and all experts count
 against the process limit.  The card's grain is the unit that moves where there is a GPU.

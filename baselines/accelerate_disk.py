@@ -1,7 +1,7 @@
 """Hugging Face accelerate's disk offload: experts modules on disk, mapped by hooks around ``forward``.
 
-Its grain is the module: transformers 5 keeps all experts of a layer in one module, and the hook maps all of them at
-every visit.  On a CPU the hook maps files, so the page cache and the experts implementation decide which bytes are
+Its grain is the module: transformers 5 keeps all experts of a layer in one module, and the hook maps all of them in
+every pass.  On a CPU the hook maps files, so the page cache and the experts implementation decide which bytes are
 read; the kernel's counters record how many.
 """
 

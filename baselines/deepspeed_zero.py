@@ -68,7 +68,7 @@ class DeepSpeedZeroSystem(DeepSpeedSystem):
     card: ClassVar[CapabilityCard] = CapabilityCard(
         name="deepspeed-zero",
         title="DeepSpeed ZeRO-Inference",
-        summary="ZeRO stage 3, parameters on NVMe or in host memory; gathers all experts of a block at every visit",
+        summary="ZeRO stage 3, parameters on NVMe or in host memory; gathers all experts of a block in every pass",
         grain="layers",
         knows_budget=False,
         build_options=("offload",),

@@ -1,4 +1,4 @@
-"""Whole-layer streaming: every visit of a MoE layer copies all its experts, used or not.
+"""Whole-layer streaming: every pass of a MoE layer copies all its experts, used or not.
 
 All layers share one buffer of the size of the largest layer.  A hook fills it through ``specmoe``'s link before each
 experts module runs; transformers' own experts function then computes on views of that buffer.
@@ -49,7 +49,7 @@ class NaiveSystem(GreedySystem):
     card: ClassVar[CapabilityCard] = CapabilityCard(
         name="naive",
         title="whole-layer streaming",
-        summary="copies all experts of a layer at every visit, keeps one layer",
+        summary="copies all experts of a layer in every pass, keeps one layer",
         grain="layers",
         knows_budget=True,
     )

@@ -52,7 +52,8 @@ class Judgement:
 
     def __str__(self) -> str:
         mean = "" if self.overall.median is None else f", geometric mean of time {self.overall.median:.3f}×"
-        return "\n".join([*map(str, self.findings), f"{self.verdict} (evaluated {self.evaluations} times){mean}"])
+        evaluations = "1 evaluation" if self.evaluations == 1 else f"{self.evaluations} evaluations"
+        return "\n".join([*map(str, self.findings), f"{self.verdict} (after {evaluations}){mean}"])
 
 
 def gate(evidence: Iterator[Evidence], max_slowdown: float) -> Judgement:

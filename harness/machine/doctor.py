@@ -127,7 +127,7 @@ def _counters() -> Iterator[Check]:
 
 def _noise() -> Iterator[Check]:
     governor = environment.capture()["governor"]
-    found = governor or "not visible here"
+    found = governor or "no frequency scaling visible"
     yield Check("CPU governor", governor in (None, "performance"), found, "cpupower frequency-set -g performance")
     load, cores = os.getloadavg()[0], os.cpu_count() or 1
     fix = "stop other programs; ratios within a round stay valid, but confidence intervals widen"

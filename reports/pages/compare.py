@@ -70,9 +70,13 @@ def compare(first: Path, second: Path, reference: str = REFERENCE) -> Comparison
     In a file without it, the first system of the experiment replaces it; it must be the same in both files.
 
     Raises:
-        ReportError: a file cannot be read, or no cell finished in both.
+        ReportError: a file cannot be read, no cell finished in both, or a ``reference`` other than the default is in
+            neither file.
     """
     frames = [configured_order(load([path])) for path in (first, second)]
+    systems = dict.fromkeys(system for frame in frames for system in frame["system"])
+    if reference not in (REFERENCE, *systems):
+        raise ReportError(f"no result of the reference {reference!r} in either file: use one of {', '.join(systems)}")
     machines = [_machines(frame) for frame in frames]
     same = machines[0] == machines[1] and len(machines[0]) == 1 and any(map(bool, next(iter(machines[0]))))
     keys = [{_key(row) for row in frame.to_dict("records")} for frame in frames]

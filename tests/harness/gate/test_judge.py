@@ -43,6 +43,12 @@ def test_few_rounds_cannot_tell_however_clear_they_look() -> None:
     assert "3 of at least 6 rounds" in str(judgement)
 
 
+def test_it_says_how_often_it_evaluated() -> None:
+    evidence = Evidence(rounds(10), rounds(3), paired=False)
+    assert "cannot tell (after 1 evaluation)" in str(judge(evidence, 0.05, evaluations=1))
+    assert "cannot tell (after 2 evaluations)" in str(judge(evidence, 0.05, evaluations=2))
+
+
 def test_paired_revisions_are_compared_round_by_round() -> None:
     then = rounds(8, seed=4)
     slower = [

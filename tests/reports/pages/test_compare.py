@@ -94,6 +94,12 @@ def test_runs_with_nothing_in_common_are_refused(tmp_path: Path) -> None:
         both(tmp_path, run(20, 10), run(20, 10, model="another"))
 
 
+def test_a_reference_that_neither_file_has_is_refused(tmp_path: Path) -> None:
+    a, b = (write(tmp_path / f"{name}.jsonl", *run(20, 10)) for name in "ab")
+    with pytest.raises(ReportError, match="no result of the reference 'fastest' in either file: use one of"):
+        compare(a, b, reference="fastest")
+
+
 def test_the_command_prints_and_writes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     a, b = (write(tmp_path / f"{n}.jsonl", *run(20, 10, where)) for n, where in (("a", HERE), ("b", THERE)))
     assert cli.main(["compare", str(a), str(b), "--out", str(tmp_path / "deep" / "compare.md")]) == 0
