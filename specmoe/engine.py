@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal
+from typing import Any, Literal, ParamSpec, TypeVar
 
 import torch
 from transformers import GenerationConfig, PreTrainedModel
@@ -18,6 +20,7 @@ from specmoe.control.controller import Adaptive, Controller, Fixed
 from specmoe.drafters import make_drafter
 from specmoe.drafting import calibration
 from specmoe.drafting.calibration import Calibration
+from specmoe.errors import SpecMoEError
 from specmoe.generation import merge, plain_settings
 from specmoe.inputs import FromConfig, StopTokens, check_prompts, infer_mask, resolve_limits
 from specmoe.meter import Meter
@@ -38,6 +41,9 @@ from specmoe.speculate import decode, prefill
 from specmoe.stats import GenerationStats
 from specmoe.timeline import Timeline
 
+P = ParamSpec("P")
+T = TypeVar("T")
+
 
 @dataclass
 class GenerateOutput(ModelOutput):  # type: ignore[misc]
@@ -45,6 +51,22 @@ class GenerateOutput(ModelOutput):  # type: ignore[misc]
 
     sequences: torch.Tensor | None = None
     stats: GenerationStats | None = None
+
+
+def _one_call_at_a_time(method: Callable[P, T]) -> Callable[P, T]:
+    """Refuse a call of a ``SpecMoE`` method while another one runs: its slots and caches serve one call."""
+
+    @functools.wraps(method)
+    def guarded(*args: P.args, **kwargs: P.kwargs) -> T:
+        busy: threading.Lock = args[0]._busy  # type: ignore[attr-defined]
+        if not busy.acquire(blocking=False):
+            raise SpecMoEError("this engine is already generating: wait for that call, or load a second engine")
+        try:
+            return method(*args, **kwargs)
+        finally:
+            busy.release()
+
+    return guarded
 
 
 class SpecMoE:
@@ -58,6 +80,7 @@ class SpecMoE:
         self.store = store
         self.options = options
         self._parts = parts
+        self._busy = threading.Lock()
         self._state = parts.state
 
     @property
@@ -121,6 +144,7 @@ class SpecMoE:
         checkpoint.load_non_experts(tier.torch_device)
         return cls(model, expert_store, options, assemble(model, expert_store, options, budget, tier, slow_tier))
 
+    @_one_call_at_a_time
     @torch.inference_mode()
     def generate(
         self,
@@ -169,6 +193,7 @@ class SpecMoE:
                 ``repetition_penalty=1.0`` to overrule a value of the file.
 
         Raises:
+            SpecMoEError: another call on this engine has not ended yet.
             UnsupportedModelError: rotary positions that change with length, and rows that reach the change.
             OptionError: a setting that this engine does not support, or an unknown one.
             ValueError: shapes that do not match, an empty row, padding on the right, a limit below one new token,

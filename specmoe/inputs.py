@@ -38,6 +38,8 @@ def check_prompts(input_ids: torch.Tensor, mask: torch.Tensor) -> None:
         raise ValueError(
             f"input_ids {tuple(input_ids.shape)} and attention_mask {tuple(mask.shape)} must both be [B, S]"
         )
+    if input_ids.numel() == 0:
+        raise ValueError(f"input_ids {tuple(input_ids.shape)} is empty: give at least one row of at least one token")
     if not bool(mask.any(dim=1).all()):
         raise ValueError("a row of attention_mask is all zeros: every row needs a token")
     if bool((mask[:, 1:] < mask[:, :-1]).any()):

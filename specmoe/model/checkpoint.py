@@ -214,11 +214,11 @@ def checkpoint_files(path: Path) -> list[Path]:
     """The safetensors files of a checkpoint folder, in index order.
 
     Raises:
-        UnsupportedModelError: no safetensors there, or a listed shard is missing.
+        UnsupportedModelError: no safetensors there, a malformed index, or a listed shard is missing.
     """
     index = path / "model.safetensors.index.json"
     if index.exists():
-        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        names = _listed_shards(index)
     elif (path / "model.safetensors").exists():
         names = ["model.safetensors"]
     else:
@@ -227,3 +227,17 @@ def checkpoint_files(path: Path) -> list[Path]:
     if missing:
         raise UnsupportedModelError(f"{path} lacks the shard {missing[0]}: download it again")
     return [path / name for name in names]
+
+
+def _listed_shards(index: Path) -> list[str]:
+    try:
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        if not names or not all(isinstance(name, str) and name for name in names):
+            raise ValueError("no shards are listed")
+        if any(Path(name).is_absolute() or ".." in Path(name).parts for name in names):
+            raise ValueError("a shard is outside the folder")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise UnsupportedModelError(
+            f"{index} is not an index of safetensors files ({type(error).__name__}: {error}): download it again"
+        ) from error
+    return names

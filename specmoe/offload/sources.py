@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
+import warnings
 from typing import Protocol
 
 import torch
 
 from specmoe.errors import StoreError
-from specmoe.offload.device import Device, host_bytes
+from specmoe.offload.device import PAGE_BYTES, Device, host_bytes
 from specmoe.offload.store import ExpertStore
+
+_DIRECT_REFUSED = {errno.EINVAL, errno.EOPNOTSUPP}
 
 
 class Source(Protocol):
@@ -33,9 +38,9 @@ class Source(Protocol):
 class DiskSource:
     """Reads a store's files past the page cache.
 
-    With O_DIRECT, reads go straight into the (page-aligned) target.  If the file system refuses it, reads are
-    buffered and their pages dropped afterwards, so that the page cache does not become a hidden tier;
-    ``direct`` tells which of the two is used.
+    With O_DIRECT, reads go straight into the (page-aligned) target.  If the file system refuses it, on opening or at
+    a read, or ends a read inside a page, reads are buffered from then on and their pages dropped afterwards, so that
+    the page cache does not become a hidden tier; ``direct`` tells which of the two is used.
     """
 
     def __init__(self, store: ExpertStore) -> None:
@@ -56,7 +61,18 @@ class DiskSource:
         file, offset = self._files[layer], expert * spec.stride_bytes
         done = 0
         while done < spec.stride_bytes:
-            count = os.preadv(file, [out[done : spec.stride_bytes]], offset + done)
+            try:
+                count = os.preadv(file, [out[done : spec.stride_bytes]], offset + done)
+            except OSError as error:
+                if not (self.direct and error.errno in _DIRECT_REFUSED):
+                    raise StoreError(
+                        f"{self.store.layer_file(layer)} cannot be read ({error.strerror}): check its disk, "
+                        "or delete the store folder and convert the checkpoint again"
+                    ) from error
+                self._read_buffered()
+                continue
+            if self.direct and count % PAGE_BYTES:
+                self._read_buffered()  # the rest begins inside a page, where O_DIRECT cannot read
             if count == 0:
                 raise StoreError(
                     f"{self.store.layer_file(layer)} ended inside expert {expert}: "
@@ -66,6 +82,13 @@ class DiskSource:
         if not self.direct:
             os.posix_fadvise(file, offset, spec.stride_bytes, os.POSIX_FADV_DONTNEED)
         return done
+
+    def _read_buffered(self) -> None:
+        """Read through the page cache from now on; the open files stay open."""
+        for file in self._files:
+            fcntl.fcntl(file, fcntl.F_SETFL, fcntl.fcntl(file, fcntl.F_GETFL) & ~os.O_DIRECT)
+        self.direct = False
+        warnings.warn(f"{self.store.path}: direct reads (O_DIRECT) fail, reads are buffered from now on", stacklevel=2)
 
     def view(self, layer: int, expert: int) -> torch.Tensor | None:
         return None

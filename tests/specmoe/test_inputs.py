@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 
 import pytest
 import torch
 from transformers import PreTrainedModel
 
-from specmoe import BudgetError, ExpertStore, SpecMoE
+from specmoe import BudgetError, ExpertStore, SpecMoE, SpecMoEError
 from tests.conftest import prompts
 
 
@@ -53,5 +54,32 @@ def test_malformed_prompts_are_refused(tiny: tuple[Path, PreTrainedModel], store
             engine.generate(ids, torch.zeros_like(mask))
         with pytest.raises(ValueError, match="must both be"):
             engine.generate(ids, mask[:, 1:])
+        for empty in (ids[:0], ids[:, :0]):
+            with pytest.raises(ValueError, match="is empty: give at least one row"):
+                engine.generate(empty)
         with pytest.raises(ValueError, match="leaves no room: ask for at least 1 new token"):
             engine.generate(ids, mask, max_new_tokens=0)
+
+
+def test_a_second_call_while_one_runs_is_refused_and_the_first_is_unharmed(
+    tiny: tuple[Path, PreTrainedModel], store: ExpertStore
+) -> None:
+    ids, mask = prompts(2)
+    refused: list[str] = []
+    with SpecMoE.from_pretrained(tiny[0], store=store.path, gamma=0) as engine:
+        expected = engine.generate(ids, mask, max_new_tokens=3).sequences
+
+        def second_call() -> None:
+            with pytest.raises(SpecMoEError, match="already generating: wait for that call") as error:
+                engine.generate(ids, mask, max_new_tokens=3)
+            refused.append(str(error.value))
+
+        def in_another_thread() -> None:
+            thread = threading.Thread(target=second_call)
+            thread.start()
+            thread.join()
+
+        output = engine.generate(ids, mask, max_new_tokens=3, on_first_token=in_another_thread)
+        assert len(refused) == 1
+        assert torch.equal(output.sequences, expected)
+        engine.generate(ids, mask, max_new_tokens=1)

@@ -112,3 +112,25 @@ def _anonymous_bytes() -> int:
     ctypes.CDLL(None).malloc_trim(0)
     status = Path("/proc/self/status").read_text()
     return int(next(line for line in status.splitlines() if line.startswith("RssAnon")).split()[1]) * 1024
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[]",
+        "{}",
+        '{"weight_map": []}',
+        '{"weight_map": {}}',
+        '{"weight_map": {"a": 1}}',
+        '{"weight_map": {"a": "../b"}}',
+    ],
+)
+def test_a_malformed_index_is_refused_with_its_name(
+    text: str, tiny: tuple[Path, PreTrainedModel], tmp_path: Path
+) -> None:
+    shutil.copytree(tiny[0], tmp_path / "model", ignore=shutil.ignore_patterns("*store*"))
+    (tmp_path / "model" / "model.safetensors.index.json").write_text(text)
+    with pytest.raises(UnsupportedModelError, match=r"index\.json is not an index .* download it again"):
+        build_store(tmp_path / "model", tmp_path / "store")
+    assert not (tmp_path / "store").exists()
