@@ -86,7 +86,7 @@ def load_generation_config(folder: Path) -> GenerationConfig:
     Raises:
         UnsupportedModelError: a file that is not valid.
     """
-    if not (folder / FILE).exists():
+    if not (folder / FILE).exists():  # config.json was valid when the model was built
         return GenerationConfig.from_pretrained(folder, config_file_name="config.json", _from_model_config=True)
     try:
         return GenerationConfig.from_pretrained(folder)
@@ -112,7 +112,7 @@ def merge(model: GenerationConfig, call: GenerationConfig | None, settings: dict
             neutral = _NEUTRAL.get(name, (None,))[0]
             raise OptionError(
                 f"generation setting {name}={str(value)[:60]} is not supported: pass {name}={neutral!r} to generate, "
-                f"or remove it from {FILE}"
+                f"or remove it from {FILE} or config.json"
             )
     return merged
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, GenerationConfig
 
 from specmoe import OptionError, SpecMoE
 from specmoe.errors import UnsupportedModelError
@@ -197,9 +197,17 @@ def test_refusals_come_before_anything_runs(checkpoint: Path) -> None:
         engine.calibrate(ids, mask)
 
 
-def test_a_malformed_file_is_refused(tiny: tuple[Path, PreTrainedModel], tmp_path: Path) -> None:
+def test_malformed_settings_are_refused(tmp_path: Path) -> None:
     build("qwen3", tmp_path)
-    _write(tmp_path, "{")
-    with pytest.raises(UnsupportedModelError, match=r"generation_config.json is not valid .* correct or remove it"):
+    for text in ("{", "[]", '{"max_new_tokens": 0}'):
+        _write(tmp_path, text)
+        with pytest.raises(
+            UnsupportedModelError, match=r"generation_config.json is not valid .*: correct or remove it"
+        ):
+            _engine(tmp_path)
+    (tmp_path / "generation_config.json").unlink()
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"max_new_tokens": -1}))
+    with pytest.raises(UnsupportedModelError, match="max_new_tokens.* must be greater than 0"):
         _engine(tmp_path)
     assert not (tmp_path / "store").exists()
