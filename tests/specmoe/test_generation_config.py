@@ -208,6 +208,6 @@ def test_malformed_settings_are_refused(tmp_path: Path) -> None:
     (tmp_path / "generation_config.json").unlink()
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | {"max_new_tokens": -1}))
-    with pytest.raises(UnsupportedModelError, match="max_new_tokens.* must be greater than 0"):
+    with pytest.raises(UnsupportedModelError, match=r"max_new_tokens.* must be greater than 0"):
         _engine(tmp_path)
     assert not (tmp_path / "store").exists()
