@@ -27,6 +27,7 @@ def write(results: Sequence[Path], out: Path, title: str | None = None) -> None:
     from reports import write_report
 
     paths = write_report(results, out, title)
-    print(paths.overview)
+    if paths.overview:
+        print(paths.overview)
     print(f"markdown: {paths.markdown}")
     print(f"page: {paths.page}")

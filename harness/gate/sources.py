@@ -32,7 +32,7 @@ def of(
     """The evidence for a decision against a baseline: ``results``, reruns in ``out``, or runs of two revisions.
 
     Raises:
-        RecordError: the baseline cannot be read.
+        RecordError: the baseline cannot be read, or has no ``reference`` other than the default.
         ValueError: options that contradict each other.
     """
     then = counted(ResultFile(against).read())
@@ -40,6 +40,9 @@ def of(
         raise ValueError(f"--max-rounds {max_rounds}: at least one round is needed")
     if results and revision:
         raise ValueError("--results and --revision exclude each other: compare files, or run two revisions")
+    systems = dict.fromkeys(record.cell.system for record in then)
+    if reference not in (REFERENCE, *systems):
+        raise RecordError(f"no result of the reference {reference!r} in the baseline: use one of {', '.join(systems)}")
     if results:
         return recorded(then, results, reference)
     out = out or Path("results") / "check" / time.strftime("%Y%m%d-%H%M%S")

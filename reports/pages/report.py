@@ -24,7 +24,7 @@ TITLE = "Mixture-of-Experts inference under a memory limit"
 class ReportPaths:
     """Files of a report; beside every figure (PNG) lie an SVG and a CSV of the same name.
 
-    ``overview`` is the table of headline results as plain text, for a terminal.
+    ``overview`` is the table of headline results as plain text, for a terminal; "" without results of SpecMoE.
     """
 
     page: Path
@@ -62,7 +62,8 @@ def write_report(results: Sequence[Path], out_dir: Path, title: str | None = Non
     write_text(page, render.html(content))
     write_text(markdown, render.markdown(content))
     shown = [*(f for s in content.sections for f in s.figures), *(f for p in content.parts for f in p.figures)]
-    return ReportPaths(page, markdown, [figure.png for figure in shown], plain(content.overview))
+    headline = plain(content.overview) if content.overview.rows else ""
+    return ReportPaths(page, markdown, [figure.png for figure in shown], headline)
 
 
 def _sections(frame: pd.DataFrame, summary: pd.DataFrame, folder: Path) -> list[sections.Section]:

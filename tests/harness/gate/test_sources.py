@@ -148,3 +148,11 @@ def test_a_speed_of_zero_gives_no_ratio() -> None:
     ]
     assert Evidence(then, stopped, paired=True).slowdowns() == {}
     assert Evidence(then, stopped, paired=False).slowdowns() == {}
+
+
+def test_a_reference_that_the_baseline_lacks_is_refused(tmp_path: Path) -> None:
+    baseline = tmp_path / "baseline.jsonl"
+    for line in rounds(6):
+        ResultFile(baseline).append(line)
+    with pytest.raises(RecordError, match="no result of the reference 'fastest' in the baseline: use one of"):
+        sources.of(baseline, results=baseline, reference="fastest")

@@ -137,3 +137,10 @@ def test_a_json_file_that_is_not_a_projection_is_refused(tmp_path: Path) -> None
     (tmp_path / "x.json").write_text("{}")
     with pytest.raises(ReportError, match=r"x\.json"):
         write_report([write(tmp_path / "a.jsonl", record("on-demand", 4)), tmp_path / "x.json"], tmp_path / "out")
+
+
+def test_an_experiment_without_specmoe_has_no_headline_table_in_the_terminal(tmp_path: Path) -> None:
+    alone = write_report([write(tmp_path / "a.jsonl", record("on-demand", 4))], tmp_path / "alone")
+    both = write_report([write(tmp_path / "b.jsonl", record("on-demand", 4), record("specmoe", 8))], tmp_path / "both")
+    assert alone.overview == ""
+    assert both.overview.startswith("experiment")
