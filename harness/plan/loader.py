@@ -66,11 +66,14 @@ def _find(named: str) -> Path:
 
 def _read(path: Path) -> Any:
     try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
+        payload = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"cannot read {path} ({error.strerror}): name another file") from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: bad UTF-8, bad dates, huge integers
         raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(payload, dict):
+        raise ConfigError(f"{path} is no experiment or suite: write its fields as key: value")
+    return payload
 
 
 def _suite_of_one(experiment: Experiment) -> dict[str, Any]:

@@ -56,7 +56,7 @@ def read_lines(path: Path, stacklevel: int = 3) -> Iterator[tuple[int, Any]]:
         OSError: the file cannot be read.
         ValueError: a line of a schema unknown to this release.
     """
-    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").split("\n"), start=1):
+    for number, line in enumerate(path.read_text(encoding="utf-8-sig", errors="replace").split("\n"), start=1):
         if not line.strip():
             continue
         try:

@@ -34,6 +34,13 @@ def test_packaged_suites_name_systems_and_options_that_exist(name: str) -> None:
         assert plan(experiment, slot_bytes=1000, total_slots=1000)
 
 
+@pytest.mark.parametrize("text", ["", "- 1", "smoke"])
+def test_a_file_without_fields_is_refused_in_plain_words(file: Path, text: str) -> None:
+    file.write_text(text)
+    with pytest.raises(ConfigError, match=r"e\.yaml is no experiment or suite: write its fields as key: value"):
+        load(str(file), ["rounds=1"])
+
+
 def test_an_experiment_is_a_suite_of_one(file: Path) -> None:
     suite = load(str(file), ["rounds=7"])
     assert suite.single

@@ -37,6 +37,13 @@ def test_a_line_torn_by_a_kill_costs_only_itself(cut: int) -> None:
             assert [r.round for r in file.read()] == [0, 1, 2]
 
 
+def test_a_byte_order_mark_costs_no_record(tmp_path: Path) -> None:
+    file = ResultFile(tmp_path / "results.jsonl")
+    file.append(bare_record(0))
+    file.path.write_bytes(b"\xef\xbb\xbf" + file.path.read_bytes().replace(b"\n", b"\r\n"))
+    assert file.read() == [bare_record(0)]
+
+
 def test_a_malformed_record_names_line_field_and_fix(tmp_path: Path) -> None:
     file = ResultFile(tmp_path / "r.jsonl")
     file.append(bare_record())
