@@ -28,6 +28,7 @@ from specmoe.model.convert import build_store
 from specmoe.offload.store import INDEX, ExpertStore
 from tests.harness.experiments import MINIMAL
 from tests.reports.records import bare_record
+from workloads.models import store_path
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=12),
@@ -214,7 +215,7 @@ class TestStores:
     ) -> None:
         with folder() as place, pytest.MonkeyPatch.context() as patch:
             patch.setenv("SPECMOE_CACHE", str(place / "cache"))
-            copy = place / "cache" / "stores" / f"{tiny[0].name}-float32"
+            copy = store_path(str(tiny[0]), "float32")
             shutil.copytree(store, copy)
             (copy / INDEX).write_bytes(data)
             before = contents(place)

@@ -95,6 +95,7 @@ def test_every_check_says_which_runs_it_needs() -> None:
     assert NEEDS.keys() == CHECKS.keys()
 
 
+@pytest.mark.slow
 def test_checks_hold_without_assert_statements() -> None:
     """``python -O`` drops them."""
     code = (

@@ -13,6 +13,7 @@ from reports.results.record import Ceilings
 KEPT = Ceilings(date="2026-01-01T00:00:00+00:00", disk_read_gb_s=2.0, memory_gb_s=10.0)
 
 
+@pytest.mark.slow
 def test_a_calibration_measures_every_ceiling_and_cleans_up(cache: Path) -> None:
     lines: list[str] = []
     measured = calibrate.calibrate(1, size_bytes=32 << 20, show=lines.append)

@@ -177,11 +177,12 @@ def test_an_engine_dies_with_its_worker() -> None:
 
 
 def test_peaks_are_of_the_engine_and_not_of_the_process_that_drives_it() -> None:
-    driver = subprocess.Popen([sys.executable, "-c", "import time; x = bytearray(300 << 20); time.sleep(0.6)"])
+    driver = subprocess.Popen([sys.executable, "-c", "x = bytearray(300 << 20); input()"], stdin=subprocess.PIPE)
     with _engine(subprocess.Popen) as engine:
         with Telemetry(driver.pid, period_s=0.01, engine=lambda: (engine.pid, None)) as telemetry:
             _tell(engine, "hold 100")
-            driver.wait()
+            time.sleep(0.6)  # it is held for some samples
+            driver.communicate(b"\n")
         usage = telemetry.usage()
     assert usage.peak_rss_bytes is not None
     assert 100 * MIB <= usage.peak_rss_bytes <= 200 * MIB

@@ -36,6 +36,7 @@ def claims() -> Iterator[Any]:
             yield pytest.param(family, claim, marks=marks, id=f"{family}-{claim}")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("family", "claim"), list(claims()))
 def test_the_table_is_true(family: str, claim: str) -> None:
     row, outcome = EXPECTED[family], measured(family)

@@ -16,6 +16,7 @@ from tests.specmoe.model.coverage import EXPECTED
 SUPPORTED = [family for family, row in EXPECTED.items() if not row.refused]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", SUPPORTED)
 def test_everything_loaded_equals_transformers(family: str, tmp_path: Path) -> None:
     families.build(family, tmp_path / "model")
