@@ -41,6 +41,17 @@ def test_a_file_without_fields_is_refused_in_plain_words(file: Path, text: str) 
         load(str(file), ["rounds=1"])
 
 
+def test_a_key_given_twice_is_refused_and_an_anchor_may_be_overruled(tmp_path: Path) -> None:
+    path = tmp_path / "e.yaml"
+    text = yaml.safe_dump(MINIMAL)
+    path.write_text(f"{text}rounds: 2\nrounds: 4\n")
+    with pytest.raises(ConfigError, match="rounds is given twice"):
+        load(str(path))
+    first, second = "- &first {system: on-demand, label: a}", "- {<<: *first, label: b}"
+    path.write_text(text.replace("- system: on-demand", f"{first}\n{second}"))
+    assert [entry.label for entry in load(str(path)).experiments[0].systems] == ["a", "b"]
+
+
 def test_an_experiment_is_a_suite_of_one(file: Path) -> None:
     suite = load(str(file), ["rounds=7"])
     assert suite.single
