@@ -10,6 +10,7 @@ import importlib
 import pkgutil
 import warnings
 from collections.abc import Callable
+from functools import cache
 from importlib.metadata import entry_points
 from typing import Any
 
@@ -36,6 +37,13 @@ def register(system: Any) -> Any:
 
 def systems() -> dict[str, Any]:
     """All system classes by name: those of this package, then those of other packages' entry points."""
+    _discover()
+    return dict(sorted(_SYSTEMS.items()))
+
+
+@cache
+def _discover() -> None:
+    """Import what registers systems, once per process: looking for entry points reads every installed package."""
     import baselines
 
     for module in pkgutil.iter_modules(baselines.__path__):
@@ -44,8 +52,7 @@ def systems() -> dict[str, Any]:
         try:
             entry.load()
         except Exception as error:  # a faulty package must not hide the other systems
-            warnings.warn(f"system {entry.name!r} of {entry.value} cannot be loaded: {error!r}", stacklevel=2)
-    return dict(sorted(_SYSTEMS.items()))
+            warnings.warn(f"system {entry.name!r} of {entry.value} cannot be loaded: {error!r}", stacklevel=3)
 
 
 def create(name: str, options: dict[str, Any]) -> System:
