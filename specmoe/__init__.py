@@ -8,16 +8,17 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from specmoe.engine import GenerateOutput, SpecMoE
+    from specmoe.engine import SpecMoE
     from specmoe.errors import BudgetError, OptionError, SpecMoEError, StoreError, UnsupportedModelError
     from specmoe.offload.store import ExpertStore
     from specmoe.options import SpecOptions
+    from specmoe.request import GenerateOutput
     from specmoe.timeline import Timeline
 
 _MODULES = {
     "BudgetError": "errors",
     "ExpertStore": "offload.store",
-    "GenerateOutput": "engine",
+    "GenerateOutput": "request",
     "OptionError": "errors",
     "SpecMoE": "engine",
     "SpecMoEError": "errors",

@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-import functools
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, ParamSpec, TypeVar
+from typing import Any, Literal
 
 import torch
 from transformers import GenerationConfig, PreTrainedModel
-from transformers.modeling_outputs import ModelOutput
 
 from specmoe import hub
-from specmoe.batch import OnTokens, Rows, Run
-from specmoe.control.controller import Adaptive, Controller, Fixed
+from specmoe.batch import OnTokens, Run
+from specmoe.control.controller import make_controller
 from specmoe.drafters import make_drafter
 from specmoe.drafting import calibration
 from specmoe.drafting.calibration import Calibration
-from specmoe.errors import SpecMoEError
-from specmoe.generation import merge, plain_settings
-from specmoe.inputs import FromConfig, StopTokens, check_prompts, infer_mask, resolve_limits
+from specmoe.exclusive import one_call_at_a_time
+from specmoe.generation import FromConfig, StopTokens, merge, plain_settings
 from specmoe.meter import Meter
 from specmoe.model.assemble import Assembly, assemble
 from specmoe.model.checkpoint import Checkpoint, build_shell, checkpoint_dtype
@@ -35,38 +31,10 @@ from specmoe.offload.link import Link
 from specmoe.offload.store import ExpertStore
 from specmoe.options import SpecOptions
 from specmoe.recorder import NoRecorder, Recorder
-from specmoe.sampling import Greedy, Sampler, Sampling
-from specmoe.sizes import parse_bytes
+from specmoe.request import GenerateOutput, Request
 from specmoe.speculate import decode, prefill
 from specmoe.stats import GenerationStats
 from specmoe.timeline import Timeline
-
-P = ParamSpec("P")
-T = TypeVar("T")
-
-
-@dataclass
-class GenerateOutput(ModelOutput):  # type: ignore[misc]
-    """``sequences`` (long [B, prompt + new]) as transformers returns them; ``stats`` is what the call measured."""
-
-    sequences: torch.Tensor | None = None
-    stats: GenerationStats | None = None
-
-
-def _one_call_at_a_time(method: Callable[P, T]) -> Callable[P, T]:
-    """Refuse a call of a ``SpecMoE`` method while another one runs: its slots and caches serve one call."""
-
-    @functools.wraps(method)
-    def guarded(*args: P.args, **kwargs: P.kwargs) -> T:
-        busy: threading.Lock = args[0]._busy  # type: ignore[attr-defined]
-        if not busy.acquire(blocking=False):
-            raise SpecMoEError("this engine is already generating: wait for that call, or load a second engine")
-        try:
-            return method(*args, **kwargs)
-        finally:
-            busy.release()
-
-    return guarded
 
 
 class SpecMoE:
@@ -140,11 +108,11 @@ class SpecMoE:
         folder = Path(store) if store is not None else default_store(path, dtype)
         checkpoint = Checkpoint(path, model)
         expert_store = open_or_build(path, folder, dtype, progress)
-        budget = parse_budget(expert_budget, expert_store)
+        budget = expert_store.budget_bytes(expert_budget)
         checkpoint.load_non_experts(tier.torch_device)
         return cls(model, expert_store, options, assemble(model, expert_store, options, budget, tier, slow_tier))
 
-    @_one_call_at_a_time
+    @one_call_at_a_time
     @torch.inference_mode()
     def generate(
         self,
@@ -199,70 +167,43 @@ class SpecMoE:
             ValueError: shapes that do not match, an empty row, padding on the right, a limit below one new token,
                 or a sampling value out of range.
         """
-        named = {
-            "max_new_tokens": max_new_tokens,
-            "max_length": max_length,
-            "pad_token_id": pad_token_id,
-            "do_sample": do_sample,
-            "temperature": temperature,
-            "top_k": top_k,
-            "top_p": top_p,
-        }
-        settings |= {name: value for name, value in named.items() if value is not None}
-        if eos_token_id is not FromConfig:
-            settings["eos_token_id"] = eos_token_id
-        merged = merge(self.model.generation_config, generation_config, settings)
-        mask = infer_mask(input_ids, merged) if attention_mask is None else attention_mask
-        check_prompts(input_ids, mask)
-        limits = resolve_limits(input_ids.shape, merged, getattr(self.model.config, "max_position_embeddings", None))
-        device = self.model.device
-        prompts = [row[keep.bool()].to(device) for row, keep in zip(input_ids, mask, strict=True)]
+        merged = merge(
+            self.model.generation_config,
+            generation_config,
+            settings,
+            max_new_tokens=max_new_tokens,
+            max_length=max_length,
+            eos_token_id=eos_token_id,
+            pad_token_id=pad_token_id,
+            do_sample=do_sample,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+        )
         seed = self.options.seed if seed is None else seed
-        sampler: Sampler = Sampling.of(merged, seed, device) if merged["do_sample"] else Greedy()
-        stats = self._new_stats(prompts)
-        run = self._run(prompts, limits.new_tokens, sampler, stats, timeline, recorder)
+        request = Request.of(self.model, input_ids, attention_mask, merged, seed)
+        stats = GenerationStats.start(sum(map(len, request.prompts)), self.options.gamma)
+        run = self._run(request, stats, timeline, recorder)
         with run.meter.phase(stats.prefill):
-            first = prefill(run, prompts)
-        rows = _first_rows(prompts, first, limits.new_tokens, limits.stop, on_tokens)
+            first = prefill(run, request.prompts)
+        rows = request.first_rows(first, on_tokens)
         if on_first_token is not None:
             on_first_token()
         with run.meter.phase(stats.decode):
-            decode(run, rows, make_drafter(self.options), self._controller())
-        new = [tokens[len(prompt) :] for tokens, prompt in zip(rows.tokens, prompts, strict=True)]
-        stats.new_tokens = sum(len(tokens) for tokens in new)
+            decode(run, rows, make_drafter(self.options), make_controller(self.options, self._parts.most_draft_experts))
         stats.peak_expert_bytes = self.arena.peak_bytes
-        width = max(len(tokens) for tokens in new)
-        padded = torch.tensor([tokens + [limits.pad] * (width - len(tokens)) for tokens in new])
-        return GenerateOutput(torch.cat([input_ids, padded.to(input_ids)], dim=1), stats)
-
-    def _new_stats(self, prompts: list[torch.Tensor]) -> GenerationStats:
-        return GenerationStats(
-            prompt_tokens=sum(len(p) for p in prompts),
-            drafted_by_position=[0] * self.options.gamma,
-            accepted_by_position=[0] * self.options.gamma,
-        )
+        return request.output(rows, stats)
 
     def _run(
-        self,
-        prompts: list[torch.Tensor],
-        new_tokens: list[int],
-        sampler: Sampler,
-        stats: GenerationStats,
-        timeline: Timeline | None,
-        recorder: Recorder | None,
+        self, request: Request, stats: GenerationStats, timeline: Timeline | None, recorder: Recorder | None
     ) -> Run:
-        longest = max(len(p) + new for p, new in zip(prompts, new_tokens, strict=True)) + self.options.gamma + 1
+        longest = request.longest + self.options.gamma + 1
         config = self.model.config.get_text_config()
-        check_positions(config, min(len(p) for p in prompts), longest)
-        cache = RaggedCache(config, len(prompts), longest, self.model.device)
+        check_positions(config, min(map(len, request.prompts)), longest)
+        cache = RaggedCache(config, len(request.prompts), longest, self.model.device)
         self.link.timeline = timeline = timeline or Timeline(enabled=False)
         meter = Meter(stats, self.link, self._state, timeline)
-        return Run(self.model, self._state, cache, sampler, meter, timeline, recorder or NoRecorder())
-
-    def _controller(self) -> Controller:
-        if self.options.controller == "fixed" or not self.options.speculates:
-            return Fixed(self.options)
-        return Adaptive(self.options, self._parts.most_draft_experts)
+        return Run(self.model, self._state, cache, request.sampler, meter, timeline, recorder or NoRecorder())
 
     def calibrate(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> Calibration:
         """Run sample prompts once, measure how they use the experts, and save the result beside the store.
@@ -297,30 +238,3 @@ class SpecMoE:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         self.close()
-
-
-def _first_rows(
-    prompts: list[torch.Tensor],
-    first: torch.Tensor,
-    new_tokens: list[int],
-    stop: frozenset[int],
-    on_tokens: OnTokens | None,
-) -> Rows:
-    """All rows of the request after the prefill, each with its ``first`` token (long [B]) of ``new_tokens``."""
-    tokens = first.tolist()
-    remaining = [0 if token in stop else limit - 1 for token, limit in zip(tokens, new_tokens, strict=True)]
-    index = torch.arange(len(prompts), device=first.device)
-    rows = Rows(first, torch.tensor(remaining).to(first), index, [p.tolist() for p in prompts], stop, on_tokens)
-    for row, token in enumerate(tokens):
-        rows.append(row, [token])
-    return rows
-
-
-def parse_budget(budget: int | str | None, store: ExpertStore) -> int:
-    """A budget in bytes; percentages are of all the store's slots, None is all of them.
-
-    Raises:
-        ValueError: malformed or not positive.
-    """
-    everything = store.slot_bytes * store.total_experts
-    return everything if budget is None else parse_bytes(budget, everything, "expert budget")

@@ -13,6 +13,13 @@ from transformers import GenerationConfig
 
 from specmoe.errors import OptionError, UnsupportedModelError
 
+
+class FromConfig:
+    """As the stop tokens' default: take them from the generation config (None means no stop tokens)."""
+
+
+StopTokens = int | list[int] | type[FromConfig] | None
+
 FILE = "generation_config.json"
 
 DEFAULTS: dict[str, Any] = {"do_sample": False, "temperature": 1.0, "top_k": 50, "top_p": 1.0}
@@ -95,12 +102,28 @@ def load_generation_config(folder: Path) -> GenerationConfig:
         raise UnsupportedModelError(f"{folder / FILE} is not valid ({cause}): correct or remove it") from error
 
 
-def merge(model: GenerationConfig, call: GenerationConfig | None, settings: dict[str, Any]) -> dict[str, Any]:
-    """Every setting of one call by name; ``settings`` are its arguments, of which None counts as given.
+def merge(
+    model: GenerationConfig,
+    call: GenerationConfig | None,
+    settings: dict[str, Any],
+    eos_token_id: StopTokens = FromConfig,
+    **named: Any,
+) -> dict[str, Any]:
+    """Every setting of one call by name.
+
+    Args:
+        model: the model's settings.
+        call: the call's ``generation_config``.
+        settings: further arguments of the call, of which None counts as given.
+        eos_token_id: the call's stop tokens.
+        named: arguments of the call of which None counts as not given.
 
     Raises:
         OptionError: an unknown setting, or a value that would change the tokens and is not supported.
     """
+    settings = settings | {name: value for name, value in named.items() if value is not None}
+    if eos_token_id is not FromConfig:
+        settings["eos_token_id"] = eos_token_id
     names = [name for name in vars(GenerationConfig()) if not name.startswith("_")]
     if unknown := sorted(set(settings) - set(names)):
         raise OptionError(f"generate has no setting {unknown[0]!r}: use the fields of transformers' GenerationConfig")

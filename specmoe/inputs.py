@@ -12,13 +12,6 @@ DEFAULT_NEW_TOKENS = 20
 """As in transformers."""
 
 
-class FromConfig:
-    """As the stop tokens' default: take them from the generation config (None means no stop tokens)."""
-
-
-StopTokens = int | list[int] | type[FromConfig] | None
-
-
 @dataclass(frozen=True)
 class Limits:
     """How many tokens each row may gain, which ``stop`` it early, and what ``pad`` fills rows that stopped."""

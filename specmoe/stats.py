@@ -76,6 +76,11 @@ class GenerationStats:
     cycles: list[CycleStats] = field(default_factory=list)
     peak_expert_bytes: int = 0
 
+    @classmethod
+    def start(cls, prompt_tokens: int, gamma: int) -> GenerationStats:
+        """Those of a call that has not generated yet, with drafts of up to ``gamma`` tokens."""
+        return cls(prompt_tokens, drafted_by_position=[0] * gamma, accepted_by_position=[0] * gamma)
+
     @property
     def draft_s(self) -> float:
         return sum(c.draft_s for c in self.cycles)

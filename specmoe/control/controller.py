@@ -131,3 +131,10 @@ class Adaptive:
         rows = np.stack([mean_rows, np.full_like(mean_rows, len(remaining))])  # until the end, and now
         mean_s, now_s = np.add(*self._costs.terms_s(gammas, rows * (1 + drafted), rows))
         return remaining.sum() / (cycles * mean_s), now_s
+
+
+def make_controller(options: SpecOptions, most_experts: int) -> Controller:
+    """The controller that the options name; ``most_experts`` is the largest N that may be pinned."""
+    if options.controller == "fixed" or not options.speculates:
+        return Fixed(options)
+    return Adaptive(options, most_experts)

@@ -22,6 +22,7 @@ import xxhash
 from specmoe.errors import StoreError
 from specmoe.files import write_text
 from specmoe.offload.device import PAGE_BYTES, allocate_pages, host_bytes
+from specmoe.sizes import parse_bytes
 
 FORMAT = "specmoe-expert-store"
 VERSION = 1
@@ -130,6 +131,15 @@ class ExpertStore:
     def slot_bytes(self) -> int:
         """Bytes of a slot that fits any expert of the model."""
         return max(spec.stride_bytes for spec in self.layers)
+
+    def budget_bytes(self, budget: int | str | None) -> int:
+        """A budget in bytes; percentages are of the slots of all experts, None is all of them.
+
+        Raises:
+            ValueError: malformed or not positive.
+        """
+        everything = self.slot_bytes * self.total_experts
+        return everything if budget is None else parse_bytes(budget, everything, "expert budget")
 
     def layer_file(self, layer: int) -> Path:
         """The file of a MoE layer."""

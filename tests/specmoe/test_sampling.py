@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy.stats import chisquare
 from transformers import PreTrainedModel, Qwen3MoeConfig, Qwen3MoeForCausalLM
 
-from specmoe import SpecMoE, engine
+from specmoe import SpecMoE, request
 from specmoe.sampling import Proposal, Sampling, longest_prefix
 from tests.conftest import prompts, reference
 
@@ -251,7 +251,7 @@ def test_speculation_draws_what_the_reference_model_would(name: str, wordy: tupl
 def test_a_wrong_rule_is_caught_end_to_end(
     wrong: type[Sampling], wordy: tuple[Path, PreTrainedModel], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(engine, "Sampling", wrong)
+    monkeypatch.setattr(request, "Sampling", wrong)
     drawn, _ = _draw(wordy, gamma=3)
     assert _p_value(drawn, _exact(wordy[1])) < WRONG
 
