@@ -200,7 +200,7 @@ class SpecMoE:
         longest = request.longest + self.options.gamma + 1
         config = self.model.config.get_text_config()
         check_positions(config, min(map(len, request.prompts)), longest)
-        cache = RaggedCache(config, len(request.prompts), longest, self.model.device)
+        cache = RaggedCache(config, len(request.prompts), longest, self.model.device, request.padding)
         self.link.timeline = timeline = timeline or Timeline(enabled=False)
         meter = Meter(stats, self.link, self._state, timeline)
         return Run(self.model, self._state, cache, request.sampler, meter, timeline, recorder or NoRecorder())

@@ -59,6 +59,12 @@ class Request:
         """Tokens of the longest row when it has all its new tokens."""
         return max(len(p) + new for p, new in zip(self.prompts, self.limits.new_tokens, strict=True))
 
+    @property
+    def padding(self) -> torch.Tensor:
+        """Tokens of padding on the left of each row, long [B]."""
+        width = self.input_ids.shape[1]
+        return torch.tensor([width - len(p) for p in self.prompts], device=self.prompts[0].device)
+
     def first_rows(self, first: torch.Tensor, on_tokens: OnTokens | None) -> Rows:
         """All rows after the prefill, each with its ``first`` token (long [B])."""
         limits, tokens = self.limits, first.tolist()

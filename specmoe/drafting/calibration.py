@@ -96,7 +96,7 @@ class Observer:
         """``hidden`` [T, H] and the gate's picks ``index`` [T, K] of real tokens only."""
         layer = sampled.layer
         experts = self._store.layers[layer].experts
-        self._counts[layer] += torch.bincount(index.flatten().cpu(), minlength=experts)
+        self._counts[layer] += torch.bincount(index.flatten().cpu(), minlength=experts)[:experts]
         self._tokens += len(hidden) if layer == 0 else 0
         if self._distances[layer] is None:
             tokens = torch.linspace(0, len(hidden) - 1, min(SAMPLED_TOKENS, len(hidden))).long()

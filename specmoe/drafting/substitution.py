@@ -18,11 +18,21 @@ from specmoe.options import Substitution
 
 @dataclass(frozen=True)
 class Picks:
-    """The gate's choice for one layer: ``index`` long [T, K], ``weights`` [T, K], ``logits`` [T, E] or None."""
+    """The gate's choice for one layer: ``index`` long [T, K], ``weights`` [T, K], ``logits`` [T, E] or None.
+
+    ``present`` (bool [T, K]) is False where a pick names no expert; None if all picks name one.
+    """
 
     index: torch.Tensor
     weights: torch.Tensor
     logits: torch.Tensor | None = None
+    present: torch.Tensor | None = None
+
+    def with_zeros(self) -> Picks:
+        """Picks of no expert as picks of expert 0 with weight zero."""
+        if self.present is None:
+            return self
+        return Picks(self.index * self.present, self.weights * self.present, self.logits)
 
 
 class SubstitutionRule(Protocol):

@@ -22,6 +22,7 @@ from transformers.utils import logging as transformers_logging
 
 from specmoe.errors import UnsupportedModelError
 from specmoe.generation import load_generation_config
+from specmoe.model import families
 from specmoe.model.load_plan import Group, Keys, Stored, make_plan
 from specmoe.model.plan_checks import DTYPES, check_groups
 from specmoe.model.quantization import make_quantizer
@@ -51,6 +52,7 @@ def build_shell(path: Path, dtype: torch.dtype | None = None) -> PreTrainedModel
             for context in PreTrainedModel.get_init_context(dtype, False, False, None):
                 contexts.enter_context(context)
             model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+            families.adapt(model)
     except (*_UNUSABLE, RuntimeError, ImportError) as error:
         raise UnsupportedModelError(
             f"{path} holds no causal language model that transformers can build ({one_line(error)}): check the folder"

@@ -18,6 +18,7 @@ from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 from specmoe.compute.expert import ExpertTraits, expert_mlp
 from specmoe.drafting.substitution import Picks
 from specmoe.errors import UnsupportedModelError
+from specmoe.model.families.base import HookedExperts
 from specmoe.model.pass_state import PassState
 from specmoe.offload.residency import Weights
 
@@ -35,6 +36,8 @@ class ExpertsLayer:
         self.layer = layer
         self.router_logits: torch.Tensor | None = None
         self._state, self._experts, self._traits = state, int(module.num_experts), ExpertTraits.of(module)
+        self._scales_input = bool(getattr(module, "scales_input", False))
+        self._may_skip = bool(getattr(module, "may_skip", False))
 
     def __call__(self, hidden: torch.Tensor, index: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
         state, current = self._state, self._state.current(index)
@@ -42,7 +45,9 @@ class ExpertsLayer:
         state.recorder.routed(self.layer, current.mode, index, valid)
         supply: Iterable[tuple[int, Weights]]
         if current.mode == "draft":
-            index, weights = state.substitute(self.layer, Picks(index, weights, self.router_logits), valid)
+            present = index < self._experts if self._may_skip else None
+            picks = Picks(index, weights, self.router_logits, present)
+            index, weights = state.substitute(self.layer, picks, valid)
             used = ((weights != 0) & valid[:, None]).flatten().nonzero().flatten()
             present = index.flatten()[used].unique().tolist()
             supply = ((e, state.residency.weights(self.layer, e)) for e in present)
@@ -72,8 +77,13 @@ class ExpertsLayer:
         for expert, tensors in supply:
             if expert in bounds:  # a newly pinned expert may have no tokens
                 rows = order[slice(*bounds[expert])]
-                out[rows] = expert_mlp(hidden[rows // top_k], tensors, self._traits)
-        out = out.view(*index.shape, -1) * weights.to(out.dtype).unsqueeze(-1)  # [T, K, H]
+                tokens = hidden[rows // top_k]
+                if self._scales_input:
+                    tokens = tokens * weights.reshape(-1, 1)[rows]
+                out[rows] = expert_mlp(tokens, tensors, self._traits)
+        out = out.view(*index.shape, -1)  # [T, K, H]
+        if not self._scales_input:
+            out = out * weights.to(out.dtype).unsqueeze(-1)
         return out.sum(dim=1)
 
     def outputs_of_all(self, hidden: torch.Tensor) -> torch.Tensor:
@@ -105,9 +115,10 @@ def attach(model: PreTrainedModel, modules: dict[str, Any], state: PassState) ->
     ALL_EXPERTS_FUNCTIONS.register(NAME, specmoe_experts_forward)
     for layer, (name, module) in enumerate(modules.items()):
         module.specmoe_layer = ExpertsLayer(state, layer, module)
-        if state.options.substitution == "best-gate":
+        if state.options.substitution == "best-gate" and not isinstance(module, HookedExperts):
             _watch_router(model.get_submodule(name.rpartition(".")[0]), module)
-    model.set_experts_implementation(NAME)
+    if any(not isinstance(module, HookedExperts) for module in modules.values()):
+        model.set_experts_implementation(NAME)
 
 
 def _watch_router(block: Any, experts: Any) -> None:

@@ -18,14 +18,26 @@ from specmoe.errors import UnsupportedModelError
 
 
 class RowLengths:
-    """Committed tokens of each row, long [B]; shared by all layers of a cache."""
+    """Committed tokens of each row, long [B]; shared by all layers of a cache.
 
-    def __init__(self, rows: int, device: torch.device) -> None:
+    ``padding`` (long [B]) is what the request's batch had on each row's left; the cache does not hold it.
+    """
+
+    def __init__(self, rows: int, device: torch.device, padding: torch.Tensor | None = None) -> None:
         self.values = torch.zeros(rows, dtype=torch.long, device=device)
+        self.padding = torch.zeros_like(self.values) if padding is None else padding
 
     def positions(self, queries: int) -> torch.Tensor:
         """Positions of each row's next ``queries`` tokens: long [B, Q]."""
         return self.values[:, None] + torch.arange(queries, device=self.values.device)
+
+    def padded_positions(self, queries: int) -> torch.Tensor:
+        """As ``positions``, counted from the start of the padded batch."""
+        return self.padding[:, None] + self.positions(queries)
+
+    def select(self, rows: torch.Tensor) -> None:
+        """Keep only ``rows`` (long [B'])."""
+        self.values, self.padding = self.values[rows], self.padding[rows]
 
 
 class RaggedLayer(CacheLayerMixin):
@@ -87,15 +99,24 @@ class RaggedCache(Cache):
         rows: batch size B.
         max_length: most tokens a row may hold, including drafted ones.
         device: of the lengths.
+        padding: tokens on the left of each row of the request that are padding, long [B]; default none.
 
     Raises:
-        UnsupportedModelError: a layer type other than full or sliding attention.
+        UnsupportedModelError: a layer type other than full, sliding or chunked attention.
     """
 
-    def __init__(self, config: PreTrainedConfig, rows: int, max_length: int, device: torch.device) -> None:
-        self.lengths = RowLengths(rows, device)
+    def __init__(
+        self,
+        config: PreTrainedConfig,
+        rows: int,
+        max_length: int,
+        device: torch.device,
+        padding: torch.Tensor | None = None,
+    ) -> None:
+        self.lengths = RowLengths(rows, device, padding)
         self._layer_types = layer_types(config)
         self._window: int | None = getattr(config, "sliding_window", None)
+        self._chunk: int | None = getattr(config, "attention_chunk_size", None)
         super().__init__(layers=[RaggedLayer(self.lengths, max_length) for _ in range(config.num_hidden_layers)])
 
     def commit(self, tokens: torch.Tensor) -> None:
@@ -104,7 +125,7 @@ class RaggedCache(Cache):
 
     def select(self, rows: torch.Tensor) -> None:
         """Keep only ``rows`` (long [B']) of the batch."""
-        self.lengths.values = self.lengths.values[rows]
+        self.lengths.select(rows)
         for layer in self.layers:
             layer.select(rows)
 
@@ -120,6 +141,8 @@ class RaggedCache(Cache):
         masks = {"full_attention": causal}
         if self._window is not None:
             masks["sliding_attention"] = causal & (keys > positions - self._window)
+        if self._chunk is not None:
+            masks["chunked_attention"] = causal & (keys // self._chunk == positions // self._chunk)
         if not boolean:
             lowest = torch.finfo(dtype).min
             masks = {k: torch.zeros_like(m, dtype=dtype).masked_fill_(~m, lowest) for k, m in masks.items()}
@@ -130,12 +153,15 @@ def layer_types(config: PreTrainedConfig) -> set[str]:
     """The attention types of a model's layers, as its code names them when it builds masks.
 
     Raises:
-        UnsupportedModelError: a type other than full or sliding attention.
+        UnsupportedModelError: a type other than full, sliding or chunked attention.
     """
     declared = getattr(config, "layer_types", None)
     window = getattr(config, "sliding_window", None)
     types = set(declared) if declared else {"full_attention" if window is None else "sliding_attention"}
-    unknown = types - {"full_attention", "sliding_attention"}
+    known = {"full_attention", "sliding_attention"}
+    if getattr(config, "attention_chunk_size", None) is not None:
+        known.add("chunked_attention")
+    unknown = types - known
     if unknown:
         raise UnsupportedModelError(
             f"attention of type {sorted(unknown)[0]!r} is not supported: use a model with full or sliding attention"

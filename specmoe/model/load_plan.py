@@ -25,6 +25,7 @@ from transformers.core_model_loading import (
 )
 
 from specmoe.errors import UnsupportedModelError
+from specmoe.model import families
 
 _LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.")
 _PREDICTION_LAYER = re.compile(r"(?:^|\.)mtp(?:_layers|_block)?\.")
@@ -96,7 +97,7 @@ class Keys:
 
     def __init__(self, model: PreTrainedModel, quantizer: Any) -> None:
         self.state: dict[str, torch.Tensor] = model.state_dict()
-        self.conversions = get_model_conversion_mapping(model, None, quantizer)
+        self.conversions = [*get_model_conversion_mapping(model, None, quantizer), *families.conversions(model)]
         self._converters = [t for t in self.conversions if isinstance(t, WeightConverter)]
         self._renamings = [t for t in self.conversions if not isinstance(t, WeightConverter)]
         self._by_pattern = {p: c for c in self._converters for p in c.source_patterns}

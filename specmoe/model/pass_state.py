@@ -166,7 +166,7 @@ class PassState:
         """Index and weights [T, K] among the experts that may draft; the prefetcher sees the original picks."""
         if self.prefetcher is not None:
             self.prefetcher.wanted(layer, self._bincount(layer, picks.index[valid]))
-        index, weights = self._rule(layer, picks.index.device)(picks)
+        index, weights = self._rule(layer, picks.index.device)(picks.with_zeros())
         return merge_collisions(index, weights, self.options.collision)
 
     def drafting(self, layer: int) -> list[int]:
@@ -191,7 +191,9 @@ class PassState:
         return current.rule
 
     def _bincount(self, layer: int, index: torch.Tensor) -> torch.Tensor:
-        return torch.bincount(index.flatten().cpu(), minlength=len(self._tables[layer]))
+        """Tokens per expert, long [E]; picks of no expert are not counted."""
+        experts = len(self._tables[layer])
+        return torch.bincount(index.flatten().cpu(), minlength=experts)[:experts]
 
     def reset(self) -> None:
         """Empty device memory and forget draft sets and counts, as after loading."""

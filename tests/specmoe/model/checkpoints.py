@@ -68,6 +68,7 @@ def differences(folder: Path, dtype: torch.dtype, scratch: Path, **loading: Any)
     found = {**_tensors(shell), **stored_experts(folder, dtype, scratch)}
     wanted = _tensors(expected)
     assert type(shell) is type(expected)
+    assert expert_modules(shell)
     return [n for n in found.keys() | wanted.keys() if not _same(found.get(n), wanted.get(n))]
 
 
@@ -88,7 +89,6 @@ def stored_experts(folder: Path, dtype: torch.dtype, scratch: Path) -> Tensors:
 
 def _tensors(model: PreTrainedModel) -> Tensors:
     """Every parameter and buffer; experts of a shell are on ``meta``."""
-    assert expert_modules(model)
     return {
         **dict(model.named_parameters(remove_duplicate=False)),
         **dict(model.named_buffers(remove_duplicate=False)),

@@ -47,7 +47,6 @@ EAGER_ONLY = Row(attention=("eager",), note="transformers has no sdpa for it")
 OWN_EXPERTS = Row(refused="experts interface", note="experts outside transformers' experts interface")
 STATES = Row(refused="linear_attention", note="linear attention or state-space layers")
 INDEXED = Row(refused="indexed_attention", note="attention over keys that an index chooses")
-CHUNKED = Row(refused="chunked_attention", note="attention within chunks")
 WRAPPER = Row(refused="causal language model", note="a multimodal wrapper, not a causal language model")
 WRAPPER_CONFIG = Row(refused=WRAPPER.refused, note=WRAPPER.note, has_model=False)
 POSITIONS = Row(note="a batch that reaches the position where the rotary frequencies change is refused")
@@ -109,8 +108,8 @@ EXPECTED: dict[str, Row] = {
     "laguna": EXACT,
     "lara_mini": STATES,
     "lfm2_moe": Row(refused="'conv'", note="convolution layers"),
-    "llama4": CHUNKED,
-    "llama4_text": CHUNKED,
+    "llama4": EXACT,
+    "llama4_text": EXACT,
     "longcat_flash": OWN_EXPERTS,
     "mellum": EXACT,
     "mimo_v2_flash": EAGER_ONLY,

@@ -17,7 +17,6 @@ REASONS = {
     "nllb-moe": "nllb-moe is an encoder-decoder",
     "switch_transformers": "switch_transformers is an encoder-decoder",
     "t5": "t5 is an encoder-decoder",
-    "llama4_text": "attention of type 'chunked_attention'",
     "deepseek_v32": "attention of type 'indexed_attention'",
     "deepseek_v4": "attention of type 'compressed_sparse_attention'",
     "qwen3_next": "layers of type 'linear_attention', whose state cannot be restored",

@@ -1,0 +1,41 @@
+"""Families whose experts are outside transformers' experts interface: one small module each, and the registry.
+
+A family replaces modules of the assembled model by ones that hand their tokens to the engine's experts hook
+(``HookedExperts``), and says how the checkpoint's keys become these modules' parameters where the names differ.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from transformers import PreTrainedModel
+from transformers.core_model_loading import WeightTransform
+
+from specmoe.model.families import llama4
+from specmoe.model.families.base import Family
+
+FAMILIES: dict[str, Family] = {
+    "llama4_text": llama4.FAMILY,
+}
+"""By ``model_type`` of a model or of a part of it."""
+
+
+def adapt(model: PreTrainedModel) -> None:
+    """Replace the modules of ``model`` (on ``meta``) that its families name."""
+    for part, family in _parts(model):
+        family.adapt(part)
+
+
+def conversions(model: PreTrainedModel) -> list[WeightTransform]:
+    """How checkpoint keys become the parameters of replaced modules, in addition to transformers' conversions."""
+    return [transform for part, family in _parts(model) for transform in family.conversions(part)]
+
+
+def _parts(model: PreTrainedModel) -> Iterator[tuple[PreTrainedModel, Family]]:
+    """The outermost part of each model type that is a family, and the family."""
+    seen: set[str] = set()
+    for part in [m for m in model.modules() if isinstance(m, PreTrainedModel)]:
+        model_type = part.config.model_type
+        if model_type in FAMILIES and model_type not in seen:
+            seen.add(model_type)
+            yield part, FAMILIES[model_type]
