@@ -17,6 +17,8 @@ from typing import Any, ClassVar, Literal, Protocol, TypeVar
 import torch
 from pydantic import BaseModel, ConfigDict
 
+from baselines.counters import Counters as Counters
+
 Grain = Literal["experts", "modules", "layers", "pages", "nothing"]
 Tier = Literal["gpu", "ram", "disk"]
 Sampling = Literal["greedy", "temperature"]
@@ -154,40 +156,6 @@ class Request:
     def cut(self, new_ids: torch.Tensor) -> list[torch.Tensor]:
         """Each row's own tokens of ``new_ids`` (long [B, new_tokens]), for systems that end all rows together."""
         return [row[:length] for row, length in zip(new_ids, self.lengths, strict=True)]
-
-
-@dataclass
-class Counters:
-    """What a system counts itself, beyond its output; None where it cannot.
-
-    Every counter is recorded under its own name (``reports.results.repetition.Repetition``).  ``phases_s`` splits the
-    decode time; ``cycles`` has one plain object per decode step (see ``specmoe.stats.CycleStats``), for systems whose
-    steps differ.  Only ``oracle_*_s`` are not recorded: they are the times that an oracle computes, which replace the
-    clock's for cards of kind ``oracle`` and are refused from any other.
-    """
-
-    decode_steps: int | None = None
-    tokens_per_step: float | None = None
-    prefill_link_bytes: int | None = None
-    prefill_link_busy_s: float | None = None
-    prefill_link_wait_s: float | None = None
-    decode_link_bytes: int | None = None
-    decode_link_busy_s: float | None = None
-    decode_link_wait_s: float | None = None
-    expert_requests: int | None = None
-    expert_hits: int | None = None
-    drafted_by_position: list[int] | None = None
-    accepted_by_position: list[int] | None = None
-    peak_expert_bytes: int | None = None
-    prefetched_bytes: int | None = None
-    prefetch_useful_bytes: int | None = None
-    prefetch_late_bytes: int | None = None
-    prefetch_wasted_bytes: int | None = None
-    affinity_table_bytes: int | None = None
-    cycles: list[dict[str, Any]] = field(default_factory=list)
-    phases_s: dict[str, float] = field(default_factory=dict)
-    oracle_prefill_s: float | None = None
-    oracle_decode_s: float | None = None
 
 
 @dataclass
