@@ -17,7 +17,7 @@ from typing import Any, ClassVar, Literal, Protocol, TypeVar
 import torch
 from pydantic import BaseModel, ConfigDict
 
-from baselines.counters import Counters as Counters
+from baselines.counters import Counters
 
 Grain = Literal["experts", "modules", "layers", "pages", "nothing"]
 Tier = Literal["gpu", "ram", "disk"]

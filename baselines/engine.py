@@ -10,7 +10,8 @@ from typing import Any, ClassVar
 from pydantic import Field
 from transformers import AutoTokenizer
 
-from baselines.contract import CapabilityCard, Counters, Generation, Request, Setting, SystemOptions, prepared
+from baselines.contract import CapabilityCard, Generation, Request, Setting, SystemOptions, prepared
+from baselines.counters import Counters
 from baselines.registry import register
 from specmoe import SpecMoE, SpecOptions
 from specmoe.drafting import affinity

@@ -11,7 +11,6 @@ from transformers import GenerationConfig, PreTrainedModel, StoppingCriteria, St
 
 from baselines.contract import (
     CapabilityCard,
-    Counters,
     Generation,
     NotSupported,
     Request,
@@ -19,6 +18,7 @@ from baselines.contract import (
     SystemOptions,
     prepared,
 )
+from baselines.counters import Counters
 from specmoe.model.checkpoint import Checkpoint, build_shell
 from specmoe.model.convert import open_or_build
 

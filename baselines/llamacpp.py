@@ -17,7 +17,6 @@ import torch
 from baselines import gguf_file
 from baselines.contract import (
     CapabilityCard,
-    Counters,
     Generation,
     NotSupported,
     Request,
@@ -27,6 +26,7 @@ from baselines.contract import (
     prepared,
     require,
 )
+from baselines.counters import Counters
 from baselines.registry import register
 from specmoe.model.convert import open_or_build
 

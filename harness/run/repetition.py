@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from baselines.contract import CapabilityCard, Counters, Generation, Request
+from baselines.contract import CapabilityCard, Generation, Request
+from baselines.counters import Counters
 from harness.run.engines import Engines
 
 _ORACLE_TIMES = {"oracle_prefill_s": "prefill_s", "oracle_decode_s": "decode_s"}

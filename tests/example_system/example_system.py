@@ -17,13 +17,13 @@ from transformers import AutoModelForCausalLM
 
 from baselines.contract import (
     CapabilityCard,
-    Counters,
     Generation,
     NotSupported,
     Request,
     Setting,
     SystemOptions,
 )
+from baselines.counters import Counters
 from baselines.registry import register
 
 

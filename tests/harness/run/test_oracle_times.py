@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import pytest
 
-from baselines import contract, registry
+from baselines import registry
+from baselines.counters import Counters
 from harness.run.repetition import oracle_times
 
 
 def test_computed_times_come_from_oracles_and_only_from_them() -> None:
     known = registry.systems()
-    computed = contract.Counters(oracle_prefill_s=1.0, oracle_decode_s=2.0)
+    computed = Counters(oracle_prefill_s=1.0, oracle_decode_s=2.0)
     assert oracle_times(known["overlap"].card, computed) == {"prefill_s": 1.0, "decode_s": 2.0}
-    assert oracle_times(known["naive"].card, contract.Counters()) == {}
-    for name, counters in (("overlap", contract.Counters()), ("naive", computed)):
+    assert oracle_times(known["naive"].card, Counters()) == {}
+    for name, counters in (("overlap", Counters()), ("naive", computed)):
         with pytest.raises(RuntimeError, match="computed times come from oracles"):
             oracle_times(known[name].card, counters)

@@ -41,7 +41,8 @@ from pathlib import Path
 import torch
 
 import baselines.naive
-from baselines.contract import Counters, Generation, Request
+from baselines.contract import Generation, Request
+from baselines.counters import Counters
 from harness.gate.judge import EXACT
 from harness.run.metrics import Weights, measured
 from harness.run.repetition import Mark, raw_figures
