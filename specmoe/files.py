@@ -56,8 +56,10 @@ def folder_appears(path: Path) -> Iterator[Path]:
     partial.mkdir(parents=True)
     try:
         yield partial
+        sync_folder(partial)
         try:
             partial.rename(path)
+            sync_folder(path.parent)
         except OSError:
             if not path.is_dir():
                 raise

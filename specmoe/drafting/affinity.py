@@ -6,48 +6,60 @@ table in 16 bits and stored beside the experts.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from specmoe.errors import StoreError
-from specmoe.offload.store import ExpertStore
+from specmoe.offload.store import ExpertStore, LayerSpec
 
-_CHUNK_BYTES = 1 << 20
+_CHUNK_BYTES = 4 << 20
 
 
 def table_path(store: ExpertStore, layer: int) -> Path:
     """File of a MoE layer's E x E table."""
-    return store.path / f"affinity_{store.layers[layer].model_layer:03d}.npy"
+    return _table_of(store.layer_file(layer))
 
 
-def build_tables(store: ExpertStore) -> int:
-    """Compute and save every layer's table of weight distances; returns their total bytes.
+def _table_of(layer_file: Path) -> Path:
+    return layer_file.with_name(f"affinity_{layer_file.stem.removeprefix('layer_')}.npy")
 
-    Works in column chunks of the layer file, so memory use is E times one mebibyte however large an expert
-    is.  Distances are divided by the layer's largest, so that float16 keeps three digits of each.
+
+def build_table(layer_file: Path, spec: LayerSpec, dtype: torch.dtype) -> None:
+    """Compute and save the table of weight distances of a layer file.
+
+    Works in chunks of columns, so that memory use is some mebibytes however large a layer is.  Distances are divided
+    by the layer's largest, so that float16 keeps three digits of each.
     """
-    total = 0
-    for layer, spec in enumerate(store.layers):
-        data = np.memmap(store.layer_file(layer), dtype=np.uint8, mode="r")
-        experts = data.reshape(spec.experts, spec.stride_bytes)
-        gram = torch.zeros(spec.experts, spec.experts, dtype=torch.float64)
-        for start in range(0, spec.expert_bytes, _CHUNK_BYTES):
-            raw = np.array(experts[:, start : min(start + _CHUNK_BYTES, spec.expert_bytes)])
-            chunk = torch.from_numpy(raw).view(store.dtype).float()  # [E, columns]
-            gram += (chunk @ chunk.t()).double()
-        table = distances(gram).numpy()
-        np.save(table_path(store, layer), table)
-        total += table.nbytes
-    return total
+    experts = np.memmap(layer_file, dtype=np.uint8, mode="r").reshape(spec.experts, spec.stride_bytes)
+    columns = max(1, _CHUNK_BYTES // spec.experts // dtype.itemsize)
+    stored = torch.empty(spec.experts, columns, dtype=dtype)
+    values = torch.empty(spec.experts, columns)
+    gram = torch.zeros(spec.experts, spec.experts, dtype=torch.float64)
+    for start in range(0, spec.expert_bytes, columns * dtype.itemsize):
+        end = min(start + columns * dtype.itemsize, spec.expert_bytes)
+        width = (end - start) // dtype.itemsize
+        stored.view(torch.uint8)[:, : end - start].numpy()[:] = experts[:, start:end]
+        chunk = values[:, :width].copy_(stored[:, :width]).numpy()  # [E, columns]
+        with np.errstate(all="ignore"):  # weights that are not finite
+            gram += torch.from_numpy(chunk @ chunk.T)  # numpy computes one triangle of a matrix times its transpose
+    with _table_of(layer_file).open("wb") as out:
+        np.save(out, distances(gram).numpy())
+        out.flush()
+        os.fsync(out.fileno())
 
 
 def distances(gram: torch.Tensor) -> torch.Tensor:
-    """L2 distances [E, E] from inner products [E, E], divided by the largest distance, in float16."""
+    """L2 distances [E, E] from inner products [E, E], divided by the largest distance, in float16.
+
+    An expert whose weights are not finite is as far from all others as the two that are farthest apart.
+    """
     squared = gram.diag()[:, None] + gram.diag()[None, :] - 2 * gram
     distance = squared.clamp_min(0).sqrt().fill_diagonal_(0)
-    return (distance / distance.max().clamp_min(1e-30)).to(torch.float16)
+    largest = distance.nan_to_num(0, posinf=0).max().clamp_min(1e-30)
+    return (distance / largest).nan_to_num(1).clamp_max(1).to(torch.float16)
 
 
 def table_bytes(store: ExpertStore) -> int:

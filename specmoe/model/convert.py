@@ -1,12 +1,13 @@
-"""Converts a checkpoint's experts to an expert store, with one expert in memory at a time."""
+"""Converts a checkpoint's experts to an expert store: each file is read once, hashed and converted in one pass."""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
-import math
 import shutil
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,19 +19,12 @@ from transformers import PreTrainedModel
 from specmoe.drafting import affinity
 from specmoe.errors import StoreError, UnsupportedModelError
 from specmoe.files import cache_dir, folder_appears, remove_partials
-from specmoe.model.checkpoint import Checkpoint, build_shell, checkpoint_dtype, open_shard
-from specmoe.model.identity import content, identify
-from specmoe.model.load_plan import Group, is_per_expert, target_dtype
-from specmoe.model.support import expert_modules
-from specmoe.offload.device import host_bytes
-from specmoe.offload.store import (
-    ExpertStore,
-    LayerSpec,
-    TensorSpec,
-    round_to_pages,
-    write_expert,
-    write_index,
-)
+from specmoe.model.checkpoint import Checkpoint, build_shell, checkpoint_dtype, checkpoint_files
+from specmoe.model.identity import checksum_of, content, identify
+from specmoe.model.layer_file import LayerFile
+from specmoe.model.load_plan import target_dtype
+from specmoe.model.stream import ExpertStream
+from specmoe.offload.store import ExpertStore, write_index
 
 Progress = Callable[[int, int], None]
 
@@ -163,8 +157,7 @@ def _plan(checkpoint: Path, dtype: torch.dtype | None) -> _Plan:
 def _convert(plan: _Plan, out: Path, progress: Progress | None) -> ExpertStore:
     try:
         with folder_appears(out) as partial:
-            stored = _write(plan.reader, plan.model, partial, plan.dtype, progress)
-            affinity.build_tables(stored)
+            _write(plan, partial, progress)
     except OSError as error:
         raise _not_writable(out, error) from error
     return ExpertStore.open(out)
@@ -190,87 +183,44 @@ def _check_dtypes(reader: Checkpoint, model: PreTrainedModel, dtype: torch.dtype
                 )
 
 
-def _write(
-    reader: Checkpoint, model: PreTrainedModel, folder: Path, dtype: torch.dtype, progress: Progress | None
-) -> ExpertStore:
-    """Write all layer files and the index."""
-    identity = identify(reader.path)  # first: files that change while they are converted do not match it
-    groups = reader.expert_groups()
-    counts = {name: int(module.num_experts) for name, module in expert_modules(model).items()}
-    specs: list[LayerSpec] = []
-    for module, of_module in groups.items():
-        done = sum(spec.experts for spec in specs)
-        layer = _Layer(model, of_module, module, counts[module], dtype)
-        specs.append(layer.write(folder, _offset(progress, done, sum(counts.values()))))
-    facts = {"model_type": model.config.model_type, **identity}
-    write_index(folder, dtype, specs, facts)
-    return ExpertStore(folder, dtype, specs, facts)
-
-
-def _offset(progress: Progress | None, done: int, total: int) -> Callable[[int], None]:
-    """Reports experts of one layer as experts of all, of which ``done`` were written before."""
-    return lambda experts: progress(done + experts, total) if progress else None
-
-
-class _Layer:
-    """Reads, converts and writes the experts of one module, one in memory at a time."""
-
-    def __init__(
-        self, model: PreTrainedModel, groups: list[Group], module: str, experts: int, dtype: torch.dtype
-    ) -> None:
-        self._model, self._groups, self._module, self._experts, self._dtype = model, groups, module, experts, dtype
-        self._opened: dict[Path, Any] = {}  # of this layer only: mapped pages of earlier layers are given back
-
-    def write(self, folder: Path, progress: Callable[[int], None]) -> LayerSpec:
-        """Write the layer's file and describe it."""
-        number = next(int(part) for part in self._module.split(".") if part.isdigit())
-        file = f"layer_{number:03d}.bin"
-        specs, size = _layout({name: tuple(t.shape) for name, t in self._expert(0).items()}, self._dtype)
-        data = torch.zeros(size, dtype=torch.uint8)
-        checksums: list[str] = []
-        with (folder / file).open("wb") as out:
-            for expert in range(self._experts):
-                tensors = self._expert(expert)
-                for name, view in _views(specs, self._dtype, data).items():
-                    view.copy_(tensors[name])
-                checksums.append(write_expert(out, host_bytes(data)))
-                progress(expert + 1)
-        return LayerSpec(number, self._module, self._experts, size, round_to_pages(size), file, specs, tuple(checksums))
-
-    def _expert(self, expert: int) -> dict[str, torch.Tensor]:
-        """The expert's parameters by name, as transformers' experts modules hold them."""
-        found: dict[str, torch.Tensor] = {}
-        for group in self._groups:
-            tensors = {pattern: [self._read(group, pattern, expert)] for pattern in group.sources}
-            for target, tensor in group.convert(self._model, tensors).items():
-                found[target.rpartition(".")[2]] = tensor[0]
-        return {name: found[name] for name in sorted(found, reverse=True)}
-
-    def _read(self, group: Group, pattern: str, expert: int) -> torch.Tensor:
-        """An expert's tensor as stored: by itself, or [1, ...] from one that holds all experts."""
-        apart = is_per_expert(pattern)
-        stored = group.sources[pattern][expert if apart else 0]
-        if stored.file not in self._opened:
-            self._opened[stored.file] = open_shard(stored.file)
-        tensor = self._opened[stored.file].get_slice(stored.key)
-        loaded: torch.Tensor = tensor[:] if apart else tensor[expert : expert + 1]
-        return loaded
-
-
-def _layout(shapes: dict[str, tuple[int, ...]], dtype: torch.dtype) -> tuple[tuple[TensorSpec, ...], int]:
-    """Place tensors one after another, each at a multiple of 64 bytes; returns their places and all bytes."""
-    specs: list[TensorSpec] = []
-    end = 0
-    for name, shape in shapes.items():
-        start = end + -end % 64
-        specs.append(TensorSpec(name, shape, start))
-        end = start + math.prod(shape) * dtype.itemsize
-    return tuple(specs), end
-
-
-def _views(specs: tuple[TensorSpec, ...], dtype: torch.dtype, data: torch.Tensor) -> dict[str, torch.Tensor]:
-    """The tensors of an expert as views of its bytes."""
-    return {
-        spec.name: data[spec.offset : spec.offset + math.prod(spec.shape) * dtype.itemsize].view(dtype).view(spec.shape)
-        for spec in specs
+def _write(plan: _Plan, folder: Path, progress: Progress | None) -> None:
+    """Write all layer files, their affinity tables and the index, reading every file of the checkpoint once."""
+    scratch: dict[int, torch.Tensor] = {}
+    layers = {
+        module: LayerFile(folder, plan.model, module, groups, plan.dtype, scratch)
+        for module, groups in plan.reader.expert_groups().items()
     }
+    checkpoint = plan.reader.path
+    config = checksum_of(checkpoint / "config.json")
+    starts: dict[Path, dict[str, int]] = {}
+    pieces = [piece for layer in layers.values() for piece in layer.pieces(starts)]
+    stream = ExpertStream(checkpoint_files(checkpoint), pieces, min(map(_waiting_bytes, layers.values())))
+    done, total = 0, sum(layer.experts for layer in layers.values())
+    with ExitStack() as opened, ThreadPoolExecutor(1) as finisher:
+        for layer in layers.values():
+            opened.callback(layer.close)
+        finished = finisher.submit(lambda: None)
+        for (module, expert), parts in stream:
+            layers[module].write(expert, parts)
+            done += 1
+            if progress is not None:
+                progress(done, total)
+            if layers[module].complete:
+                finished.result()  # at most one layer waits to be finished
+                finished = finisher.submit(_finish, layers[module], plan.dtype)
+        finished.result()
+    files = {file.relative_to(checkpoint).as_posix(): found for file, found in stream.identity.items()}
+    facts = {"model_type": plan.model.config.model_type, "files": files, "config_xxh3": config}
+    write_index(folder, plan.dtype, [layer.describe() for layer in layers.values()], facts)
+
+
+def _waiting_bytes(layer: LayerFile) -> int:
+    """Most bytes of incomplete experts: with those that are converted they stay below a layer."""
+    return max(layer.nbytes // 2, layer.nbytes - 4 * layer.nbytes // layer.experts)
+
+
+def _finish(layer: LayerFile, dtype: torch.dtype) -> None:
+    """What follows when a layer file is complete, while the next layers are read."""
+    affinity.build_table(layer.path, layer.describe(), dtype)
+    layer.sync()
+    layer.close()

@@ -140,7 +140,9 @@ def make_plan(model: PreTrainedModel, stored: Iterable[Stored], quantizer: Any) 
             else:
                 plan.ignored[tensor.key] = reason
             continue
-        group = plan.groups.setdefault(target, keys.group(target, pattern))
+        if target not in plan.groups:
+            plan.groups[target] = keys.group(target, pattern)
+        group = plan.groups[target]
         name = pattern or "weight"
         group.sources.setdefault(name, []).append(tensor)
         group.numbers.setdefault(name, []).append(keys.number(tensor.key, name))
