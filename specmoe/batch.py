@@ -78,10 +78,12 @@ class Rows:
 
 def forward(run: Run, ids: torch.Tensor, current: Pass, keep: torch.Tensor | int = 0) -> torch.Tensor:
     """Logits [B, Q or len(keep), V] of ids [B, Q] placed after each row's committed tokens."""
+    padding = ~current.valid.view(ids.shape) if current.is_prompt else None
+    masks = run.cache.attention_mask(ids.shape[1], run.model.dtype, run.boolean_masks, padding)
     with run.state.running(current, run.recorder):
         output = run.model(
             input_ids=ids,
-            attention_mask=run.cache.attention_mask(ids.shape[1], run.model.dtype, run.boolean_masks),
+            attention_mask=masks,
             position_ids=run.cache.lengths.positions(ids.shape[1]),
             use_cache=True,
             logits_to_keep=keep,

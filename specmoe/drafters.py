@@ -24,7 +24,7 @@ class PinnedDraft:
     def propose(self, run: Run, rows: Rows, lengths: torch.Tensor) -> Proposal:
         steps = int(lengths.max()) if len(lengths) else 0
         tokens, probs = [rows.last], []
-        try:
+        with run.cache.provisional():
             for step in range(steps):
                 with run.timeline.span("compute", "draft step"):
                     drafting = lengths > step  # rows that want fewer tokens ask for no expert
@@ -33,8 +33,6 @@ class PinnedDraft:
                     tokens.append(token)
                     probs.append(drawn_from)
                     run.cache.commit(torch.ones_like(rows.last))
-        finally:
-            run.cache.commit(torch.full_like(rows.last, 1 - len(tokens)))
         drawn = [p for p in probs if p is not None]
         return Proposal(
             torch.stack(tokens[1:], dim=1) if steps else rows.last.new_empty(len(rows), 0),

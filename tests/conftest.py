@@ -20,6 +20,8 @@ from transformers import (
     Qwen2MoeForCausalLM,
     Qwen3MoeConfig,
     Qwen3MoeForCausalLM,
+    Qwen3NextConfig,
+    Qwen3NextForCausalLM,
 )
 
 from reports import ReportPaths
@@ -110,6 +112,24 @@ def _deepseek() -> PreTrainedModel:
     return DeepseekV3ForCausalLM(config)
 
 
+def _qwen3_next() -> PreTrainedModel:
+    config = Qwen3NextConfig(
+        **_common(
+            num_experts=8,
+            num_experts_per_tok=2,
+            moe_intermediate_size=16,
+            shared_expert_intermediate_size=24,
+            head_dim=8,
+            linear_key_head_dim=8,
+            linear_value_head_dim=8,
+            linear_num_key_heads=2,
+            linear_num_value_heads=4,
+            layer_types=["linear_attention", "full_attention", "linear_attention"],
+        )
+    )
+    return Qwen3NextForCausalLM(config)
+
+
 FAMILIES: dict[str, Callable[[], PreTrainedModel]] = {
     "qwen3": _qwen3,
     "qwen3-dense-between": _qwen3_with_dense_layers,
@@ -117,6 +137,7 @@ FAMILIES: dict[str, Callable[[], PreTrainedModel]] = {
     "mixtral-sliding-window": _mixtral_with_sliding_window,
     "olmoe": _olmoe,
     "deepseek-v3": _deepseek,
+    "qwen3-next": _qwen3_next,
 }
 
 

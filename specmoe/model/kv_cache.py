@@ -8,6 +8,8 @@ transformers accepts the cache through its layer interface and uses a prepared 4
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -15,6 +17,13 @@ from transformers import PreTrainedConfig
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 from specmoe.errors import UnsupportedModelError
+from specmoe.model import families
+from specmoe.model.recurrent import RecurrentLayer
+
+Masks = torch.Tensor | Mapping[str, torch.Tensor | None]
+"""One prepared mask for all layers, or one per layer type; None where a linear-attention layer needs none."""
+
+LINEAR = "linear_attention"
 
 
 class RowLengths:
@@ -92,7 +101,7 @@ class RaggedLayer(CacheLayerMixin):
 
 
 class RaggedCache(Cache):
-    """One ``RaggedLayer`` per decoder layer and the lengths they share.
+    """One ``RaggedLayer`` per decoder layer (a ``RecurrentLayer`` for linear attention) and the lengths they share.
 
     Args:
         config: the model's (text) config.
@@ -102,7 +111,8 @@ class RaggedCache(Cache):
         padding: tokens on the left of each row of the request that are padding, long [B]; default none.
 
     Raises:
-        UnsupportedModelError: a layer type other than full, sliding or chunked attention.
+        UnsupportedModelError: a layer type other than full, sliding or chunked attention, or linear attention of a
+            family whose state cannot be restored.
     """
 
     def __init__(
@@ -117,11 +127,32 @@ class RaggedCache(Cache):
         self._layer_types = layer_types(config)
         self._window: int | None = getattr(config, "sliding_window", None)
         self._chunk: int | None = getattr(config, "attention_chunk_size", None)
-        super().__init__(layers=[RaggedLayer(self.lengths, max_length) for _ in range(config.num_hidden_layers)])
+        recurrent = {i for i, kind in enumerate(getattr(config, "layer_types", None) or ()) if kind == LINEAR}
+        layers = [
+            RecurrentLayer() if i in recurrent else RaggedLayer(self.lengths, max_length)
+            for i in range(config.num_hidden_layers)
+        ]
+        self._recurrent = [layer for layer in layers if isinstance(layer, RecurrentLayer)]
+        super().__init__(layers=layers)
 
     def commit(self, tokens: torch.Tensor) -> None:
-        """Advance each row's length by ``tokens`` (long [B])."""
+        """Advance each row's length by ``tokens`` (long [B]), at most those of the latest pass."""
         self.lengths.values = self.lengths.values + tokens
+        if self._recurrent:
+            fewest = int(tokens.min())
+            for layer in self._recurrent:
+                layer.advance(tokens, fewest)
+
+    @contextmanager
+    def provisional(self) -> Iterator[None]:
+        """What the block commits is undone at its end."""
+        lengths, states = self.lengths.values, [layer.state for layer in self._recurrent]
+        try:
+            yield
+        finally:
+            self.lengths.values = lengths
+            for layer, state in zip(self._recurrent, states, strict=True):
+                layer.restore(state)
 
     def select(self, rows: torch.Tensor) -> None:
         """Keep only ``rows`` (long [B']) of the batch."""
@@ -129,14 +160,17 @@ class RaggedCache(Cache):
         for layer in self.layers:
             layer.select(rows)
 
-    def attention_mask(self, queries: int, dtype: torch.dtype, boolean: bool) -> torch.Tensor | dict[str, torch.Tensor]:
+    def attention_mask(
+        self, queries: int, dtype: torch.dtype, boolean: bool, padding: torch.Tensor | None = None
+    ) -> Masks:
         """Masks [B, 1, Q, KV] for the next ``queries`` tokens of each row, by layer type where they differ.
 
         ``boolean`` masks are True where attention is allowed (sdpa); others hold zeros and the dtype's lowest
-        value, to be added to the scores (eager).
+        value, to be added to the scores (eager).  Linear attention gets the inverse of ``padding`` (bool [B, Q]),
+        which is True on the padding of prompts.
         """
         positions = self.lengths.positions(queries)[:, None, :, None]  # [B, 1, Q, 1]
-        keys = torch.arange(self.layers[0].get_mask_sizes(queries)[0], device=positions.device)
+        keys = torch.arange(int(self.lengths.values.max()) + queries, device=positions.device)
         causal = keys <= positions
         masks = {"full_attention": causal}
         if self._window is not None:
@@ -146,6 +180,8 @@ class RaggedCache(Cache):
         if not boolean:
             lowest = torch.finfo(dtype).min
             masks = {k: torch.zeros_like(m, dtype=dtype).masked_fill_(~m, lowest) for k, m in masks.items()}
+        if self._recurrent:
+            return {**masks, LINEAR: ~padding if padding is not None and bool(padding.any()) else None}
         return masks if len(self._layer_types) > 1 else masks[next(iter(self._layer_types))]
 
 
@@ -153,7 +189,7 @@ def layer_types(config: PreTrainedConfig) -> set[str]:
     """The attention types of a model's layers, as its code names them when it builds masks.
 
     Raises:
-        UnsupportedModelError: a type other than full, sliding or chunked attention.
+        UnsupportedModelError: a type other than full, sliding, chunked or (of some families) linear attention.
     """
     declared = getattr(config, "layer_types", None)
     window = getattr(config, "sliding_window", None)
@@ -161,6 +197,8 @@ def layer_types(config: PreTrainedConfig) -> set[str]:
     known = {"full_attention", "sliding_attention"}
     if getattr(config, "attention_chunk_size", None) is not None:
         known.add("chunked_attention")
+    if families.restores_state(config):
+        known.add(LINEAR)
     unknown = types - known
     if unknown:
         raise UnsupportedModelError(

@@ -8,7 +8,9 @@ from typing import Any
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from specmoe.errors import UnsupportedModelError
+from specmoe.model import families
 from specmoe.model.attention import check_attention
+from specmoe.model.families.gated_delta import RaggedDeltaNet
 from specmoe.model.kv_cache import layer_types
 from specmoe.model.quantization import check_method
 
@@ -53,7 +55,7 @@ def check_config(config: PreTrainedConfig) -> None:
     text = config.get_text_config()
     types = getattr(text, "layer_types", None) or getattr(text, "layers_block_type", None) or ()
     recurrent = [t for t in types if t in _RECURRENT]
-    if recurrent:
+    if recurrent and not families.restores_state(text):
         raise UnsupportedModelError(
             f"{config.model_type} has layers of type {recurrent[0]!r}, whose state cannot be restored after a rejected "
             f"draft: {_USE}"
@@ -70,12 +72,13 @@ def check_model(model: PreTrainedModel) -> None:
             state that cannot be restored.
     """
     name = type(model).__name__
+    restored = families.restores_state(model.config.get_text_config())
     for module in model.modules():
         kind = type(module).__name__
         part = next((p for p in _PARTS if p in kind), None)
-        if part is not None:
+        if part is not None and not isinstance(module, RaggedDeltaNet):
             raise UnsupportedModelError(f"{name} has {_PARTS[part]} ({kind}), which is not supported: {_USE}")
-    if getattr(model, "_is_stateful", False):
+    if getattr(model, "_is_stateful", False) and not restored:
         raise UnsupportedModelError(
             f"{name} keeps a recurrent state, which cannot be restored after a rejected draft: {_USE}"
         )

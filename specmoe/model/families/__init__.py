@@ -1,21 +1,23 @@
-"""Families whose experts are outside transformers' experts interface: one small module each, and the registry.
+"""Families that need modules of their own beside transformers' interfaces: one small module each, and the registry.
 
-A family replaces modules of the assembled model by ones that hand their tokens to the engine's experts hook
-(``HookedExperts``), and says how the checkpoint's keys become these modules' parameters where the names differ.
+A family replaces modules of the model that was built on ``meta``: by ones that hand their tokens to the engine's
+experts hook (``HookedExperts``), or by ones whose recurrent state can go back to the last accepted token.  Where names differ,
+it says how the checkpoint's keys become these modules' parameters.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.core_model_loading import WeightTransform
 
-from specmoe.model.families import llama4
+from specmoe.model.families import gated_delta, llama4
 from specmoe.model.families.base import Family
 
 FAMILIES: dict[str, Family] = {
     "llama4_text": llama4.FAMILY,
+    **gated_delta.FAMILIES,
 }
 """By ``model_type`` of a model or of a part of it."""
 
@@ -29,6 +31,11 @@ def adapt(model: PreTrainedModel) -> None:
 def conversions(model: PreTrainedModel) -> list[WeightTransform]:
     """How checkpoint keys become the parameters of replaced modules, in addition to transformers' conversions."""
     return [transform for part, family in _parts(model) for transform in family.conversions(part)]
+
+
+def restores_state(config: PreTrainedConfig) -> bool:
+    """Whether the state of a family's recurrent layers can go back to the last accepted token."""
+    return config.model_type in FAMILIES and FAMILIES[config.model_type].restores_state
 
 
 def _parts(model: PreTrainedModel) -> Iterator[tuple[PreTrainedModel, Family]]:

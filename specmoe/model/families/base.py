@@ -25,10 +25,12 @@ class Family:
             torch's defaults.
         conversions: transformers' weight conversions from checkpoint keys to the parameters of the replaced modules;
             none where these keep their names and shapes.
+        restores_state: its recurrent layers can go back to the last accepted token.
     """
 
     adapt: Callable[[PreTrainedModel], None]
     conversions: Callable[[PreTrainedModel], list[WeightTransform]] = _no_conversions
+    restores_state: bool = False
 
 
 class HookedExperts(nn.Module):

@@ -46,6 +46,7 @@ EXACT = Row()
 EAGER_ONLY = Row(attention=("eager",), note="transformers has no sdpa for it")
 OWN_EXPERTS = Row(refused="experts interface", note="experts outside transformers' experts interface")
 STATES = Row(refused="linear_attention", note="linear attention or state-space layers")
+DELTA_NET = Row(note="gated delta net: its state goes back to the last accepted token")
 INDEXED = Row(refused="indexed_attention", note="attention over keys that an index chooses")
 WRAPPER = Row(refused="causal language model", note="a multimodal wrapper, not a causal language model")
 WRAPPER_CONFIG = Row(refused=WRAPPER.refused, note=WRAPPER.note, has_model=False)
@@ -106,7 +107,7 @@ EXPECTED: dict[str, Row] = {
     "kimi_linear": STATES,
     "kolibri1": EXACT,
     "laguna": EXACT,
-    "lara_mini": STATES,
+    "lara_mini": DELTA_NET,
     "lfm2_moe": Row(refused="'conv'", note="convolution layers"),
     "llama4": EXACT,
     "llama4_text": EXACT,
@@ -127,10 +128,10 @@ EXPECTED: dict[str, Row] = {
     "olmoe": EXACT,
     "phimoe": EXACT,
     "qwen2_moe": EXACT,
-    "qwen3_5_moe": STATES,
-    "qwen3_5_moe_text": STATES,
+    "qwen3_5_moe": Row(note=f"{DELTA_NET.note}; the text model of the checkpoint"),
+    "qwen3_5_moe_text": DELTA_NET,
     "qwen3_moe": EXACT,
-    "qwen3_next": STATES,
+    "qwen3_next": DELTA_NET,
     "qwen3_omni_moe": WRAPPER_CONFIG,
     "qwen3_omni_moe_thinker": WRAPPER,
     "qwen3_vl_moe": WRAPPER,
