@@ -1,8 +1,8 @@
 """Families that need modules of their own beside transformers' interfaces: one small module each, and the registry.
 
 A family replaces modules of the model that was built on ``meta``: by ones that hand their tokens to the engine's
-experts hook (``HookedExperts``), or by ones whose recurrent state can go back to the last accepted token.  Where names differ,
-it says how the checkpoint's keys become these modules' parameters.
+experts hook (``HookedExperts``), or by ones whose recurrent state can go back to the last accepted token.  Where names
+differ, it says how the checkpoint's keys become these modules' parameters.
 """
 
 from __future__ import annotations
