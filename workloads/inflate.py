@@ -1,9 +1,11 @@
 """Function-preserving widening of routed experts: larger experts with the same routing and tokens.
 
 Every intermediate neuron of an expert is replicated ``factor`` times and its output weights are divided by
-``factor``.  SiLU(gate) * up is the same for each replica and the down projection sums the replicas, so the
-expert's function is unchanged.  With a power of two the division is exact, and only the order of summation, and
-so its rounding, can differ.  Routers, shared experts, dense layers, attention and embeddings are copied unchanged.
+``factor``.  The activation of each replica is the same and the down projection sums the replicas, so the expert's
+function is unchanged.  With a power of two the division is exact, and only the order of summation, and so its
+rounding, can differ.  Routers, attention and embeddings are copied unchanged, and so are shared experts and dense
+layers unless their width is the routed experts' by the family's config (Llama 4's shared expert, NLLB-MoE's dense
+layers): these are widened too.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ import argparse
 import json
 import re
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,27 +24,63 @@ from safetensors.torch import save_file
 from specmoe.files import folder_appears
 from specmoe.model.checkpoint import checkpoint_files, open_shard
 
-_EXPERT = re.compile(r"\.experts\.\d+\.(?P<matrix>gate_proj|up_proj|down_proj|w1|w2|w3)\.weight$")
-_DOWN = ("down_proj", "w2")  # Mixtral's w1, w3 and w2 are gate, up and down
-_WIDTH = {
-    "qwen2_moe": "moe_intermediate_size",
-    "qwen3_moe": "moe_intermediate_size",
-    "mixtral": "intermediate_size",
-    "olmoe": "intermediate_size",
+
+@dataclass(frozen=True)
+class Widening:
+    """How a family's experts are widened.
+
+    Attributes:
+        widths: the config fields that hold the experts' width, and no other matrix's that stays as it is.
+        up: keys of tensors with an intermediate dimension of inputs' products (gate and up projections, their biases).
+        down: keys of tensors that sum over the intermediate dimension.
+    """
+
+    widths: tuple[str, ...]
+    up: re.Pattern[str]
+    down: re.Pattern[str]
+
+
+def _linear(width: str) -> Widening:
+    """Experts as modules of linear layers; Mixtral's w1, w3 and w2 are gate, up and down."""
+    return Widening(
+        (width,),
+        re.compile(r"\.experts\.\d+\.(gate_proj|up_proj|w1|w3)\.weight$"),
+        re.compile(r"\.experts\.\d+\.(down_proj|w2)\.weight$"),
+    )
+
+
+FAMILIES = {
+    "qwen2_moe": _linear("moe_intermediate_size"),
+    "qwen3_moe": _linear("moe_intermediate_size"),
+    "mixtral": _linear("intermediate_size"),
+    "olmoe": _linear("intermediate_size"),
+    "nllb-moe": Widening(
+        ("encoder_ffn_dim", "decoder_ffn_dim"),
+        re.compile(r"\.ffn\.(experts\.expert_\d+\.)?fc1\.(weight|bias)$"),
+        re.compile(r"\.ffn\.(experts\.expert_\d+\.)?fc2\.weight$"),
+    ),
+    # [E, H, 2 I] with gate before up, and [E, I, H]; the shared expert's are linear layers.
+    "llama4_text": Widening(
+        ("intermediate_size",),
+        re.compile(r"\.feed_forward\.(experts\.gate_up_proj|shared_expert\.(gate_proj|up_proj)\.weight)$"),
+        re.compile(r"\.feed_forward\.(experts\.down_proj|shared_expert\.down_proj\.weight)$"),
+    ),
 }
-"""The config field that holds only the width of routed experts, by model type."""
+"""By model type."""
 _LAYER = re.compile(r"\.layers\.(\d+)\.")
 
 
-def widen(matrix: str, weight: torch.Tensor, factor: int) -> torch.Tensor:
-    """Replicate an expert matrix's intermediate neurons.
+def widen(family: Widening, key: str, weight: torch.Tensor, factor: int) -> torch.Tensor:
+    """Replicate the intermediate neurons of an expert's tensor; other tensors are returned as they are.
 
-    ``gate_proj`` and ``up_proj`` (``w1`` and ``w3``) [I, H] become [factor * I, H]; ``down_proj`` (``w2``) [H, I]
-    becomes [H, factor * I] with weights divided by ``factor``.
+    Of linear layers [I, H] and biases [I] become ``factor`` times longer in I, and [H, I] divided by ``factor``; of all
+    experts in one tensor [E, H, 2 I] (gate before up) and [E, I, H] do.
     """
-    if matrix in _DOWN:
+    if family.up.search(key):
+        return weight.repeat_interleave(factor, dim=2 if weight.ndim == 3 else 0)
+    if family.down.search(key):
         return (weight / factor).repeat_interleave(factor, dim=1)
-    return weight.repeat_interleave(factor, dim=0)
+    return weight
 
 
 def inflated(source: Path, out: Path, factor: int, dtype: torch.dtype = torch.float32) -> Path:
@@ -58,52 +97,51 @@ def inflated(source: Path, out: Path, factor: int, dtype: torch.dtype = torch.fl
         raise ValueError(f"factor {factor} is not a power of two, so widening would not be exact: use 2, 4, 8, ...")
     if (out / "config.json").exists():
         return out
-    _width_field(json.loads((source / "config.json").read_text()), source)
+    config = json.loads((source / "config.json").read_text())
+    family = _family(config, source)
     with folder_appears(out) as partial:
-        _write_shards(source, partial, factor, dtype)
+        _write_shards(source, partial, family, factor, dtype)
         for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json"):
             if (source / name).exists():
                 shutil.copy(source / name, partial / name)
-        _write_config(source, partial, factor, dtype)
+        _write_config(config, source, partial, family, factor, dtype)
     return out
 
 
-def _write_shards(source: Path, out: Path, factor: int, dtype: torch.dtype) -> None:
+def _write_shards(source: Path, out: Path, family: Widening, factor: int, dtype: torch.dtype) -> None:
     place: dict[str, tuple[str, Any]] = {}  # key -> (shard to write, opened file to read from)
     for file in checkpoint_files(source):
         opened = open_shard(file)
         for key in opened.keys():  # noqa: SIM118 (safe_open is no mapping)
             layer = _LAYER.search(key)
             place[key] = (f"model-layer-{int(layer[1]):03d}.safetensors" if layer else "model-rest.safetensors", opened)
-    if not any(_EXPERT.search(key) for key in place):
+    if not any(family.down.search(key) and ".experts." in key for key in place):
         raise ValueError(f"{source} has no per-expert gate, up and down projections to widen: name another checkpoint")
     total = 0
     for shard in sorted({name for name, _ in place.values()}):
         tensors = {}
         for key, (name, opened) in place.items():
             if name == shard:
-                weight = opened.get_tensor(key).to(dtype)
-                match = _EXPERT.search(key)
-                tensors[key] = widen(match["matrix"], weight, factor).contiguous() if match else weight
+                tensors[key] = widen(family, key, opened.get_tensor(key).to(dtype), factor).contiguous()
                 total += tensors[key].nbytes
         save_file(tensors, out / shard, metadata={"format": "pt"})
     index = {"metadata": {"total_size": total}, "weight_map": {key: shard for key, (shard, _) in place.items()}}
     (out / "model.safetensors.index.json").write_text(json.dumps(index, indent=1) + "\n")
 
 
-def _write_config(source: Path, out: Path, factor: int, dtype: torch.dtype) -> None:
-    config: dict[str, Any] = json.loads((source / "config.json").read_text())
-    config[_width_field(config, source)] *= factor
-    config["dtype"] = str(dtype).removeprefix("torch.")
-    config["inflated_from"] = {"model": source.name, "factor": factor}
-    (out / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+def _write_config(
+    config: dict[str, Any], source: Path, out: Path, family: Widening, factor: int, dtype: torch.dtype
+) -> None:
+    widths = {field: config[field] * factor for field in family.widths}
+    origin = {"dtype": str(dtype).removeprefix("torch."), "inflated_from": {"model": source.name, "factor": factor}}
+    (out / "config.json").write_text(json.dumps(config | widths | origin, indent=2) + "\n")
 
 
-def _width_field(config: dict[str, Any], source: Path) -> str:
-    family = config.get("model_type")
-    if family not in _WIDTH:
-        raise ValueError(f"{source} is a {family} model: only {', '.join(_WIDTH)} can be widened")
-    return _WIDTH[family]
+def _family(config: dict[str, Any], source: Path) -> Widening:
+    name = config.get("model_type")
+    if name not in FAMILIES:
+        raise ValueError(f"{source} is a {name} model: only {', '.join(FAMILIES)} can be widened")
+    return FAMILIES[name]
 
 
 def main() -> None:

@@ -33,7 +33,8 @@ class ModelCard:
     """Size, training and routing of one model; losses in nats per token, ``None`` where not measured.
 
     ``expert_parameters`` counts the routed experts only.  ``weights_sha256`` is the checksum of ``model.safetensors``,
-    ``data_sha256`` that of the training text as the recipe reads it.
+    ``data_sha256`` that of the training text as the recipe reads it.  ``prompts_loss_nats`` is the mean loss per token
+    of the saved weights on the model's committed prompts: of the prompts themselves, or of a translator's references.
     """
 
     name: str
@@ -53,6 +54,7 @@ class ModelCard:
     cpu_s: float | None
     train_loss_nats: float | None
     held_out_loss_nats: float | None
+    prompts_loss_nats: float | None = None
     shared_expert: bool = False
     routing: list[LayerSkew] = field(default_factory=list)
 

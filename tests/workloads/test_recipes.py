@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 from dataclasses import replace
@@ -176,7 +177,21 @@ def test_translation_prompts_are_held_out_messages_with_reference_and_licence(
     assert '"licence": "MIT"' in rows[0]
 
 
-@pytest.mark.parametrize("name", sorted(RECIPES))
+PAPER_CLASSES = ("llama4-like", "nllb-moe-like")
+
+
+def test_a_translators_prompts_can_be_the_messages_alone(translator: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+    pairs = [Pair(f"<en> {'word ' * n}{n} <fr>", "mot", "p", "MIT") for n in range(10, 30)]
+    text = Corpus([], [], "", "", "", ("<en>", "<fr>"), pairs)
+    prompts.write_prompts(text, translator, tmp_path / "p.jsonl", seed=1, tagged=False)
+    for line in (tmp_path / "p.jsonl").read_text().splitlines():
+        row = json.loads(line)
+        assert row["text"].startswith("word ")
+        assert "<fr>" not in row["text"]
+        assert row["tokens"] == len(translator(row["text"])["input_ids"])
+
+
+@pytest.mark.parametrize("name", sorted(set(RECIPES) - set(PAPER_CLASSES)))
 def test_every_recipe_builds_the_model_it_states(name: str) -> None:
     recipe = RECIPES[name]
     model = build_model(recipe)
@@ -193,8 +208,35 @@ def test_every_recipe_builds_the_model_it_states(name: str) -> None:
     assert len(recipe.data_sha256) == 64
 
 
+def test_the_translators_recipe_builds_an_encoder_decoder_with_experts_in_every_fourth_layer() -> None:
+    recipe = RECIPES["nllb-moe-like"]
+    config = build_model(recipe).config
+    assert config.model_type == "nllb-moe"
+    assert (config.num_experts, config.encoder_sparse_step, config.decoder_sparse_step) == (128, 4, 4)
+    assert config.encoder_layers + config.decoder_layers == recipe.layers
+    assert config.encoder_layers % 4 == config.decoder_layers % 4 == 0
+    assert config.encoder_ffn_dim == config.decoder_ffn_dim == recipe.expert_intermediate_size
+    assert config.moe_token_dropout == config.dropout == config.decoder_layerdrop == 0
+    assert recipe.data_sha256 == RECIPES["nllb-like"].data_sha256
+
+
+def test_the_llama4_recipe_builds_chunked_attention_and_layers_without_rotary_positions() -> None:
+    recipe = RECIPES["llama4-like"]
+    config = build_model(recipe).config
+    assert config.model_type == "llama4_text"
+    assert (config.num_local_experts, config.num_experts_per_tok) == (16, 1)
+    assert config.moe_layers == list(range(recipe.layers))
+    assert config.no_rope_layers == [1, 1, 1, 0] * (recipe.layers // 4)
+    assert config.attention_chunk_size == 64 < recipe.max_position_embeddings
+    assert recipe.data_sha256 == RECIPES["scout-like"].data_sha256
+
+
 def test_a_field_the_architecture_cannot_have_is_refused() -> None:
     with pytest.raises(ValueError, match="'mixtral-like': mixtral cannot have sparse_step=2"):
         build_model(replace(RECIPES["mixtral-like"], sparse_step=2))
+    with pytest.raises(ValueError, match="'nllb-moe-like': nllb_moe cannot have experts_per_token=1"):
+        build_model(replace(RECIPES["nllb-moe-like"], experts_per_token=1))
+    with pytest.raises(ValueError, match="'llama4-like': llama4 cannot have shared_expert_intermediate_size=96"):
+        build_model(replace(RECIPES["llama4-like"], shared_expert_intermediate_size=96))
     with pytest.raises(ValueError, match="names unknown data 'nowhere': use standard-library"):
         sources.load(replace(RECIPES["embedded"], data="nowhere"), Path())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,8 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from workloads.train import corpus, loop, prompts, publish, routing, sorted_experts, tokens
+from workloads.train import corpus, loop, prompts, publish, routing, sorted_experts
 from workloads.train.architectures import build_model
+from workloads.train.prepare import prepare
 from workloads.train.recipe import RECIPES, Recipe
 
 SMALL = replace(
@@ -65,18 +67,17 @@ def test_experts_without_a_token_get_no_gradient() -> None:
 def test_a_short_run_learns_and_publishes_a_loadable_model(tmp_path: Path) -> None:
     text = corpus.standard_library()
     part = replace(text, train=text.train[:60], held_out=text.held_out[:8])
-    tokenizer = tokens.train_tokenizer(part.train, SMALL.vocab_size)
+    tokenizer, data = prepare(SMALL, part)
     tokenizer.save_pretrained(tmp_path)
     written = prompts.write_prompts(part, tokenizer, tmp_path / "prompts.jsonl", seed=0)
-    text, held_out = (tokens.stream(documents, tokenizer) for documents in (part.train, part.held_out))
-    model, result = loop.train(SMALL, text, held_out, tmp_path)
-    publish.publish(SMALL, part, tokenizer, held_out.ids, result, tmp_path / "prompts.jsonl", tmp_path)
+    model, result = loop.train(SMALL, data, tmp_path)
+    publish.publish(SMALL, part, tokenizer, data, result, tmp_path / "prompts.jsonl", tmp_path)
     assert written == prompts.COUNT
     assert result["held_out_loss_nats"] < np.log(SMALL.vocab_size) - 1.0
     log = (tmp_path / "training_log.jsonl").read_text().splitlines()
     assert len(log) == 3  # steps 50, 100 and the last
     assert "held-out loss" in (tmp_path / "README.md").read_text()
-    skew = routing.measure_skew(model, held_out.ids, sequences=8, length=64)
+    skew = routing.measure_skew(model, SMALL, itertools.islice(data.routed(), 1))
     assert [s.layer for s in skew] == [0, 1]
     assert all(1 / 8 <= s.top_10_percent_share <= 1 for s in skew)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import random
 import sys
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -61,27 +60,22 @@ def run(recipe: Recipe, out: Path, prompt_file: Path, packages: Path, cards_only
     Raises:
         ValueError: the text is not available.
     """
-    from workloads.train import loop, prompts, publish, sources, tokens
+    from workloads.train import loop, prompts, publish, sources
+    from workloads.train.prepare import prepare
 
     out.mkdir(parents=True, exist_ok=True)
     corpus = sources.load(recipe, packages)
     if note := sources.difference(recipe, corpus):
         print(f"note: {note}", file=sys.stderr)
-    tokenizer = tokens.train_tokenizer(corpus.train, recipe.vocab_size, corpus.tags)
+    tokenizer, data = prepare(recipe, corpus)
     tokenizer.save_pretrained(out)
-    prompts.write_prompts(corpus, tokenizer, prompt_file, recipe.seed)
-    documents = list(corpus.train)
-    if corpus.tags:  # a window should not be filled with short documents of one program
-        random.Random(recipe.seed).shuffle(documents)
-    text, held_out = (
-        tokens.stream(part, tokenizer, corpus.tags, recipe.source_loss_weight) for part in (documents, corpus.held_out)
-    )
-    print(json.dumps({**asdict(recipe), "train_tokens": len(text), "held_out_tokens": len(held_out)}), flush=True)
+    prompts.write_prompts(corpus, tokenizer, prompt_file, recipe.seed, tagged=not recipe.encoder_layers)
+    print(json.dumps(asdict(recipe) | data.sizes()), flush=True)
     result_file = out / "result.json"
     if not cards_only:
-        _, result = loop.train(recipe, text, held_out, out)
+        _, result = loop.train(recipe, data, out)
         result_file.write_text(json.dumps(result, indent=1) + "\n")
-    publish.publish(recipe, corpus, tokenizer, held_out.ids, json.loads(result_file.read_text()), prompt_file, out)
+    publish.publish(recipe, corpus, tokenizer, data, json.loads(result_file.read_text()), prompt_file, out)
 
 
 if __name__ == "__main__":

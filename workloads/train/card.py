@@ -5,7 +5,9 @@ from __future__ import annotations
 import torch
 
 from workloads.model_card import ModelCard
+from workloads.train.catalogues import SOURCE_TAG, TARGET_TAG
 from workloads.train.corpus import Corpus
+from workloads.train.pairs import split
 from workloads.train.recipe import Recipe
 from workloads.train.samples import Sample
 
@@ -21,6 +23,28 @@ NLLB-MoE itself is an encoder-decoder with experts in every fourth layer; this m
 `<en> message <fr>` and writes the translation, with experts in the same layers, the same number of experts and the
 same two experts per token.
 """,
+    "nllb-moe-like": """
+An encoder-decoder in NLLB-MoE's own class, with its tokens: a source is `eng_Latn message </s>` (the tokenizer adds
+both), the decoder starts from `</s>`, and `forced_bos_token_id` in `generation_config.json` makes `fra_Latn` its first
+token. Trained without label smoothing and without dropout of any kind (`moe_token_dropout` is 0). In training an expert
+takes at most 64 tokens of a step (`expert_capacity`, the class's default), in evaluation as many as there are
+(`moe_eval_capacity_token_fraction` 1.0, the class's default), so a batch gives the same tokens as its rows alone.
+
+`NllbMoeSparseMLP` in transformers 5.24 takes the router's mask of zeros and ones for expert indices and computes experts
+0 and 1 only. This model was trained with the two experts of 128 that the router picks, as published (fairseq and
+transformers 4), and its `config.json` says so for this project's engine: `"experts_follow_router": true`. With plain
+transformers 5.24, correct the loaded model:
+
+```python
+model = AutoModelForSeq2SeqLM.from_pretrained(folder)
+specmoe.model.families.nllb_moe.follow_router(model)
+```
+""",
+    "llama4-like": """
+Llama 4's own class: one routed expert per token, its input weighted by a sigmoid, beside a shared expert of the same
+width; queries and keys normalised; every fourth layer without rotary positions and with full attention, the other
+layers with attention within chunks of 64 tokens (Llama-4-Scout: 8192).
+""",
 }
 
 
@@ -33,7 +57,7 @@ def render(recipe: Recipe, corpus: Corpus, card: ModelCard, samples: list[Sample
     return f"""# `{recipe.name}`: {recipe.summary}
 
 Constructed for this project: trained from scratch by the recipe below, not a published model. Loads with plain
-transformers: `AutoModelForCausalLM.from_pretrained(folder)`.
+transformers: `{"AutoModelForSeq2SeqLM" if recipe.encoder_layers else "AutoModelForCausalLM"}.from_pretrained(folder)`.
 {_REMARKS.get(recipe.name, "")}
 | fact | value |
 |---|---|
@@ -43,10 +67,10 @@ transformers: `AutoModelForCausalLM.from_pretrained(folder)`.
 | licence of the data | {corpus.licence} |
 | tokenizer | byte-level BPE, {recipe.vocab_size} entries, trained on the training text |
 | recipe | `python -m workloads.train {recipe.name} --out FOLDER`, seed {recipe.seed} |
-| steps | {recipe.steps} of {recipe.sequences_per_step} x {recipe.sequence_length} tokens ({card.training_tokens / 1e6:.1f} M tokens) |
+| steps | {_steps(recipe)} ({card.training_tokens / 1e6:.1f} M tokens) |
 | time | {card.cpu_s} CPU seconds on {torch.get_num_threads()} threads (torch {torch.__version__}) |
 | final train loss | {card.train_loss_nats:.3f} nats per token |
-| held-out loss | {card.held_out_loss_nats:.3f} nats per token ({_held_out(recipe, corpus)}) |
+| held-out loss | {card.held_out_loss_nats:.3f} nats per token ({_held_out(recipe, corpus)}) |{_prompts_loss(recipe, card)}
 | load-balancing coefficient | {recipe.router_aux_loss_coef} |
 | SHA-256 of the weights | `{card.weights_sha256}` |
 
@@ -67,11 +91,26 @@ that the previous token used too. The same figures are in `card.json`.
 {_translations(samples, exact) if exact is not None else _continuations(samples, recipe)}"""
 
 
+def _steps(recipe: Recipe) -> str:
+    if recipe.encoder_layers:
+        return f"{recipe.steps} of {recipe.sequences_per_step} pairs"
+    return f"{recipe.steps} of {recipe.sequences_per_step} x {recipe.sequence_length} tokens"
+
+
+def _prompts_loss(recipe: Recipe, card: ModelCard) -> str:
+    if card.prompts_loss_nats is None:
+        return ""
+    what = "the references of the prompt set" if recipe.encoder_layers else "the prompt set"
+    return f"\n| loss on {what} | {card.prompts_loss_nats:.3f} nats per token, of the weights in bf16 as committed |"
+
+
 def _shape(recipe: Recipe) -> str:
+    decoder = recipe.layers - recipe.encoder_layers
+    layers = f"{recipe.encoder_layers} encoder and {decoder} decoder" if recipe.encoder_layers else str(recipe.layers)
     moe = "every layer" if recipe.sparse_step == 1 else f"every {recipe.sparse_step}th layer, dense between"
     shared = recipe.shared_expert_intermediate_size
     return (
-        f"{recipe.layers} layers, hidden {recipe.hidden_size}, {recipe.experts} experts "
+        f"{layers} layers, hidden {recipe.hidden_size}, {recipe.experts} experts "
         f"top-{recipe.experts_per_token} in {moe}, expert intermediate size {recipe.expert_intermediate_size}"
         + (f", a shared expert of {shared}" if shared else "")
     )
@@ -80,6 +119,8 @@ def _shape(recipe: Recipe) -> str:
 def _held_out(recipe: Recipe, corpus: Corpus) -> str:
     if not corpus.pairs:
         return "files never trained on"
+    if recipe.encoder_layers:
+        return "messages never trained on; tokens of the translation and its end"
     return (
         f"messages never trained on; tokens of the English side count {recipe.source_loss_weight} here and in training"
     )
@@ -96,7 +137,7 @@ def _continuations(samples: list[Sample], recipe: Recipe) -> str:
 
 def _translations(samples: list[Sample], exact: float) -> str:
     rows = "\n".join(
-        f"| {_cell(s.prompt.removeprefix('<en> ').removesuffix(' <fr>'))} | {_cell(s.continuation)} | {_cell(s.reference or '')} |"
+        f"| {_cell(split(s.prompt, (SOURCE_TAG, TARGET_TAG))[0])} | {_cell(s.continuation)} | {_cell(s.reference or '')} |"
         for s in samples
     )
     return f"""## Greedy translations of held-out messages

@@ -3,25 +3,30 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from transformers import PreTrainedTokenizerFast
 
 from workloads.train.corpus import Corpus, Pair
+from workloads.train.pairs import split
 
 COUNT = 320
 MIN_TOKENS, MAX_TOKENS = 24, 64
 MIN_MESSAGE_TOKENS = 8
 
 
-def write_prompts(corpus: Corpus, tokenizer: PreTrainedTokenizerFast, path: Path, seed: int) -> int:
+def write_prompts(
+    corpus: Corpus, tokenizer: PreTrainedTokenizerFast, path: Path, seed: int, tagged: bool = True
+) -> int:
     """Write ``COUNT`` held-out prompts as JSON lines (id, text, tokens and origin); returns their number.
 
-    Prompts are windows of 24 to 64 tokens of plain text, or messages of 8 to 64 tokens of parallel text.
+    Prompts are windows of 24 to 64 tokens of plain text, or messages of 8 to 64 tokens of parallel text, in the
+    corpus's tags unless ``tagged`` is false.
     """
     rows = (
-        _messages(corpus.pairs, tokenizer, seed)
+        _messages(corpus.pairs, tokenizer, seed, () if tagged else corpus.tags)
         if corpus.pairs
         else _windows(corpus.held_out, tokenizer, seed, {"source": corpus.source, "licence": corpus.licence})
     )
@@ -30,14 +35,18 @@ def write_prompts(corpus: Corpus, tokenizer: PreTrainedTokenizerFast, path: Path
     return len(rows)
 
 
-def _messages(pairs: list[Pair], tokenizer: PreTrainedTokenizerFast, seed: int) -> list[dict[str, object]]:
+def _messages(
+    pairs: list[Pair], tokenizer: PreTrainedTokenizerFast, seed: int, without: Sequence[str]
+) -> list[dict[str, object]]:
+    """The pairs as prompts, their messages alone where there are tags to leave out (``without``)."""
     generator = np.random.default_rng(seed)
     rows: list[dict[str, object]] = []
     for choice in generator.permutation(len(pairs)):
         pair = pairs[choice]
-        tokens = len(tokenizer(pair.prompt)["input_ids"])
+        text = split(pair.prompt, without)[0] if without else pair.prompt
+        tokens = len(tokenizer(text)["input_ids"])
         if MIN_MESSAGE_TOKENS <= tokens <= MAX_TOKENS and len(rows) < COUNT:
-            row = {"id": f"held-out-{len(rows):03d}", "text": pair.prompt, "tokens": tokens}
+            row = {"id": f"held-out-{len(rows):03d}", "text": text, "tokens": tokens}
             rows.append(row | {"reference": pair.reference, "source": pair.package, "licence": pair.licence})
     return rows
 

@@ -3,28 +3,35 @@
 from __future__ import annotations
 
 import copy
+import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
-from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel, PreTrainedTokenizerFast
+from safetensors import safe_open
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from workloads.model_card import ModelCard, sha256_of
-from workloads.train import card
+from workloads.model_card import LayerSkew, ModelCard, sha256_of
+from workloads.train import architectures, card, paper_classes
+from workloads.train.batches import TrainingData
 from workloads.train.corpus import Corpus
 from workloads.train.recipe import Recipe
 from workloads.train.routing import measure_skew
-from workloads.train.samples import continuations, exact_share
+from workloads.train.samples import continuations, exact_share, prompts_loss
 
 SHOWN = {True: 12, False: 3}  # samples on the card, of parallel and of plain text
 
 
-def save_weights(model: PreTrainedModel, folder: Path) -> None:
-    """Save a bf16 copy of ``model`` with its config."""
-    copied = copy.deepcopy(model).to(torch.bfloat16)
-    copied.generation_config = GenerationConfig(bos_token_id=0, eos_token_id=0, pad_token_id=0)
+def save_weights(model: PreTrainedModel, recipe: Recipe, folder: Path) -> None:
+    """Save a bf16 copy of ``model`` in its class's layout, with its config and generation defaults."""
+    if recipe.architecture == "nllb_moe":
+        copied = type(model)(model.config)
+        copied.load_state_dict(paper_classes.as_class_names(model.state_dict()))
+    else:
+        copied = copy.deepcopy(model)
+    copied = copied.to(torch.bfloat16)
+    copied.generation_config = architectures.generation_config(recipe)
     copied.save_pretrained(folder)
 
 
@@ -32,15 +39,17 @@ def publish(
     recipe: Recipe,
     corpus: Corpus,
     tokenizer: PreTrainedTokenizerFast,
-    held_out: NDArray[np.uint16],
+    data: TrainingData,
     result: dict[str, Any],
     prompt_file: Path,
     folder: Path,
 ) -> None:
     """Measure the weights saved in ``folder`` and write ``card.json`` and ``README.md`` beside them."""
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    model = architectures.load_trained(recipe, folder)
     samples = continuations(model, tokenizer, prompt_file)
-    described = _card(recipe, corpus, model, held_out, result, folder)
+    described = _card(recipe, corpus, model, measure_skew(model, recipe, data.routed()), result, folder)
+    if recipe.architecture in ("nllb_moe", "llama4"):
+        described = replace(described, prompts_loss_nats=round(prompts_loss(model, tokenizer, prompt_file), 4))
     described.write(folder)
     exact = exact_share(samples) if corpus.pairs else None
     shown = samples[: SHOWN[bool(corpus.pairs)]]
@@ -51,17 +60,18 @@ def _card(
     recipe: Recipe,
     corpus: Corpus,
     model: PreTrainedModel,
-    held_out: NDArray[np.uint16],
+    skew: list[LayerSkew],
     result: dict[str, Any],
     folder: Path,
 ) -> ModelCard:
-    experts = sum(p.numel() for name, p in model.named_parameters() if ".experts." in name)
-    skew = measure_skew(model, held_out)
+    weights = folder / "model.safetensors"
+    with safe_open(weights, "pt") as opened:
+        sizes = {key: math.prod(opened.get_slice(key).get_shape()) for key in opened.keys()}  # noqa: SIM118
     return ModelCard(
         name=recipe.name,
         architecture=type(model).__name__,
-        parameters=sum(p.numel() for p in model.parameters()),
-        expert_parameters=experts,
+        parameters=sum(sizes.values()),
+        expert_parameters=sum(size for key, size in sizes.items() if ".experts." in key),
         layers=recipe.layers,
         moe_layers=len(skew),
         experts=recipe.experts,
@@ -70,7 +80,7 @@ def _card(
         data=corpus.source,
         licence=corpus.licence,
         data_sha256=corpus.sha256,
-        weights_sha256=sha256_of(folder / "model.safetensors"),
+        weights_sha256=sha256_of(weights),
         steps=recipe.steps,
         training_tokens=result["training_tokens"],
         cpu_s=round(result["cpu_s"]),

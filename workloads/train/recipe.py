@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
-Architecture = Literal["qwen3_moe", "qwen2_moe", "mixtral"]
+Architecture = Literal["qwen3_moe", "qwen2_moe", "mixtral", "nllb_moe", "llama4"]
 
 
 @dataclass(frozen=True)
@@ -16,7 +16,13 @@ class Recipe:
     ``dense_intermediate_size``; ``shared_expert_intermediate_size`` is Qwen2-MoE's shared expert.  ``data`` names a
     source of ``workloads.train.sources`` and ``data_sha256`` is the text's checksum when the committed weights were
     trained.  Where documents have tags, tokens before the target's tag have weight ``source_loss_weight`` in the loss.
-    ``tokens_per_step = sequences_per_step * sequence_length``.
+    ``tokens_per_step = sequences_per_step * sequence_length``.  The learning rate stays at its height until the share
+    ``plateau`` of the steps, and then falls by a cosine.
+
+    NLLB-MoE: the first ``encoder_layers`` of the layers are the encoder's, ``expert_intermediate_size`` is also the
+    dense layers' width, an expert takes at most ``expert_capacity`` tokens of a training step, and a step has
+    ``sequences_per_step`` pairs of at most ``sequence_length`` tokens on each side.  Llama 4: layers with rotary
+    positions attend within chunks of ``attention_chunk_size`` tokens, and the shared expert is as wide as the others.
     """
 
     name: str = "embedded"
@@ -40,12 +46,16 @@ class Recipe:
     max_position_embeddings: int = 1024
     router_aux_loss_coef: float = 0.001
     source_loss_weight: float = 1.0
+    encoder_layers: int = 0
+    expert_capacity: int = 0
+    attention_chunk_size: int = 0
     sequence_length: int = 256
     sequences_per_step: int = 20
     steps: int = 3000
     learning_rate: float = 3e-3
     final_learning_rate: float = 1e-4
     warmup_steps: int = 150
+    plateau: float = 0.0
     weight_decay: float = 0.1
     gradient_clip: float = 1.0
 
@@ -97,4 +107,44 @@ MIXTRAL_LIKE = replace(
     expert_intermediate_size=72,
 )
 
-RECIPES = {recipe.name: recipe for recipe in (EMBEDDED, NLLB_LIKE, SCOUT_LIKE, MIXTRAL_LIKE)}
+NLLB_MOE_LIKE = replace(
+    NLLB_LIKE,
+    name="nllb-moe-like",
+    summary="a translator from English to French in NLLB-MoE's own architecture",
+    architecture="nllb_moe",
+    vocab_size=3072,
+    layers=8,
+    encoder_layers=4,
+    dense_intermediate_size=64,
+    key_value_heads=4,
+    expert_intermediate_size=64,
+    expert_capacity=64,
+    router_aux_loss_coef=0.005,
+    source_loss_weight=0.0,
+    sequence_length=64,
+    sequences_per_step=64,
+    steps=2600,
+    learning_rate=2.5e-3,
+    plateau=0.6,
+    weight_decay=0.02,
+)
+
+LLAMA4_LIKE = replace(
+    SCOUT_LIKE,
+    name="llama4-like",
+    summary="one expert of 16 per token beside a shared one, Llama 4's own architecture",
+    architecture="llama4",
+    layers=8,
+    expert_intermediate_size=32,
+    shared_expert_intermediate_size=32,
+    attention_chunk_size=64,
+    router_aux_loss_coef=0.01,
+    sequences_per_step=5,
+    steps=1600,
+    learning_rate=2.5e-3,
+    plateau=0.6,
+)
+
+RECIPES = {
+    recipe.name: recipe for recipe in (EMBEDDED, NLLB_LIKE, SCOUT_LIKE, MIXTRAL_LIKE, NLLB_MOE_LIKE, LLAMA4_LIKE)
+}
