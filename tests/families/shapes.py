@@ -243,6 +243,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     },
     "gemma4_text+bidirectional": {"use_bidirectional_attention": "all"},
     "gemma4_text+shared-kv": {"num_kv_shared_layers": 2},
+    "llama4_text+top-2-every-second-layer": {"num_experts_per_tok": 2, "interleave_moe_layer_step": 2},
+    "llama4_text+scaled-queries": {"floor_scale": 4, "attn_scale": 1.0},
     "phimoe+longrope": {
         "rope_parameters": {**_LONGROPE, "short_mscale": 1.1, "long_mscale": 1.3},
     },

@@ -150,6 +150,8 @@ EXPECTED |= {
     "deepseek_v3+yarn": EXACT,
     "gemma4_text+bidirectional": Row(refused="bidirectional", note="attends to later tokens"),
     "gemma4_text+shared-kv": EXACT,
+    "llama4_text+scaled-queries": EXACT,
+    "llama4_text+top-2-every-second-layer": EXACT,
     "phimoe+longrope": POSITIONS,
     "qwen3_moe+dynamic-ntk": POSITIONS,
     "qwen3_moe+longrope": POSITIONS,
