@@ -7,6 +7,7 @@ experts, which ``specmoe.model.convert`` handles.
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.core_model_loading import convert_and_load_state_dict_in_model
 from transformers.modeling_utils import LoadStateDictConfig
 from transformers.utils import logging as transformers_logging
@@ -23,12 +24,15 @@ from transformers.utils import logging as transformers_logging
 from specmoe.errors import UnsupportedModelError
 from specmoe.generation import load_generation_config
 from specmoe.model import families
-from specmoe.model.load_plan import Group, Keys, Stored, make_plan
+from specmoe.model.load_plan import NOT_TEXT, Group, Keys, Stored, make_plan
 from specmoe.model.plan_checks import DTYPES, check_groups
 from specmoe.model.quantization import make_quantizer
 from specmoe.model.support import check_config, check_model, expert_modules, one_line
+from specmoe.model.wrappers import OtherParts, build_text_model
 
 __all__ = ["Checkpoint", "build_shell", "checkpoint_dtype", "checkpoint_files", "expert_modules", "open_shard"]
+
+_log = logging.getLogger(__name__)
 
 # What transformers raises for a config that it cannot read or build a model from
 _UNUSABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, StrictDataclassError)
@@ -51,7 +55,7 @@ def build_shell(path: Path, dtype: torch.dtype | None = None) -> PreTrainedModel
         with ExitStack() as contexts:
             for context in PreTrainedModel.get_init_context(dtype, False, False, None):
                 contexts.enter_context(context)
-            model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+            model = build_text_model(config, dtype)
             families.adapt(model)
     except (*_UNUSABLE, RuntimeError, ImportError) as error:
         raise UnsupportedModelError(
@@ -114,7 +118,7 @@ class Checkpoint:
         stored = list(_headers(path))
         self._quantizer = make_quantizer(model.config, [tensor.key for tensor in stored])
         self._experts = expert_modules(model)
-        plan = make_plan(model, stored, self._quantizer)
+        plan = make_plan(model, stored, self._quantizer, OtherParts(_read_config(path), self._quantizer).hold)
         check_groups(plan, model, self._experts)
         self.ignored = plan.ignored
         self._groups = plan.groups
@@ -144,6 +148,9 @@ class Checkpoint:
             UnsupportedModelError: a tensor could not be converted.
         """
         model, dtype = self._model, self._model.config.dtype
+        other = sum(reason == NOT_TEXT for reason in self.ignored.values())
+        if other:
+            _log.warning("%s: %d tensors of vision or audio parts are not loaded, it takes text only", self.path, other)
         opened = _Shards()
         config = LoadStateDictConfig(
             device_map={"": device},

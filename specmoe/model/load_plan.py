@@ -7,7 +7,7 @@ knowingly ignored for a reason, or an error that names it.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +17,7 @@ import torch
 from transformers import PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import (
+    Transpose,
     WeightConverter,
     apply_renamings,
     build_glob_alternation,
@@ -27,6 +28,7 @@ from transformers.core_model_loading import (
 from specmoe.errors import UnsupportedModelError
 from specmoe.model import families
 
+NOT_TEXT = "a vision or audio part, which text does not use"
 _LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.")
 _PREDICTION_LAYER = re.compile(r"(?:^|\.)mtp(?:_layers|_block)?\.")
 _PREDICTION_PARTS = (".eh_proj.", ".enorm.", ".hnorm.", ".shared_head.")
@@ -63,6 +65,18 @@ class Group:
     def dequantizes(self) -> bool:
         """Whether the conversion starts from quantised numbers."""
         return any(hasattr(op, "hf_quantizer") for op in getattr(self.converter, "operations", ()))
+
+    def decide_transposes(self, model: PreTrainedModel) -> None:
+        """Decide from the whole stored tensor what transformers decides on conversion, which here sees one expert.
+
+        transformers transposes some families' experts unless they have the parameter's shape already.
+        """
+        for op in list(getattr(self.converter, "operations", ())):
+            if isinstance(op, Transpose) and op.check_dims:
+                ((_, stored),) = self.all_sources
+                op.check_dims = False
+                if stored.shape == tuple(model.get_parameter(self.target).shape):
+                    self.converter.operations.remove(op)
 
     def convert(self, model: PreTrainedModel, tensors: dict[str, list[torch.Tensor]]) -> dict[str, torch.Tensor]:
         """Parameters by name, from tensors by source pattern."""
@@ -120,8 +134,15 @@ class Keys:
         return int(found[1]) if found and is_per_expert(pattern) else 0
 
 
-def make_plan(model: PreTrainedModel, stored: Iterable[Stored], quantizer: Any) -> LoadPlan:
+def make_plan(
+    model: PreTrainedModel,
+    stored: Iterable[Stored],
+    quantizer: Any,
+    is_of_wrapper: Callable[[str], bool] = lambda key: False,
+) -> LoadPlan:
     """Give every stored tensor its place.
+
+    ``is_of_wrapper`` says of a key that ``model`` does not claim whether a larger model around it does.
 
     Raises:
         UnsupportedModelError: a key that nothing claims, or two keys for one parameter.
@@ -135,6 +156,8 @@ def make_plan(model: PreTrainedModel, stored: Iterable[Stored], quantizer: Any) 
         target, pattern = keys.place(tensor.key)
         if target not in keys.state:
             reason = ignore.reason(tensor.key, target)
+            if reason is None and is_of_wrapper(tensor.key):
+                reason = NOT_TEXT
             if reason is None:
                 unclaimed.append(tensor)
             else:
@@ -149,6 +172,8 @@ def make_plan(model: PreTrainedModel, stored: Iterable[Stored], quantizer: Any) 
         if group.converter is None and len(list(group.all_sources)) > 1:
             first, second = (found.key for _, found in list(group.all_sources)[:2])
             raise UnsupportedModelError(f"{first} and {second} are both {target}: remove one from the checkpoint")
+    for group in plan.groups.values():
+        group.decide_transposes(model)
     if unclaimed:
         raise UnsupportedModelError(
             f"{type(model).__name__} has no place for {unclaimed[0].key} ({unclaimed[0].dtype}) and "

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from specmoe.errors import UnsupportedModelError
 from specmoe.model import families
@@ -13,6 +13,7 @@ from specmoe.model.attention import check_attention
 from specmoe.model.families.gated_delta import RaggedDeltaNet
 from specmoe.model.kv_cache import layer_types
 from specmoe.model.quantization import check_method
+from specmoe.model.wrappers import has_text_model
 
 _USE = "use a family such as Mixtral, Qwen2/3-MoE, OLMoE, GLM-4.5, gpt-oss or DeepSeek-V3"
 
@@ -47,7 +48,7 @@ def check_config(config: PreTrainedConfig) -> None:
     check_method(config)
     if getattr(config, "is_encoder_decoder", False):
         raise UnsupportedModelError(f"{config.model_type} is an encoder-decoder, only decoders are supported: {_USE}")
-    if type(config) not in AutoModelForCausalLM._model_mapping:
+    if not has_text_model(config):
         raise UnsupportedModelError(
             f"transformers has no causal language model for {config.model_type} alone (it is a part of a larger model, "
             "or makes no text): use a text-only checkpoint of the family"

@@ -70,6 +70,13 @@ _SAM = {
     "mlp_dim": 48,
 }
 _LATENT = {"num_key_value_heads": 4}
+
+
+def _mrope(*sections: int) -> dict[str, Any]:
+    """Rotary positions in three dimensions with this many frequencies each."""
+    return {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": list(sections)}
+
+
 _MIXED = {"layer_types": ["sliding_attention", "full_attention"] * 2}
 _INKLING = {
     "swa_num_attention_heads": 4,
@@ -125,6 +132,7 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "gemma4": {"audio_config": None},
     "gemma4_text": _GEMMA_4,
     "glm4_moe_lite": _LATENT,
+    "glm4v_moe_text": {"head_dim": 16, "rope_parameters": {**_mrope(2, 1, 1), "partial_rotary_factor": 0.5}},
     "glm5_next_text": {**_LATENT, "index_topk": 16, "qk_rope_head_dim": 0},
     "glm_moe_dsa": _LATENT,
     "granitemoehybrid": {"layer_types": ["mamba", "attention"] * 2},
@@ -183,10 +191,23 @@ OVERRIDES: dict[str, dict[str, Any]] = {
         "index_block_size": 4,
         "index_topk_blocks": 2,
     },
+    "mistral4": {
+        **_LATENT,
+        "rope_parameters": {
+            "rope_type": "yarn",
+            "rope_theta": 10000.0,
+            "factor": 32.0,
+            "mscale": 1.0,
+            "mscale_all_dim": 1.0,
+            "original_max_position_embeddings": 8,
+            "llama_4_scaling_beta": 0.5,
+        },
+    },
     "mistral_large4": {"vision_config": {"model_type": "pixtral", **_VISION, "image_size": 28, "patch_size": 14}},
     "mistral_large4_text": _LATENT,
     "muse_spark_audio": {"hidden_sizes": [8, 8, 8, 32], "depths": [1, 1, 1, 1]},
     "muse_spark_text": {"moe_hidden_size": 32},
+    "qwen3_vl_moe_text": {"rope_parameters": _mrope(2, 1, 1)},
     "qwen3_omni_moe_audio_encoder": {
         "d_model": 32,
         "encoder_layers": 1,

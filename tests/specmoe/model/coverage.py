@@ -49,13 +49,14 @@ STATES = Row(refused="linear_attention", note="linear attention or state-space l
 DELTA_NET = Row(note="gated delta net: its state goes back to the last accepted token")
 INDEXED = Row(refused="indexed_attention", note="attention over keys that an index chooses")
 WRAPPER = Row(refused="causal language model", note="a multimodal wrapper, not a causal language model")
+TEXT_PART = Row(note="text only: the weights of its vision part are not loaded")
 WRAPPER_CONFIG = Row(refused=WRAPPER.refused, note=WRAPPER.note, has_model=False)
 POSITIONS = Row(note="a batch that reaches the position where the rotary frequencies change is refused")
 ENCODER_DECODER = Row(refused="encoder-decoder", note="an encoder-decoder model")
 
 EXPECTED: dict[str, Row] = {
     "afmoe": EXACT,
-    "aria": WRAPPER,
+    "aria": TEXT_PART,
     "aria_text": EXACT,
     "axk1": EXACT,
     "axk2": INDEXED,
@@ -82,7 +83,7 @@ EXPECTED: dict[str, Row] = {
     "gemma4_text": EXACT,
     "glm4_moe": EXACT,
     "glm4_moe_lite": EXACT,
-    "glm4v_moe": WRAPPER,
+    "glm4v_moe": TEXT_PART,
     "glm5_next": WRAPPER,
     "glm_moe_dsa": INDEXED,
     "gpt_oss": EAGER_ONLY,
@@ -109,7 +110,7 @@ EXPECTED: dict[str, Row] = {
     "laguna": EXACT,
     "lara_mini": DELTA_NET,
     "lfm2_moe": Row(refused="'conv'", note="convolution layers"),
-    "llama4": EXACT,
+    "llama4": TEXT_PART,
     "llama4_text": EXACT,
     "longcat_flash": OWN_EXPERTS,
     "mellum": EXACT,
@@ -118,7 +119,7 @@ EXPECTED: dict[str, Row] = {
     "minimax_m2": EXACT,
     "minimax_m3_vl": WRAPPER,
     "minimax_m3_vl_text": Row(refused="minimax_m3_sparse", note=INDEXED.note),
-    "mistral4": WRAPPER,
+    "mistral4": EXACT,
     "mistral_large4": WRAPPER,
     "mixtral": EXACT,
     "muse_spark": WRAPPER,
@@ -134,7 +135,7 @@ EXPECTED: dict[str, Row] = {
     "qwen3_next": DELTA_NET,
     "qwen3_omni_moe": WRAPPER_CONFIG,
     "qwen3_omni_moe_thinker": WRAPPER,
-    "qwen3_vl_moe": WRAPPER,
+    "qwen3_vl_moe": TEXT_PART,
     "qwen4_exp": STATES,
     "qwen4_exp_text": STATES,
     "sarvam_mla": EXACT,

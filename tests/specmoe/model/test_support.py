@@ -29,7 +29,7 @@ REASONS = {
     "dbrx": "computes its experts in DbrxExperts, outside transformers' experts interface",
     "jetmoe": "JetMoe",
     "longcat_flash": "computes its experts in LongcatFlash",
-    "qwen3_vl_moe": "no causal language model for qwen3_vl_moe alone",
+    "muse_spark": "no causal language model for muse_spark alone",
     "llama": "LlamaForCausalLM has no MoE layer",
     "mamba": "layers of type 'linear_attention', whose state cannot be restored",
     "bert": "BertLMHeadModel has no MoE layer",
