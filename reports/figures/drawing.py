@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
+import matplotlib as mpl
 import matplotlib.pyplot as plt
 import pandas as pd
 
@@ -68,13 +69,15 @@ def write(spec: Spec, data: pd.DataFrame, looks: Looks, folder: Path, suffix: st
     picture.suptitle(spec.title, x=0.01, ha="left", fontsize=12.5, fontweight="bold")
     width, height = picture.get_size_inches()
     picture.set_size_inches(width, height + 0.3)  # the title's
-    picture.canvas.draw()
+    picture.draw_without_rendering()  # places everything once, for both formats
     picture.set_layout_engine("none")
+    frame = picture.get_tightbbox().padded(mpl.rcParams["savefig.pad_inches"])  # SVG text has a size of its own
     with replacing(csv) as partial:
         data.to_csv(partial, index=False)
-    for path, metadata in ((png, {"Software": None}), (svg, {"Date": None})):  # equal data, equal files
+    formats = ((png, frame, {"Software": None}), (svg, "tight", {"Date": None}))  # equal data, equal files
+    for path, box, metadata in formats:
         with replacing(path) as partial:
-            picture.savefig(partial, metadata=metadata)
+            picture.savefig(partial, metadata=metadata, bbox_inches=box)
     plt.close(picture)
     caption = " ".join([spec.caption, *_kinds(data)])
     return Figure(spec.id, spec.title, spec.question, caption, spec.alt(data), command, png, svg, csv)

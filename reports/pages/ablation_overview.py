@@ -33,6 +33,8 @@ NOTE = (
     "γ = 5 was not swept; γ = 4 substitutes it."
 )
 _WORK = ["tokens_per_step", "hit_rate", "link_bytes_per_token"]
+_CELL = ["workload", "batch_size", "expert_budget_bytes"]
+_COMPARED = ["run_id", "round", *_CELL, "decode_tok_s", *_WORK]
 
 
 @dataclass(frozen=True)
@@ -118,7 +120,7 @@ def _verdict(ratio: Ratio, faster: str = "default is fastest", slower: str = "al
 
 def _comparisons(choice: Choice, ours: pd.DataFrame, options: list[dict[str, Any]]) -> Iterator[_Comparison]:
     """The default against every other measured value, over the cells that have both."""
-    named = ours.assign(
+    named = ours[_COMPARED].assign(
         value=[str(given.get(choice.option, choice.default)) for given in options],
         others=[
             json.dumps({k: v for k, v in given.items() if k != choice.option}, sort_keys=True) for given in options
@@ -126,7 +128,7 @@ def _comparisons(choice: Choice, ours: pd.DataFrame, options: list[dict[str, Any
     )
     default = str(choice.default if choice.measured is None else choice.measured)
     pairs: dict[str, list[tuple[pd.DataFrame, pd.DataFrame]]] = {}
-    for _, cell in named.groupby(["workload", "batch_size", "expert_budget_bytes", "others"], sort=False):
+    for _, cell in named.groupby([*_CELL, "others"], sort=False):
         chosen = cell[cell["value"] == default]
         for value, other in cell[cell["value"] != default].groupby("value", sort=False):
             if len(chosen):

@@ -29,7 +29,8 @@ def within_rounds(system: pd.DataFrame, reference: pd.DataFrame, column: str) ->
 
 def round_ratios(system: pd.DataFrame, reference: pd.DataFrame, column: str) -> list[float]:
     """One ratio for every round in which both finished with finite values and the reference's is positive."""
-    pairs = system.merge(reference, on=_PAIR, suffixes=("", "_reference"))
+    needed = [*_PAIR, column]
+    pairs = system[needed].merge(reference[needed], on=_PAIR, suffixes=("", "_reference"))
     below = pairs[f"{column}_reference"].to_numpy(dtype=float)
     above = pairs[column].to_numpy(dtype=float)
     usable = (below > 0) & np.isfinite(below) & np.isfinite(above)
@@ -83,10 +84,10 @@ def mean_over_batches(frame: pd.DataFrame, rows: list[dict[str, Any]]) -> Ratio:
 
 def rounds_of(frame: pd.DataFrame, row: Mapping[str, Any]) -> pd.DataFrame:
     """The finished rounds that a summary row is made of."""
-    found = finished(frame)
+    same = frame["status"] == "ok"
     for name in _GROUP:
-        found = found[found[name] == row[name]]
-    return found
+        same &= frame[name] == row[name]
+    return frame[same]
 
 
 def first_named(workload: pd.DataFrame) -> str | None:
@@ -142,10 +143,10 @@ def _reference(frame: pd.DataFrame, row: dict[str, Any], system: str) -> pd.Data
     Of several references, the one with the row's budget is taken, else the first. In a workload without the
     reference system, the first system that its experiment names replaces it (an ablation's first setting).
     """
-    workload = frame[frame["workload"] == row["workload"]]
-    found = finished(workload[workload["batch_size"] == row["batch_size"]])
-    named = system in set(workload["system"])
-    found = found[found["system"] == system] if named else found[found["title"] == first_named(workload)]
+    workload = frame["workload"] == row["workload"]
+    named = system in set(frame.loc[workload, "system"])
+    theirs = frame["system"] == system if named else frame["title"] == first_named(frame[workload])
+    found = finished(frame[workload & theirs & (frame["batch_size"] == row["batch_size"])])
     kinds = [row["kind"], "measured"] if row["kind"] == "oracle" else [row["kind"]]
     for kind in kinds:
         ours = found[found["kind"] == kind]
