@@ -1,44 +1,63 @@
-"""Small models shared by the tests; every one is a real transformers class."""
+"""Small models shared by the tests; every one is a real transformers class.
+
+The process that hands tests to two workers loads this file too, but no model: torch and transformers are imported where
+they are used.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import gc
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
-import torch
 from hypothesis import HealthCheck, settings
-from transformers import (
-    DeepseekV3Config,
-    DeepseekV3ForCausalLM,
-    MixtralConfig,
-    MixtralForCausalLM,
-    OlmoeConfig,
-    OlmoeForCausalLM,
-    PreTrainedModel,
-    Qwen2MoeConfig,
-    Qwen2MoeForCausalLM,
-    Qwen3MoeConfig,
-    Qwen3MoeForCausalLM,
-    Qwen3NextConfig,
-    Qwen3NextForCausalLM,
-)
 
-from reports import ReportPaths
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
 
-torch.set_num_threads(1)
-settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])  # on a busy machine
-settings.load_profile("untimed")
+    from reports import ReportPaths
+
+settings.register_profile("all", deadline=None, suppress_health_check=[HealthCheck.too_slow])  # on a busy machine
+settings.register_profile("fast", settings.get_profile("all"), max_examples=15)
 VOCAB = 97
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Without the slow tests, Hypothesis tries fewer examples."""
+    settings.load_profile("fast" if config.option.markexpr == "not slow" else "all")
+
+
+def examples(number: int) -> int:
+    """``max_examples`` of a test that needs ``number`` of them; fewer where slow tests are left out."""
+    return min(number, settings().max_examples)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Iterator[None]:
+    """No garbage collection goes through the million objects of what the tests import."""
+    gc.disable()
+    yield
+    gc.freeze()
+    gc.enable()
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files with slow tests go first, so that two workers end at about the same time."""
+    """Files with slow tests go first, so that two workers end at about the same time; torch has one thread."""
+    import torch
+
+    torch.set_num_threads(1)
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in slow)
 
 
-def _common(**extra: object) -> dict[str, object]:
+def _model(architecture: str, **values: Any) -> PreTrainedModel:
+    """A random model of a transformers architecture, three layers unless ``values`` say otherwise."""
+    import transformers
+
     shape = {
         "vocab_size": VOCAB,
         "hidden_size": 32,
@@ -52,97 +71,51 @@ def _common(**extra: object) -> dict[str, object]:
         "pad_token_id": 0,
         "initializer_range": 0.3,
     }
-    return shape | extra
+    config = getattr(transformers, f"{architecture}Config")(**shape | values)
+    model: PreTrainedModel = getattr(transformers, f"{architecture}ForCausalLM")(config)
+    return model
 
 
-def _qwen3() -> PreTrainedModel:
-    config = Qwen3MoeConfig(
-        **_common(num_experts=8, num_experts_per_tok=2, moe_intermediate_size=16, head_dim=8, norm_topk_prob=True)
-    )
-    return Qwen3MoeForCausalLM(config)
-
-
-def _qwen3_with_dense_layers() -> PreTrainedModel:
-    config = Qwen3MoeConfig(
-        **_common(
-            num_hidden_layers=4,
-            num_experts=8,
-            num_experts_per_tok=2,
-            moe_intermediate_size=16,
-            head_dim=8,
-            decoder_sparse_step=2,
-        )
-    )
-    return Qwen3MoeForCausalLM(config)
-
-
-def _qwen2() -> PreTrainedModel:
-    config = Qwen2MoeConfig(
-        **_common(num_experts=6, num_experts_per_tok=2, moe_intermediate_size=16, shared_expert_intermediate_size=24)
-    )
-    return Qwen2MoeForCausalLM(config)
-
-
-def _mixtral_with_sliding_window() -> PreTrainedModel:
-    return MixtralForCausalLM(MixtralConfig(**_common(num_local_experts=4, num_experts_per_tok=2, sliding_window=8)))
-
-
-def _olmoe() -> PreTrainedModel:
-    return OlmoeForCausalLM(OlmoeConfig(**_common(num_experts=8, num_experts_per_tok=2)))
-
-
-def _deepseek() -> PreTrainedModel:
-    config = DeepseekV3Config(
-        **_common(
-            num_key_value_heads=4,
-            n_routed_experts=8,
-            num_experts_per_tok=2,
-            n_shared_experts=1,
-            moe_intermediate_size=16,
-            first_k_dense_replace=1,
-            n_group=2,
-            topk_group=1,
-            q_lora_rank=16,
-            kv_lora_rank=16,
-            qk_rope_head_dim=8,
-            qk_nope_head_dim=8,
-            v_head_dim=8,
-        )
-    )
-    return DeepseekV3ForCausalLM(config)
-
-
-def _qwen3_next() -> PreTrainedModel:
-    config = Qwen3NextConfig(
-        **_common(
-            num_experts=8,
-            num_experts_per_tok=2,
-            moe_intermediate_size=16,
-            shared_expert_intermediate_size=24,
-            head_dim=8,
-            linear_key_head_dim=8,
-            linear_value_head_dim=8,
-            linear_num_key_heads=2,
-            linear_num_value_heads=4,
-            layer_types=["linear_attention", "full_attention", "linear_attention"],
-        )
-    )
-    return Qwen3NextForCausalLM(config)
-
-
+_QWEN3 = {"num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "head_dim": 8}
+_QWEN2 = {"num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
+_DEEPSEEK = {
+    "num_key_value_heads": 4,
+    "n_routed_experts": 8,
+    "num_experts_per_tok": 2,
+    "n_shared_experts": 1,
+    "moe_intermediate_size": 16,
+    "first_k_dense_replace": 1,
+    "n_group": 2,
+    "topk_group": 1,
+    "q_lora_rank": 16,
+    "kv_lora_rank": 16,
+    "qk_rope_head_dim": 8,
+    "qk_nope_head_dim": 8,
+    "v_head_dim": 8,
+}
+_QWEN3_NEXT = _QWEN3 | {
+    "shared_expert_intermediate_size": 24,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 8,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "layer_types": ["linear_attention", "full_attention", "linear_attention"],
+}
 FAMILIES: dict[str, Callable[[], PreTrainedModel]] = {
-    "qwen3": _qwen3,
-    "qwen3-dense-between": _qwen3_with_dense_layers,
-    "qwen2-shared-expert": _qwen2,
-    "mixtral-sliding-window": _mixtral_with_sliding_window,
-    "olmoe": _olmoe,
-    "deepseek-v3": _deepseek,
-    "qwen3-next": _qwen3_next,
+    "qwen3": partial(_model, "Qwen3Moe", **_QWEN3, norm_topk_prob=True),
+    "qwen3-dense-between": partial(_model, "Qwen3Moe", **_QWEN3, num_hidden_layers=4, decoder_sparse_step=2),
+    "qwen2-shared-expert": partial(_model, "Qwen2Moe", **_QWEN2, shared_expert_intermediate_size=24),
+    "mixtral-sliding-window": partial(_model, "Mixtral", num_local_experts=4, num_experts_per_tok=2, sliding_window=8),
+    "olmoe": partial(_model, "Olmoe", num_experts=8, num_experts_per_tok=2),
+    "deepseek-v3": partial(_model, "DeepseekV3", **_DEEPSEEK),
+    "qwen3-next": partial(_model, "Qwen3Next", **_QWEN3_NEXT),
 }
 
 
 def build(family: str, folder: Path) -> PreTrainedModel:
     """A random model of a family in float32, saved to ``folder``."""
+    import torch
+
     torch.manual_seed(sum(family.encode()))
     model = FAMILIES[family]().float().eval()
     model.save_pretrained(folder)
@@ -173,6 +146,8 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def prompts(rows: int, seed: int = 0, shortest: int = 3, longest: int = 12) -> tuple[torch.Tensor, torch.Tensor]:
     """Left-padded random prompts of different lengths: (input_ids, attention_mask), long [B, S]."""
+    import torch
+
     generator = torch.Generator().manual_seed(seed)
     lengths = torch.randint(shortest, longest + 1, (rows,), generator=generator)
     width = int(lengths.max())

@@ -57,20 +57,25 @@ def _same(folder: Path, file: dict[str, Any], **call: Any) -> torch.Tensor:
 @pytest.mark.parametrize(
     ("file", "call"),
     [
-        ({}, {}),
-        ({"max_new_tokens": 5}, {}),
         ({"max_new_tokens": 5}, {"max_new_tokens": 7}),
         ({"max_new_tokens": 5}, {"max_length": 30}),
-        ({"max_length": 30}, {}),
         ({"max_length": 30}, {"max_new_tokens": 4}),
-        ({"max_length": 30}, {"max_length": 20}),
-        ({"max_length": 30, "max_new_tokens": 6}, {}),
-        ({"do_sample": True, "top_k": 1}, {"max_new_tokens": 8}),
         ({"do_sample": True, "temperature": 0.6}, {"do_sample": False}),
-        ({"repetition_penalty": 1.3, "max_new_tokens": 8}, {"repetition_penalty": 1.0}),
-        ({"min_new_tokens": 4}, {"min_new_tokens": None}),
         ({"typical_p": 0.5, "num_beams": 1, "use_cache": False, "length_penalty": 2.0}, {}),
         ({"max_new_tokens": 9}, {"generation_config": GenerationConfig(max_new_tokens=3, pad_token_id=2)}),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in [
+                ({}, {}),
+                ({"max_new_tokens": 5}, {}),
+                ({"max_length": 30}, {}),
+                ({"max_length": 30}, {"max_length": 20}),
+                ({"max_length": 30, "max_new_tokens": 6}, {}),
+                ({"do_sample": True, "top_k": 1}, {"max_new_tokens": 8}),
+                ({"repetition_penalty": 1.3, "max_new_tokens": 8}, {"repetition_penalty": 1.0}),
+                ({"min_new_tokens": 4}, {"min_new_tokens": None}),
+            ]
+        ),
     ],
     ids=str,
 )

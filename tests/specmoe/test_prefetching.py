@@ -21,8 +21,15 @@ def _slowed(tiny: tuple[Path, PreTrainedModel], seconds: float, **options: Any) 
     return engine, slow
 
 
-@pytest.mark.parametrize("placement", ["on-demand", "lru", "lfu"])
-@pytest.mark.parametrize("seconds", [0.0, 0.001])
+@pytest.mark.parametrize(
+    ("seconds", "placement"),
+    [
+        (0.0, "on-demand"),
+        (0.001, "lfu"),
+        *(pytest.param(*rest, marks=pytest.mark.slow) for rest in [(0.0, "lru"), (0.0, "lfu"), (0.001, "lru")]),
+        pytest.param(0.001, "on-demand", marks=pytest.mark.slow),
+    ],
+)
 def test_output_is_unchanged_and_every_prefetched_byte_is_accounted_for(
     seconds: float, placement: str, tiny: tuple[Path, PreTrainedModel]
 ) -> None:
@@ -75,8 +82,15 @@ def test_the_link_is_waited_for_within_verifications_only(tiny: tuple[Path, PreT
     assert all(part >= 0 for part in stats.breakdown_s().values())
 
 
-@pytest.mark.parametrize("reset", [True, False])
-@pytest.mark.parametrize("prefetch", ["none", "draft"])
+@pytest.mark.parametrize(
+    ("prefetch", "reset"),
+    [
+        ("none", True),
+        ("draft", False),
+        pytest.param("none", False, marks=pytest.mark.slow),
+        pytest.param("draft", True, marks=pytest.mark.slow),
+    ],
+)
 def test_an_engine_recovers_from_a_failed_read(prefetch: str, reset: bool, tiny: tuple[Path, PreTrainedModel]) -> None:
     ids, mask = prompts(3)
     engine, source = _slowed(tiny, 0.0005, prefetch=prefetch, placement="on-demand")

@@ -237,7 +237,13 @@ def _draw(wordy: tuple[Path, PreTrainedModel], **options: object) -> tuple[torch
     return torch.cat(cells), rate
 
 
-@pytest.mark.parametrize("name", CONFIGURATIONS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[] if name in ("affinity, gamma 3", "lookup and draft") else pytest.mark.slow)
+        for name in CONFIGURATIONS
+    ],
+)
 def test_speculation_draws_what_the_reference_model_would(name: str, wordy: tuple[Path, PreTrainedModel]) -> None:
     drawn, acceptance = _draw(wordy, **CONFIGURATIONS[name])
     exact = _exact(wordy[1])
@@ -247,7 +253,7 @@ def test_speculation_draws_what_the_reference_model_would(name: str, wordy: tupl
         assert _p_value(cells, exact.view(size, -1).sum(dim=1)) > GENUINE
 
 
-@pytest.mark.parametrize("wrong", [RedrawFromTarget, AcceptAlways])
+@pytest.mark.parametrize("wrong", [RedrawFromTarget, pytest.param(AcceptAlways, marks=pytest.mark.slow)])
 def test_a_wrong_rule_is_caught_end_to_end(
     wrong: type[Sampling], wordy: tuple[Path, PreTrainedModel], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
+from tests.conftest import examples
 from workloads.lengths import Fixed, Length, LogNormal, RequestShape, Uniform
 
 LENGTHS = st.one_of(
@@ -21,7 +22,7 @@ LENGTHS = st.one_of(
 )
 
 
-@settings(max_examples=30)
+@settings(max_examples=examples(30))
 @given(LENGTHS, st.integers(0, 2**32), st.integers(1, 256), st.integers(0, 100))
 def test_lengths_are_seeded_within_bounds_and_those_of_smaller_batches(
     length: Any, seed: int, rows: int, offset: int

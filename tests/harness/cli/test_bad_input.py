@@ -26,6 +26,7 @@ from reports.results.record import RecordError, ResultFile
 from specmoe.errors import StoreError
 from specmoe.model.convert import build_store
 from specmoe.offload.store import INDEX, ExpertStore
+from tests.conftest import examples
 from tests.harness.experiments import MINIMAL
 from tests.reports.records import bare_record
 from workloads.models import store_path
@@ -37,7 +38,7 @@ JSON = st.recursive(
 )
 NOWHERE = MINIMAL | {"model": "/no/such/model", "rounds": 1}  # even a valid experiment ends before anything runs
 FUZZ = settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+    max_examples=examples(60), suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 )
 
 

@@ -77,6 +77,7 @@ def changed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+@pytest.mark.slow
 def test_three_lines_bring_a_swept_setting_to_the_adapter(changed: Path, tmp_path: Path) -> None:
     experiment = {
         "name": "probe",

@@ -29,6 +29,14 @@ def added(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 @pytest.mark.usefixtures("added")
+def test_a_new_module_is_declared_at_its_place() -> None:
+    declared = [spec.id for spec in figures.all_specs()]
+    place = declared.index("first_token")
+    assert declared[place - 1 : place + 2] == ["latency", "first_token", "speedup"]
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("added")
 def test_a_new_module_is_a_new_figure_at_its_place(tmp_path: Path) -> None:
     out = tmp_path / "out"
     paths = write_report([write(tmp_path / "results.jsonl", *comparison())], out)

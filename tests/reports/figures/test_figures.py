@@ -93,7 +93,11 @@ def test_every_figure_is_drawn_in_both_formats_with_its_data(drawn: dict, id: st
 
 
 @pytest.mark.parametrize(
-    "id", ["throughput", "speedup", "phases", "controller", "selection", "ssd_tier", "projection-batch"]
+    "id",
+    [
+        *("throughput", "controller", "projection-batch"),
+        *(pytest.param(id, marks=pytest.mark.slow) for id in ("speedup", "phases", "selection", "ssd_tier")),
+    ],
 )
 def test_a_picture_needs_nothing_but_its_csv(id: str, drawn: dict, tmp_path: Path) -> None:
     material, figure = drawn[id]

@@ -196,6 +196,7 @@ def test_the_controller_has_a_row_over_its_grid(tmp_path: Path) -> None:
     assert rows["`controller`: auto"] == ["fixed", caching, best, "1", "auto is faster"]
 
 
+@pytest.mark.slow
 def test_the_committed_document_holds_the_committed_records(tmp_path: Path) -> None:
     records = ROOT / "docs" / "records"
     swept = [

@@ -11,7 +11,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from reports import write_report
+from reports import ReportPaths, write_report
 from reports.results.load import ReportError
 from reports.wording.tables import COLUMNS
 from tests.reports.records import experiment, record, write
@@ -52,6 +52,13 @@ def rich(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert paths.page.exists()
     assert paths.markdown.exists()
     return folder / "out"
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> ReportPaths:
+    """A report of one system, whose worker the limit covers."""
+    folder = tmp_path_factory.mktemp("alone")
+    return write_report([write(folder / "a.jsonl", record("on-demand", 4))], folder / "out")
 
 
 def test_every_figure_has_its_data_beside_it(rich: Path) -> None:
@@ -125,11 +132,10 @@ def test_a_report_of_failures_alone_is_written(tmp_path: Path) -> None:
     assert paths.figures == []
 
 
-def test_the_page_says_which_process_the_limit_covers(tmp_path: Path) -> None:
-    alike = write_report([write(tmp_path / "a.jsonl", record("on-demand", 4))], tmp_path / "alike")
+def test_the_page_says_which_process_the_limit_covers(tmp_path: Path, alone: ReportPaths) -> None:
     mixed = [record("on-demand", 4), record("llama-cpp", 4, covers="engine")]
     told = write_report([write(tmp_path / "b.jsonl", *mixed)], tmp_path / "told")
-    assert "the limit covers it alone" not in alike.page.read_text()
+    assert "the limit covers it alone" not in alone.page.read_text()
     assert "llama-cpp: the engine is a process of its own, and the limit covers it alone" in told.page.read_text()
 
 
@@ -139,8 +145,9 @@ def test_a_json_file_that_is_not_a_projection_is_refused(tmp_path: Path) -> None
         write_report([write(tmp_path / "a.jsonl", record("on-demand", 4)), tmp_path / "x.json"], tmp_path / "out")
 
 
-def test_an_experiment_without_specmoe_has_no_headline_table_in_the_terminal(tmp_path: Path) -> None:
-    alone = write_report([write(tmp_path / "a.jsonl", record("on-demand", 4))], tmp_path / "alone")
+def test_an_experiment_without_specmoe_has_no_headline_table_in_the_terminal(
+    tmp_path: Path, alone: ReportPaths
+) -> None:
     both = write_report([write(tmp_path / "b.jsonl", record("on-demand", 4), record("specmoe", 8))], tmp_path / "both")
     assert alone.overview == ""
     assert both.overview.startswith("experiment")

@@ -106,6 +106,9 @@ def test_raw_values_of_a_cell_unfold(page: Any) -> None:
     assert "expert_budget_bytes" in page.locator("details[open] pre").first.inner_text()
 
 
+@pytest.mark.parametrize(
+    "page", [DESKTOP, pytest.param(PHONE, marks=pytest.mark.slow)], ids=["desktop", "phone"], indirect=True
+)
 def test_axe_finds_no_violation(page: Any) -> None:
     axe = pytest.importorskip("axe_playwright_python.base").AXE_FILE_PATH
     page.add_script_tag(path=str(axe))

@@ -85,6 +85,7 @@ def test_the_overview_has_one_row_per_choice_with_a_verdict_of_three_words() -> 
     assert all(len(row[-1].split()) == 3 for row in (first, selection, *others))
 
 
+@pytest.mark.slow
 def test_the_committed_page_shows_the_committed_projection(tmp_path: Path) -> None:
     committed = RECORDS.parent / "projection.md"
     again = projection.write(COMMITTED, tmp_path / "projection.md")

@@ -107,6 +107,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return result
 
 
+@pytest.mark.slow
 def test_lines_in_three_files_bring_a_counter_to_every_place_that_shows_metrics(found: dict[str, Any]) -> None:
     assert len(LINES) <= 3
     assert found["record"] == 4.0, "12 loads over 3 decoded tokens"

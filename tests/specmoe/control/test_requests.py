@@ -38,7 +38,12 @@ def _speed(cell: Cell) -> float:
 
 
 @pytest.mark.parametrize(
-    "name", ["embedded-x8 5 % batch 1 cheap link", "embedded-x32 20 % batch 1 dear link", "acceptance falls, batch 16"]
+    "name",
+    [
+        "embedded-x8 5 % batch 1 cheap link",
+        "embedded-x32 20 % batch 1 dear link",
+        pytest.param("acceptance falls, batch 16", marks=pytest.mark.slow),
+    ],
 )
 def test_a_request_takes_little_longer_than_with_the_best_gamma(name: str) -> None:
     cells = {cell.name: cell for cell in (*grid_cells(), *drift_cells())}

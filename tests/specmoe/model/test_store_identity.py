@@ -114,6 +114,7 @@ def test_without_a_store_folder_the_store_is_in_the_cache_and_the_models_folder_
     assert default_store(other, torch.float32) != default_store(model, torch.float32)
 
 
+@pytest.mark.slow
 def test_two_processes_convert_a_checkpoint_once(model: Path, tmp_path: Path) -> None:
     code = (
         "import sys; from specmoe.model.convert import open_or_build\n"

@@ -15,7 +15,7 @@ from specmoe.offload.device import CpuDevice, allocate_pages
 from specmoe.offload.link import Link
 from specmoe.offload.sources import DiskSource
 from specmoe.offload.store import round_to_pages
-from tests.conftest import prompts
+from tests.conftest import examples, prompts
 
 
 @pytest.fixture
@@ -40,7 +40,7 @@ def test_verify_accepts_a_sound_store(store: ExpertStore) -> None:
     store.verify()
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=examples(30))
 @given(data=st.data())
 def test_any_flipped_byte_of_an_expert_is_found(data: st.DataObject, tiny: tuple[Path, PreTrainedModel]) -> None:
     folder = tiny[0] / "store-to-damage"
