@@ -89,7 +89,8 @@ class SpecMoE:
             slow_tier: ``disk`` reads from the store past the page cache, ``host`` holds it in (pinned) RAM.
             store: folder of the expert store, built on first use; default one in the cache folder
                 (``SPECMOE_CACHE``, else ``~/.cache/specmoe-bench``) for this path and dtype.
-            progress: called with (experts converted, experts in all) while the store is built.
+            progress: called with (experts converted, experts in all) while the store is built; by default it is shown
+                on stderr after two seconds.
 
         Raises:
             UnsupportedModelError: a family or checkpoint layout that cannot be offloaded.

@@ -7,11 +7,13 @@ inside their functions, so that help and argument errors come at once.
 
 from __future__ import annotations
 
+import os
 import sys
+import warnings
 from collections.abc import Sequence
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
-from typing import Annotated
+from typing import Annotated, TextIO
 
 import typer
 
@@ -36,16 +38,46 @@ COMMANDS = (  # in the order of the help, which shows commands with actions last
     "models",
     "trace",
 )
-DONE, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
+DONE, FAILED, BAD_INPUT, INTERRUPTED, PIPE_CLOSED = 0, 1, 2, 130, 141
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code.
 
     0: done.  1: some cells failed, or a regression.  2: bad input, an unexpected error, or no decision possible.
-    130: interrupted.
+    130: interrupted.  141: the reader of the output closed it, as ``head`` does.
     """
-    arguments = list(sys.argv[1:] if argv is None else argv)
+    with warnings.catch_warnings():
+        warnings.showwarning = _show_warning
+        try:
+            code = _run(list(sys.argv[1:] if argv is None else argv))
+            sys.stdout.flush()
+        except BrokenPipeError:
+            _discard_output()
+            return PIPE_CLOSED
+        return code
+
+
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """A warning in one line, without the line of code that gave it."""
+    print(f"{PROGRAM}: warning: {_flat(str(message))}", file=sys.stderr)
+
+
+def _discard_output() -> None:
+    """Send what is still buffered nowhere, so that Python's exit does not report the closed pipe again."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)
+
+
+def _run(arguments: list[str]) -> int:
     debug = False
     try:
         with typer.main.get_command(application()).make_context(PROGRAM, arguments) as context:
@@ -60,6 +92,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except typer.TyperException as error:
         print(f"{PROGRAM}: {_usage_error(error)}", file=sys.stderr)
         return BAD_INPUT
+    except BrokenPipeError:
+        raise
     except Exception as error:
         if debug:
             raise

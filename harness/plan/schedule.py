@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from harness.plan.experiment import PlannedCell
 from reports.results.record import Record
+from reports.results.rounds import counted_lines
 
 FINISHED = ("ok", "not_supported")
 RETRIED = ("failed", "timeout")
@@ -44,9 +45,10 @@ def todo(cells: Sequence[PlannedCell], rounds: int, seed: int, records: Iterable
 
 
 def unresolved(records: Iterable[Record]) -> list[Record]:
-    """The last record of every cell and round that never finished."""
-    last = {r.key: r for r in records}
-    return [r for r in last.values() if r.status in RETRIED]
+    """The record that counts of every cell and round that never finished."""
+    seen = list(records)
+    places = counted_lines([r.key for r in seen], [r.status in FINISHED for r in seen])
+    return [seen[place] for place in places if seen[place].status in RETRIED]
 
 
 def recovered(records: Iterable[Record]) -> list[Record]:

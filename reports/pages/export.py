@@ -11,6 +11,7 @@ import pandas as pd
 
 from reports import text
 from reports.results.load import ReportError, load
+from specmoe.files import replacing
 
 Format = Literal["csv", "parquet", "markdown"]
 Rows = Literal["records", "repetitions"]
@@ -42,25 +43,34 @@ def export(results: Sequence[Path], out: Path, rows: Rows = "records", overwrite
     """Write a table to ``out`` in the format of its suffix; returns the number of rows.
 
     Raises:
-        ReportError: unknown suffix, ``out`` exists, parquet without pyarrow, or unreadable results.
+        ReportError: unknown suffix, ``out`` exists or cannot be written, parquet without pyarrow, or unreadable
+            results.
     """
     if out.suffix not in SUFFIXES:
         raise ReportError(f"unknown table format {out.suffix!r} of {out}: use one of {', '.join(SUFFIXES)}")
     if out.exists() and not overwrite:
         raise ReportError(f"{out} exists: choose another name, or add --overwrite")
     frame = frame_of(results, rows)
-    out.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with replacing(out) as partial:
+            _write(frame, partial)
+    except OSError as error:
+        raise ReportError(f"cannot write {out} ({error.strerror}): free disk space or choose another folder") from error
+    return len(frame)
+
+
+def _write(frame: pd.DataFrame, out: Path) -> None:
     match SUFFIXES[out.suffix]:
         case "csv":
             frame.to_csv(out, index=False)
         case "markdown":
-            out.write_text(_markdown(frame.dropna(axis="columns", how="all")) + "\n", encoding="utf-8")
+            table = _markdown(frame.dropna(axis="columns", how="all"))
+            out.write_text(f"{table}\n", encoding="utf-8")
         case "parquet":
             try:
                 frame.to_parquet(out, index=False)
             except ImportError as error:
                 raise ReportError("parquet needs pyarrow: pip install 'specmoe-bench[export]', or use .csv") from error
-    return len(frame)
 
 
 def _extra(record: dict[str, Any]) -> dict[str, Any]:

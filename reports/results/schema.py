@@ -19,6 +19,7 @@ from reports.results.metrics import METRICS, Metrics
 from reports.results.migrate import SCHEMA
 from reports.results.record import Ceilings, Cell, Limit, Record, Usage
 from reports.results.repetition import Repetition
+from specmoe.files import write_text
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 MARK = "<!-- fields: written by python -m reports.results.schema -->"
@@ -92,9 +93,9 @@ def document(page: str) -> str:
 
 
 def main() -> None:
-    (DOCS / "record.schema.json").write_text(schema_text(), encoding="utf-8")
+    write_text(DOCS / "record.schema.json", schema_text())
     page = DOCS / "record.md"
-    page.write_text(document(page.read_text(encoding="utf-8")), encoding="utf-8")
+    write_text(page, document(page.read_text(encoding="utf-8")))
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import math
 import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -23,7 +24,9 @@ from specmoe.model.checkpoint import Checkpoint, build_shell, checkpoint_dtype, 
 from specmoe.model.identity import checksum_of, content, identify
 from specmoe.model.layer_file import LayerFile
 from specmoe.model.load_plan import target_dtype
+from specmoe.model.progress import ShownProgress
 from specmoe.model.stream import ExpertStream
+from specmoe.model.support import expert_modules
 from specmoe.offload.store import ExpertStore, write_index
 
 Progress = Callable[[int, int], None]
@@ -38,7 +41,7 @@ def build_store(
         checkpoint: folder with ``config.json`` and safetensors files.
         out: folder to create; it appears only when complete.
         dtype: dtype of the stored experts; default is the checkpoint's own.
-        progress: called with (experts done, all experts).
+        progress: called with (experts done, all experts); by default it is shown on stderr after two seconds.
 
     Raises:
         UnsupportedModelError: the family or the key layout is not supported.
@@ -140,6 +143,13 @@ class _Plan:
     model: PreTrainedModel
     dtype: torch.dtype
 
+    @property
+    def total_bytes(self) -> int:
+        """Bytes of all experts in the store's dtype."""
+        parameters = [p for module in expert_modules(self.model).values() for p in module.parameters()]
+        values: int = sum(math.prod(p.shape) for p in parameters)
+        return values * self.dtype.itemsize
+
 
 def _plan(checkpoint: Path, dtype: torch.dtype | None) -> _Plan:
     """Check a checkpoint in full; nothing is written.
@@ -157,7 +167,7 @@ def _plan(checkpoint: Path, dtype: torch.dtype | None) -> _Plan:
 def _convert(plan: _Plan, out: Path, progress: Progress | None) -> ExpertStore:
     try:
         with folder_appears(out) as partial:
-            _write(plan, partial, progress)
+            _write(plan, partial, progress or ShownProgress(out, plan.total_bytes))
     except OSError as error:
         raise _not_writable(out, error) from error
     return ExpertStore.open(out)
@@ -183,7 +193,7 @@ def _check_dtypes(reader: Checkpoint, model: PreTrainedModel, dtype: torch.dtype
                 )
 
 
-def _write(plan: _Plan, folder: Path, progress: Progress | None) -> None:
+def _write(plan: _Plan, folder: Path, progress: Progress) -> None:
     """Write all layer files, their affinity tables and the index, reading every file of the checkpoint once."""
     scratch: dict[int, torch.Tensor] = {}
     layers = {
@@ -203,8 +213,7 @@ def _write(plan: _Plan, folder: Path, progress: Progress | None) -> None:
         for (module, expert), parts in stream:
             layers[module].write(expert, parts)
             done += 1
-            if progress is not None:
-                progress(done, total)
+            progress(done, total)
             if layers[module].complete:
                 finished.result()  # at most one layer waits to be finished
                 finished = finisher.submit(_finish, layers[module], plan.dtype)

@@ -171,3 +171,31 @@ def test_a_timeline_of_generate_can_be_drawn(tmp_path: Path, cache: Path) -> Non
     assert cli.main(["generate", "import os", "--max-new-tokens", "12", "--timeline", str(timeline)]) == 0
     assert cli.main(["timeline", str(timeline), "--out", str(figure), "--cycles", "1"]) == 0
     assert figure.stat().st_size > 1000
+
+
+WARNS = '''
+import warnings
+
+
+def command() -> None:
+    """Warn."""
+    warnings.warn("a damaged\\nline", stacklevel=1)
+'''
+
+
+def test_a_warning_is_one_plain_line(
+    add_command: Callable[[str, str], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    add_command("warns", WARNS)
+    assert cli.main(["warns"]) == 0
+    assert capsys.readouterr().err == "specmoe-bench: warning: a damaged line\n"
+
+
+def test_a_closed_pipe_ends_the_command_quietly() -> None:
+    command = [sys.executable, "-m", "harness.cli", "--help"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT)
+    assert process.stdout is not None
+    process.stdout.close()
+    assert process.stderr is not None
+    assert process.stderr.read() == b""
+    assert process.wait() == 141
