@@ -14,7 +14,8 @@ from specmoe.meter import Meter
 from specmoe.model.attention import takes_boolean_masks
 from specmoe.model.kv_cache import RaggedCache
 from specmoe.model.pass_state import Pass, PassState
-from specmoe.recorder import Recorder
+from specmoe.model.source import SourceCache
+from specmoe.recorder import NoRecorder, Recorder
 from specmoe.sampling import Sampler
 from specmoe.timeline import Timeline
 
@@ -24,15 +25,19 @@ OnTokens = Callable[[int, list[int]], None]
 
 @dataclass
 class Run:
-    """The objects that every step of a call works with; ``cache`` holds the committed tokens of the active rows."""
+    """The objects that every step of a call works with; ``cache`` holds the committed tokens of the active rows.
+
+    ``forced_first`` is the first token of every row, whatever the model says.
+    """
 
     model: PreTrainedModel
     state: PassState
-    cache: RaggedCache
+    cache: RaggedCache | SourceCache
     sampler: Sampler
     meter: Meter
     timeline: Timeline
     recorder: Recorder
+    forced_first: int | None = None
 
     @cached_property
     def boolean_masks(self) -> bool:
@@ -79,15 +84,25 @@ class Rows:
 def forward(run: Run, ids: torch.Tensor, current: Pass, keep: torch.Tensor | int = 0) -> torch.Tensor:
     """Logits [B, Q or len(keep), V] of ids [B, Q] placed after each row's committed tokens."""
     padding = ~current.valid.view(ids.shape) if current.is_prompt else None
-    masks = run.cache.attention_mask(ids.shape[1], run.model.dtype, run.boolean_masks, padding)
+    mask = run.cache.attention_mask(ids.shape[1], run.model.dtype, run.boolean_masks, padding)
+    if isinstance(run.cache, SourceCache):
+        arguments = run.cache.arguments(ids, mask)
+    else:
+        positions = run.cache.lengths.positions(ids.shape[1])
+        arguments = {"input_ids": ids, "attention_mask": mask, "position_ids": positions, "logits_to_keep": keep}
     with run.state.running(current, run.recorder):
-        output = run.model(
-            input_ids=ids,
-            attention_mask=masks,
-            position_ids=run.cache.lengths.positions(ids.shape[1]),
-            use_cache=True,
-            logits_to_keep=keep,
-            **{run.cache_argument: run.cache},
-        )
+        output = run.model(**arguments, use_cache=True, **{run.cache_argument: run.cache})
     logits: torch.Tensor = output.logits
-    return logits
+    kept = isinstance(keep, int) or "logits_to_keep" in arguments
+    return logits if kept else logits[:, keep]
+
+
+def encode(run: Run) -> None:
+    """Run the encoder once over the source texts, if there are any; its experts move like all others."""
+    cache = run.cache
+    if isinstance(cache, SourceCache):
+        routed = cache.source.routed(run.model)
+        current = Pass("target", routed, is_prompt=True)
+        span = run.timeline.span("compute", "encode", tokens=int(routed.sum()))
+        with span, run.state.running(current, NoRecorder()):
+            cache.encoded = cache.source.encode(run.model)

@@ -23,8 +23,6 @@ from specmoe.meter import Meter
 from specmoe.model.assemble import Assembly, assemble
 from specmoe.model.checkpoint import Checkpoint, build_shell, checkpoint_dtype
 from specmoe.model.convert import Progress, default_store, open_or_build
-from specmoe.model.kv_cache import RaggedCache
-from specmoe.model.positions import check_positions
 from specmoe.offload.arena import ExpertArena
 from specmoe.offload.device import open_device
 from specmoe.offload.link import Link
@@ -142,7 +140,7 @@ class SpecMoE:
         then from transformers' defaults.
 
         Args:
-            input_ids: long [B, S], padded on the left.
+            input_ids: long [B, S], padded on the left; the source texts of an encoder-decoder, padded on either side.
             attention_mask: [B, S], 0 on padding; default 0 on pad tokens, unless they are stop tokens too.
             max_new_tokens: most new tokens per row: one number, or one per row; transformers' default is what
                 ``max_length`` leaves, or 20.
@@ -158,12 +156,16 @@ class SpecMoE:
             on_tokens: called with (row, new tokens) as soon as they are final, first tokens included.
             timeline: collects when each pass, wait and transfer happened.
             recorder: receives the expert picks of every pass and what each cycle accepted.
-            settings: other fields of transformers' ``GenerationConfig``, such as ``min_p`` or
-                ``repetition_penalty=1.0`` to overrule a value of the file.
+            settings: other fields of transformers' ``GenerationConfig``, such as ``min_p``, an encoder-decoder's
+                ``forced_bos_token_id``, or ``repetition_penalty=1.0`` to overrule a value of the file.
+
+        Returns:
+            The sequences begin with ``input_ids``, those of an encoder-decoder with the decoder's start token.
 
         Raises:
             SpecMoEError: another call on this engine has not ended yet.
-            UnsupportedModelError: rotary positions that change with length, and rows that reach the change.
+            UnsupportedModelError: rotary positions that change with length, and rows that reach the change; a batch
+                in which transformers' expert capacity would drop tokens because of other rows.
             OptionError: a setting that this engine does not support, or an unknown one.
             ValueError: shapes that do not match, an empty row, padding on the right, a limit below one new token,
                 or a sampling value out of range.
@@ -175,6 +177,7 @@ class SpecMoE:
             max_new_tokens=max_new_tokens,
             max_length=max_length,
             eos_token_id=eos_token_id,
+            is_encoder_decoder=bool(self.model.config.is_encoder_decoder),
             pad_token_id=pad_token_id,
             do_sample=do_sample,
             temperature=temperature,
@@ -183,7 +186,7 @@ class SpecMoE:
         )
         seed = self.options.seed if seed is None else seed
         request = Request.of(self.model, input_ids, attention_mask, merged, seed)
-        stats = GenerationStats.start(sum(map(len, request.prompts)), self.options.gamma)
+        stats = GenerationStats.start(request.prompt_tokens, self.options.gamma)
         run = self._run(request, stats, timeline, recorder)
         with run.meter.phase(stats.prefill):
             first = prefill(run, request.prompts)
@@ -198,13 +201,11 @@ class SpecMoE:
     def _run(
         self, request: Request, stats: GenerationStats, timeline: Timeline | None, recorder: Recorder | None
     ) -> Run:
-        longest = request.longest + self.options.gamma + 1
-        config = self.model.config.get_text_config()
-        check_positions(config, min(map(len, request.prompts)), longest)
-        cache = RaggedCache(config, len(request.prompts), longest, self.model.device, request.padding)
+        cache = request.open_cache(self.model, self.options.gamma)
         self.link.timeline = timeline = timeline or Timeline(enabled=False)
         meter = Meter(stats, self.link, self._state, timeline)
-        return Run(self.model, self._state, cache, request.sampler, meter, timeline, recorder or NoRecorder())
+        recorder = recorder or NoRecorder()
+        return Run(self.model, self._state, cache, request.sampler, meter, timeline, recorder, request.forced_first)
 
     def calibrate(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> Calibration:
         """Run sample prompts once, measure how they use the experts, and save the result beside the store.
@@ -213,7 +214,8 @@ class SpecMoE:
         loaded afterwards find it.  Every expert is loaded at least once.
 
         Args:
-            input_ids: long [B, S], padded on the left.
+            input_ids: long [B, S], padded on the left; source texts of an encoder-decoder, whose decoder is measured
+                on what it makes of them.
             attention_mask: [B, S], 0 on padding; default all ones.
 
         Raises:
@@ -221,7 +223,8 @@ class SpecMoE:
         """
         observer = calibration.Observer(self.store)
         with self._state.observed_by(observer):
-            self.generate(input_ids, attention_mask, max_new_tokens=1, **plain_settings())
+            new_tokens = calibration.TARGET_TOKENS if self.model.config.is_encoder_decoder else 1
+            self.generate(input_ids, attention_mask, max_new_tokens=new_tokens, **plain_settings())
         result = observer.result()
         result.save(self.store)
         return result

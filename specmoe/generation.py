@@ -107,6 +107,7 @@ def merge(
     call: GenerationConfig | None,
     settings: dict[str, Any],
     eos_token_id: StopTokens = FromConfig,
+    is_encoder_decoder: bool = False,
     **named: Any,
 ) -> dict[str, Any]:
     """Every setting of one call by name.
@@ -116,6 +117,7 @@ def merge(
         call: the call's ``generation_config``.
         settings: further arguments of the call, of which None counts as given.
         eos_token_id: the call's stop tokens.
+        is_encoder_decoder: whether the model has an encoder; then it follows ``forced_bos_token_id`` too.
         named: arguments of the call of which None counts as not given.
 
     Raises:
@@ -129,9 +131,10 @@ def merge(
         raise OptionError(f"generate has no setting {unknown[0]!r}: use the fields of transformers' GenerationConfig")
     merged = {name: _first(getattr(call, name, None), getattr(model, name, None), DEFAULTS.get(name)) for name in names}
     merged |= settings
+    followed = _FOLLOWED | {"forced_bos_token_id"} if is_encoder_decoder else _FOLLOWED
     for name, value in merged.items():
         ignored = name in _IGNORED or (name in _ONLY_SAMPLING and not merged["do_sample"])
-        if name not in _FOLLOWED and not ignored and not _is_neutral(name, value):
+        if name not in followed and not ignored and not _is_neutral(name, value):
             neutral = _NEUTRAL.get(name, (None,))[0]
             raise OptionError(
                 f"generation setting {name}={str(value)[:60]} is not supported: pass {name}={neutral!r} to generate, "

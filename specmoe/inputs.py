@@ -21,8 +21,8 @@ class Limits:
     pad: int
 
 
-def check_prompts(input_ids: torch.Tensor, mask: torch.Tensor) -> None:
-    """Check that both are [B, S], every row has a token, and padding is on the left.
+def check_rows(input_ids: torch.Tensor, mask: torch.Tensor) -> None:
+    """Check that both are [B, S] and every row has a token.
 
     Raises:
         ValueError: they are not.
@@ -35,6 +35,14 @@ def check_prompts(input_ids: torch.Tensor, mask: torch.Tensor) -> None:
         raise ValueError(f"input_ids {tuple(input_ids.shape)} is empty: give at least one row of at least one token")
     if not bool(mask.any(dim=1).all()):
         raise ValueError("a row of attention_mask is all zeros: every row needs a token")
+
+
+def check_left_padding(mask: torch.Tensor) -> None:
+    """Check that padding is on the left of ``mask`` [B, S].
+
+    Raises:
+        ValueError: it is not.
+    """
     if bool((mask[:, 1:] < mask[:, :-1]).any()):
         raise ValueError("attention_mask has padding on the right: pad prompts on the left")
 

@@ -10,7 +10,12 @@ from transformers import PreTrainedModel
 from transformers.modeling_outputs import ModelOutput
 
 from specmoe.batch import OnTokens, Rows
-from specmoe.inputs import Limits, check_prompts, infer_mask, resolve_limits
+from specmoe.errors import OptionError
+from specmoe.inputs import Limits, check_left_padding, check_rows, infer_mask, resolve_limits
+from specmoe.model import families
+from specmoe.model.kv_cache import RaggedCache
+from specmoe.model.positions import check_positions
+from specmoe.model.source import Source, SourceCache
 from specmoe.sampling import Greedy, Sampler, Sampling
 from specmoe.stats import GenerationStats
 
@@ -25,12 +30,20 @@ class GenerateOutput(ModelOutput):  # type: ignore[misc]
 
 @dataclass(frozen=True)
 class Request:
-    """What a call asks for: ``prompts`` are the rows of ``input_ids`` (long [B, S]) without padding, on the device."""
+    """What a call asks for.
 
-    input_ids: torch.Tensor
+    The returned sequences begin with ``opening`` (long [B, P]): a decoder's prompts as given, or the start tokens of
+    an encoder-decoder.  ``prompts`` are its rows without padding, on the device.  ``source`` is what an encoder reads,
+    ``forced_first`` the first new token of every row, ``prompt_tokens`` counts the tokens given without padding.
+    """
+
+    opening: torch.Tensor
     prompts: list[torch.Tensor]
+    prompt_tokens: int
     limits: Limits
     sampler: Sampler
+    source: Source | None = None
+    forced_first: int | None = None
 
     @classmethod
     def of(
@@ -44,26 +57,41 @@ class Request:
         """Check the prompts of a call with merged generation ``settings`` (see ``specmoe.generation``).
 
         Raises:
-            ValueError: shapes that do not match, an empty row, padding on the right, a limit below one new token,
-                or a sampling value out of range.
+            ValueError: shapes that do not match, an empty row, padding on the right of a decoder's prompt, a limit
+                below one new token, or a sampling value out of range.
+            OptionError: an encoder-decoder without one start token for all rows.
+            UnsupportedModelError: a batch that cannot be followed exactly.
         """
         mask = infer_mask(input_ids, settings) if attention_mask is None else attention_mask
-        check_prompts(input_ids, mask)
-        limits = resolve_limits(input_ids.shape, settings, getattr(model.config, "max_position_embeddings", None))
-        prompts = [row[keep.bool()].to(model.device) for row, keep in zip(input_ids, mask, strict=True)]
+        check_rows(input_ids, mask)
+        family = families.encoder_decoder(model.config)
+        opening, source, forced_first = input_ids, None, None
+        if family is None:
+            check_left_padding(mask)
+            prompts = [row[keep.bool()].to(model.device) for row, keep in zip(input_ids, mask, strict=True)]
+        else:
+            family.check_rows(model.config, len(input_ids))
+            opening = torch.full_like(input_ids[:, :1], _start_token(settings))
+            prompts = list(opening.to(model.device))
+            source = Source(input_ids.to(model.device), mask.to(model.device))
+            forced_first = settings["forced_bos_token_id"]
+        limits = resolve_limits(opening.shape, settings, getattr(model.config, "max_position_embeddings", None))
         sampler: Sampler = Sampling.of(settings, seed, model.device) if settings["do_sample"] else Greedy()
-        return cls(input_ids, prompts, limits, sampler)
+        return cls(opening, prompts, int(mask.sum()), limits, sampler, source, forced_first)
 
-    @property
-    def longest(self) -> int:
-        """Tokens of the longest row when it has all its new tokens."""
-        return max(len(p) + new for p, new in zip(self.prompts, self.limits.new_tokens, strict=True))
+    def open_cache(self, model: PreTrainedModel, gamma: int) -> RaggedCache | SourceCache:
+        """An empty cache for every row with all its new tokens and ``gamma`` drafted ones.
 
-    @property
-    def padding(self) -> torch.Tensor:
-        """Tokens of padding on the left of each row, long [B]."""
-        width = self.input_ids.shape[1]
-        return torch.tensor([width - len(p) for p in self.prompts], device=self.prompts[0].device)
+        Raises:
+            UnsupportedModelError: positions that change with length, and rows that reach the change.
+        """
+        longest = max(len(p) + new for p, new in zip(self.prompts, self.limits.new_tokens, strict=True)) + gamma + 1
+        config = model.config.get_text_config()
+        check_positions(config, min(map(len, self.prompts)), longest)
+        if self.source is not None:
+            return SourceCache(model, self.source, longest)
+        padding = torch.tensor([self.opening.shape[1] - len(p) for p in self.prompts], device=model.device)
+        return RaggedCache(config, len(self.prompts), longest, model.device, padding)
 
     def first_rows(self, first: torch.Tensor, on_tokens: OnTokens | None) -> Rows:
         """All rows after the prefill, each with its ``first`` token (long [B])."""
@@ -82,4 +110,16 @@ class Request:
         stats.new_tokens = sum(map(len, new))
         width = max(map(len, new))
         padded = torch.tensor([tokens + [self.limits.pad] * (width - len(tokens)) for tokens in new])
-        return GenerateOutput(torch.cat([self.input_ids, padded.to(self.input_ids)], dim=1), stats)
+        return GenerateOutput(torch.cat([self.opening, padded.to(self.opening)], dim=1), stats)
+
+
+def _start_token(settings: dict[str, Any]) -> int:
+    """What every row of an encoder-decoder starts with."""
+    start = settings["decoder_start_token_id"]
+    start = settings["bos_token_id"] if start is None else start
+    if not isinstance(start, int):
+        raise OptionError(
+            f"decoder_start_token_id is {start}, not one token for all rows: set it in generation_config.json, or pass "
+            "it to generate"
+        )
+    return start

@@ -15,7 +15,7 @@ from dataclasses import replace
 
 import torch
 
-from specmoe.batch import Rows, Run, forward
+from specmoe.batch import Rows, Run, encode, forward
 from specmoe.control.controller import Controller, CycleChoice
 from specmoe.drafters import Drafter
 from specmoe.model.pass_state import Pass, prompt_pass
@@ -23,7 +23,11 @@ from specmoe.sampling import Proposal
 
 
 def prefill(run: Run, prompts: list[torch.Tensor]) -> torch.Tensor:
-    """Run the prompts (one long [n_i] per row) through the target; returns each row's first token, long [B]."""
+    """Run the prompts (one long [n_i] per row) through the target; returns each row's first token, long [B].
+
+    The encoder of an encoder-decoder runs before them.
+    """
+    encode(run)
     lengths = torch.tensor([len(p) for p in prompts], device=run.model.device)
     ids = torch.nn.utils.rnn.pad_sequence(prompts, batch_first=True)  # [B, S], padded on the right
     valid = torch.arange(ids.shape[1], device=ids.device) < lengths[:, None]  # [B, S]
@@ -32,7 +36,8 @@ def prefill(run: Run, prompts: list[torch.Tensor]) -> torch.Tensor:
         logits = forward(run, ids, prompt_pass(valid, run.state.options), keep=ends)  # [B, len(ends), V]
     run.cache.commit(lengths)
     run.recorder.ended("prefill", torch.arange(len(prompts)), lengths - 1)
-    return run.sampler.draw(logits[torch.arange(len(prompts), device=ids.device), which])[0]
+    first = run.sampler.draw(logits[torch.arange(len(prompts), device=ids.device), which])[0]
+    return first if run.forced_first is None else torch.full_like(first, run.forced_first)
 
 
 def decode(run: Run, rows: Rows, drafter: Drafter, controller: Controller) -> None:

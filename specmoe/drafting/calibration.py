@@ -22,6 +22,8 @@ from specmoe.offload.store import ExpertStore
 
 FILE = "calibration.npz"
 SAMPLED_TOKENS = 64
+TARGET_TOKENS = 32
+"""Tokens per row that an encoder-decoder generates to be calibrated."""
 
 
 @dataclass

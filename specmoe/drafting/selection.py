@@ -16,7 +16,7 @@ class DraftSelection:
     """Use counts and the current draft set of every MoE layer.
 
     Args:
-        experts: number of experts of each MoE layer.
+        experts: number of experts of each MoE layer; 0 where a layer never drafts (an encoder's).
         options: N, selection rule, count window, decay, interval, largest number of replacements, ties.
         global_counts: use of each expert on calibration prompts, [E] per layer; for ``hot-global``.
 
@@ -35,6 +35,10 @@ class DraftSelection:
         self._decay = {"last": 0.0, "accumulated": 1.0, "decayed": options.hot_decay}[options.count_window]
         self.resize(options.draft_experts)
         self.reset()
+
+    def covers(self, layer: int) -> bool:
+        """Whether the layer drafts."""
+        return self._experts[layer] > 0
 
     def resize(self, draft_experts: int) -> None:
         """Set N from the next refresh on, at most each layer's number of experts."""

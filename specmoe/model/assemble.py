@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -61,6 +62,8 @@ def assemble(
         OptionError: an option needs a calibration, and the store has none.
     """
     sizes = [spec.experts for spec in store.layers]
+    modules = expert_modules(model)
+    drafting = [getattr(module, "drafts", True) for module in modules.values()]
     calibration = calibrations.load(store)
     source = open_source(store, device, slow_tier)
     slices = None
@@ -70,7 +73,7 @@ def assemble(
         source = WithMerged(source, open_source(merged_store, device, slow_tier), sizes)
     permanent = sum(len(set(s.tolist())) for s in slices or [])
     arena = ExpertArena(device, store.slot_bytes, budget_bytes, sum(sizes) + permanent)
-    chosen = make_policies(sizes, options, arena, calibration, permanent)
+    chosen = make_policies(sizes, options, arena, calibration, permanent, drafting)
     link = Link(source, store, device)
     residency = Residency(store, arena, link, chosen.placement)
     prefetcher = None
@@ -78,25 +81,34 @@ def assemble(
         prefetcher = Prefetcher(store, residency, link, int(options.prefetch_share * budget_bytes))
     tables = _tables(store, options, calibration)
     state = PassState(options, residency, chosen.placement, chosen.selection, tables, slices, prefetcher)
-    attach(model, expert_modules(model), state)
+    attach(model, modules, state)
     return Assembly(state, arena, link, chosen.most_draft_experts)
 
 
 def make_policies(
-    sizes: list[int], options: SpecOptions, arena: ExpertArena, calibration: Calibration | None, permanent: int = 0
+    sizes: list[int],
+    options: SpecOptions,
+    arena: ExpertArena,
+    calibration: Calibration | None,
+    permanent: int = 0,
+    drafting: Sequence[bool] | None = None,
 ) -> Policies:
     """Placement and draft selection for MoE layers of ``sizes`` experts; ``permanent`` slots hold merged slices.
+
+    ``drafting`` says which layers draft; all by default, an encoder's never do.
 
     Raises:
         BudgetError, OptionError: as ``assemble``.
     """
-    pinned = sum(min(options.draft_experts, n) for n in sizes) if options.drafts_with_experts else 0
-    most = max(1, 3 * (arena.slots - permanent) // (4 * len(sizes)))  # the rest is left to the placement policy
+    draft_sizes = [n if drafts else 0 for n, drafts in zip(sizes, drafting or [True] * len(sizes), strict=True)]
+    layers = max(1, sum(n > 0 for n in draft_sizes))
+    pinned = sum(min(options.draft_experts, n) for n in draft_sizes) if options.drafts_with_experts else 0
+    most = max(1, 3 * (arena.slots - permanent) // (4 * layers))  # the rest is left to the placement policy
     if options.controller == "auto" and options.drafts_with_experts:  # the controller chooses N, from what fits
-        pinned = sum(min(options.draft_experts, most, n) for n in sizes)
+        pinned = sum(min(options.draft_experts, most, n) for n in draft_sizes)
     _check_budget(arena, pinned + permanent, sum(sizes) + permanent, options)
     placement = make_placement(options.placement, sizes, arena.slots - pinned - permanent)
-    selection = _selection(sizes, options, calibration) if options.drafts_with_experts else None
+    selection = _selection(draft_sizes, options, calibration) if options.drafts_with_experts else None
     if selection is not None and options.controller == "auto":
         selection.resize(min(options.draft_experts, most))
     return Policies(placement, selection, most)

@@ -109,6 +109,7 @@ class RaggedCache(Cache):
         max_length: most tokens a row may hold, including drafted ones.
         device: of the lengths.
         padding: tokens on the left of each row of the request that are padding, long [B]; default none.
+        layers: decoder layers, where the config counts others (those of an encoder).
 
     Raises:
         UnsupportedModelError: a layer type other than full, sliding or chunked attention, or linear attention of a
@@ -122,18 +123,19 @@ class RaggedCache(Cache):
         max_length: int,
         device: torch.device,
         padding: torch.Tensor | None = None,
+        layers: int | None = None,
     ) -> None:
         self.lengths = RowLengths(rows, device, padding)
         self._layer_types = layer_types(config)
         self._window: int | None = getattr(config, "sliding_window", None)
         self._chunk: int | None = getattr(config, "attention_chunk_size", None)
         recurrent = {i for i, kind in enumerate(getattr(config, "layer_types", None) or ()) if kind == LINEAR}
-        layers = [
+        all_layers = [
             RecurrentLayer() if i in recurrent else RaggedLayer(self.lengths, max_length)
-            for i in range(config.num_hidden_layers)
+            for i in range(config.num_hidden_layers if layers is None else layers)
         ]
-        self._recurrent = [layer for layer in layers if isinstance(layer, RecurrentLayer)]
-        super().__init__(layers=layers)
+        self._recurrent = [layer for layer in all_layers if isinstance(layer, RecurrentLayer)]
+        super().__init__(layers=all_layers)
 
     def commit(self, tokens: torch.Tensor) -> None:
         """Advance each row's length by ``tokens`` (long [B]), at most those of the latest pass."""

@@ -200,6 +200,8 @@ class _Ignore:
         """Why a key is ignored, or None if there is no reason."""
         if key.endswith("rotary_emb.inv_freq"):
             return "rotary frequencies follow from the config"
+        if key.endswith("embed_positions.weights"):
+            return "sinusoidal positions follow from the config"
         if self._patterns is not None and (self._patterns.search(target) or self._patterns.search(key)):
             return "transformers ignores it for this family"
         layer = _LAYER.search(key)

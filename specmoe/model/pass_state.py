@@ -123,7 +123,7 @@ class PassState:
         counts = self._bincount(layer, index[current.valid])
         wanted = set(counts.nonzero().flatten().tolist())
         self.placement.observe(layer, counts)
-        if self.selection is not None and wanted:
+        if self.selection is not None and wanted and self.selection.covers(layer):
             started = time.perf_counter()
             wanted |= self._refresh(self.selection, layer, index, counts, current)
             self.refresh_s += time.perf_counter() - started

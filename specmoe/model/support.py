@@ -47,7 +47,13 @@ def check_config(config: PreTrainedConfig) -> None:
     """
     check_method(config)
     if getattr(config, "is_encoder_decoder", False):
-        raise UnsupportedModelError(f"{config.model_type} is an encoder-decoder, only decoders are supported: {_USE}")
+        family = families.encoder_decoder(config)
+        if family is None:
+            known = " or ".join(families.ENCODER_DECODERS)
+            raise UnsupportedModelError(
+                f"{config.model_type} is an encoder-decoder without experts that can be offloaded: use {known}"
+            )
+        family.check_config(config)
     if not has_text_model(config):
         raise UnsupportedModelError(
             f"transformers has no causal language model for {config.model_type} alone (it is a part of a larger model, "

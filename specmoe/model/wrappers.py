@@ -10,7 +10,13 @@ import re
 from functools import cached_property
 
 import torch
-from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedConfig, PreTrainedModel
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoModelForSeq2SeqLM,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 
 from specmoe.model.load_plan import Keys
 
@@ -24,9 +30,12 @@ _LEFT_OUT: dict[str, str] = {
 }
 
 
+_TEXT_MODELS = (AutoModelForCausalLM, AutoModelForSeq2SeqLM)
+
+
 def has_text_model(config: PreTrainedConfig) -> bool:
     """Whether a config's model generates text, alone or as a part that can be loaded alone."""
-    return type(config) in AutoModelForCausalLM._model_mapping or config.model_type in _LEFT_OUT
+    return any(type(config) in auto._model_mapping for auto in _TEXT_MODELS) or config.model_type in _LEFT_OUT
 
 
 def is_left_out(config: PreTrainedConfig, name: str) -> bool:
@@ -37,9 +46,10 @@ def is_left_out(config: PreTrainedConfig, name: str) -> bool:
 
 def build_text_model(config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
     """The model of a config for text alone; weights are created as torch's default device and dtype say."""
-    if type(config) in AutoModelForCausalLM._model_mapping:
-        causal: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype)
-        return causal
+    for auto in _TEXT_MODELS:
+        if type(config) in auto._model_mapping:
+            whole: PreTrainedModel = auto.from_config(config, dtype=dtype)
+            return whole
     model: PreTrainedModel = AutoModelForImageTextToText.from_config(config, dtype=dtype)
     left_out = re.compile(_LEFT_OUT[config.model_type])
     for name, _ in list(model.named_modules()):

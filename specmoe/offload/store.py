@@ -6,6 +6,8 @@ Layout of a store folder (format version 1)::
     layer_003.bin       experts of decoder layer 3, one after another, each at a multiple of 4096 bytes
     affinity_003.npy    E x E float16 weight distances (specmoe.drafting.affinity)
 
+The files of an encoder's layers are named ``layer_encoder_003.bin``.
+
 Each expert is one contiguous read that O_DIRECT accepts, whatever tensors it holds.
 """
 

@@ -184,6 +184,7 @@ OVERRIDES: dict[str, dict[str, Any]] = {
         "decoder_attention_heads": 4,
         "encoder_sparse_step": 2,
         "decoder_sparse_step": 2,
+        "tie_word_embeddings": False,  # tied ones make it repeat itself
     },
     "mellum": _MIXED,
     "minimax_m3_vl_text": {

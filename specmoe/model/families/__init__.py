@@ -12,14 +12,22 @@ from collections.abc import Iterator
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.core_model_loading import WeightTransform
 
-from specmoe.model.families import gated_delta, llama4
+from specmoe.model.families import gated_delta, llama4, nllb_moe, switch_transformers
 from specmoe.model.families.base import Family
+from specmoe.model.families.encoder_decoder import EncoderDecoder
 
 FAMILIES: dict[str, Family] = {
     "llama4_text": llama4.FAMILY,
     **gated_delta.FAMILIES,
+    "nllb-moe": nllb_moe.FAMILY,
+    "switch_transformers": switch_transformers.FAMILY,
 }
 """By ``model_type`` of a model or of a part of it."""
+
+ENCODER_DECODERS: dict[str, EncoderDecoder] = {
+    "nllb-moe": nllb_moe.ENCODER_DECODER,
+    "switch_transformers": switch_transformers.ENCODER_DECODER,
+}
 
 
 def adapt(model: PreTrainedModel) -> None:
@@ -36,6 +44,11 @@ def conversions(model: PreTrainedModel) -> list[WeightTransform]:
 def restores_state(config: PreTrainedConfig) -> bool:
     """Whether the state of a family's recurrent layers can go back to the last accepted token."""
     return config.model_type in FAMILIES and FAMILIES[config.model_type].restores_state
+
+
+def encoder_decoder(config: PreTrainedConfig) -> EncoderDecoder | None:
+    """What a model of ``config`` adds to a decoder, or None."""
+    return ENCODER_DECODERS.get(config.model_type)
 
 
 def _parts(model: PreTrainedModel) -> Iterator[tuple[PreTrainedModel, Family]]:

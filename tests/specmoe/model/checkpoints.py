@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoModelForSeq2SeqLM,
+    PreTrainedModel,
+)
 
 from specmoe.model.checkpoint import Checkpoint, build_shell
 from specmoe.model.convert import build_store
@@ -64,13 +71,13 @@ def to_mxfp4(tensors: Tensors, seed: int = 0) -> Tensors:
 def differences(folder: Path, dtype: torch.dtype, scratch: Path, **loading: Any) -> list[str]:
     """Parameters and buffers whose dtype or value is not that of ``from_pretrained(folder, dtype, **loading)``."""
     config = AutoConfig.from_pretrained(folder)
-    is_causal = type(config) in AutoModelForCausalLM._model_mapping
-    auto = AutoModelForCausalLM if is_causal else AutoModelForImageTextToText
+    autos = (AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoModelForImageTextToText)
+    auto = next(auto for auto in autos if type(config) in auto._model_mapping)
     expected = auto.from_pretrained(folder, dtype=dtype, **loading)
     shell = build_shell(folder, dtype)
     Checkpoint(folder, shell).load_non_experts(torch.device("cpu"))
     found = {**_tensors(shell), **stored_experts(folder, dtype, scratch)}
-    wanted = {name: t for name, t in _tensors(expected).items() if not is_left_out(config, name)}
+    wanted = {name: t for name, t in _stacked(_tensors(expected)).items() if not is_left_out(config, name)}
     assert type(shell) is type(expected)
     assert expert_modules(shell)
     return [n for n in found.keys() | wanted.keys() if not _same(found.get(n), wanted.get(n))]
@@ -89,6 +96,24 @@ def stored_experts(folder: Path, dtype: torch.dtype, scratch: Path) -> Tensors:
                 found.setdefault(f"{spec.module}.{name}", []).append(tensor.clone())
     source.close()
     return {name: torch.stack(tensors) for name, tensors in found.items()}
+
+
+_EXPERT = re.compile(r"(.*experts)\.expert_(\d+)\.(fc1|fc2|wi|wo)\.(weight|bias)")
+_STACKED = {"fc1": "up_proj", "wi": "up_proj", "fc2": "down_proj", "wo": "down_proj"}
+
+
+def _stacked(tensors: Tensors) -> Tensors:
+    """Experts that are modules of their own as [E, ...] tensors, named as this engine names them."""
+    found: Tensors = {}
+    stacks: dict[str, dict[int, torch.Tensor]] = {}
+    for name, tensor in tensors.items():
+        expert = _EXPERT.fullmatch(name)
+        if expert is None:
+            found[name] = tensor
+            continue
+        suffix = "_bias" if expert[4] == "bias" else ""
+        stacks.setdefault(f"{expert[1]}.{_STACKED[expert[3]]}{suffix}", {})[int(expert[2])] = tensor
+    return found | {name: torch.stack([stack[i] for i in sorted(stack)]) for name, stack in stacks.items()}
 
 
 def _tensors(model: PreTrainedModel) -> Tensors:

@@ -52,7 +52,12 @@ WRAPPER = Row(refused="causal language model", note="a multimodal wrapper, not a
 TEXT_PART = Row(note="text only: the weights of its vision part are not loaded")
 WRAPPER_CONFIG = Row(refused=WRAPPER.refused, note=WRAPPER.note, has_model=False)
 POSITIONS = Row(note="a batch that reaches the position where the rotary frequencies change is refused")
-ENCODER_DECODER = Row(refused="encoder-decoder", note="an encoder-decoder model")
+ENCODER_DECODER = Row(attention=("eager",), note="an encoder-decoder, for which transformers has no sdpa")
+NLLB = Row(
+    attention=("eager",),
+    note=f"{ENCODER_DECODER.note}; uses experts 0 and 1 only, as transformers does, unless config.json has "
+    '`"experts_follow_router": true`; a batch in which capacity drops tokens of the decoder is refused',
+)
 
 EXPECTED: dict[str, Row] = {
     "afmoe": EXACT,
@@ -125,7 +130,7 @@ EXPECTED: dict[str, Row] = {
     "muse_spark": WRAPPER,
     "nemo_speechlm": WRAPPER_CONFIG,
     "nemotron_h": STATES,
-    "nllb-moe": ENCODER_DECODER,
+    "nllb-moe": NLLB,
     "olmoe": EXACT,
     "phimoe": EXACT,
     "qwen2_moe": EXACT,

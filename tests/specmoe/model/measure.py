@@ -97,12 +97,11 @@ def _compare_dtypes(family: str, checkpoint: Path, outcome: Outcome) -> None:
     store = checkpoint.with_name("bfloat16")
     with SpecMoE.from_pretrained(checkpoint, store=store, dtype=torch.bfloat16, gamma=0) as engine:
         experts = tuple(f"{name}." for name in expert_modules(engine.model))
-        ours = {
-            name: engine.store.dtype if name.startswith(experts) else dtype for name, dtype in _dtypes(engine.model)
-        }
+        ours = dict(_dtypes(engine.model))
     for name, dtype in _dtypes(model):
-        if ours.get(name) != dtype and not is_left_out(model.config, name):
-            outcome.dtypes.append(f"{name} is {ours.get(name)}, in transformers {dtype}")
+        found = engine.store.dtype if name.startswith(experts) else ours.get(name)
+        if found != dtype and not is_left_out(model.config, name):
+            outcome.dtypes.append(f"{name} is {found}, in transformers {dtype}")
 
 
 def _dtypes(model: PreTrainedModel) -> list[tuple[str, torch.dtype]]:

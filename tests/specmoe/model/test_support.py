@@ -14,8 +14,6 @@ from specmoe.model.convert import build_store
 from tests import families
 
 REASONS = {
-    "nllb-moe": "nllb-moe is an encoder-decoder",
-    "switch_transformers": "switch_transformers is an encoder-decoder",
     "t5": "t5 is an encoder-decoder",
     "deepseek_v32": "attention of type 'indexed_attention'",
     "deepseek_v4": "attention of type 'compressed_sparse_attention'",
