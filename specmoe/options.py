@@ -67,6 +67,9 @@ class SpecOptions(BaseModel):
     controller: Literal["fixed", "auto"] = Field(
         default="fixed", description="auto: choose gamma (0 included), N and refresh interval from measured costs"
     )
+    kernels: Literal["auto", "torch"] = Field(
+        default="auto", description="products on a CPU: by the fastest kernel for the number of rows, or by torch alone"
+    )
     seed: int = Field(default=0, ge=0, description="seed of random selection, substitution, ties and sampling")
 
     @model_validator(mode="after")

@@ -1,5 +1,7 @@
-"""Expert arithmetic: how an expert is multiplied, by device, dtype and number of tokens."""
+"""Arithmetic: how experts and linear layers are multiplied, by device, dtype and number of rows."""
 
 from specmoe.compute.expert import ExpertTraits, expert_mlp
+from specmoe.compute.layer import ExpertKernels, Routed
+from specmoe.compute.table import KernelTable
 
-__all__ = ["ExpertTraits", "expert_mlp"]
+__all__ = ["ExpertKernels", "ExpertTraits", "KernelTable", "Routed", "expert_mlp"]

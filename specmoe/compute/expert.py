@@ -1,6 +1,6 @@
-"""How one expert is multiplied: all expert arithmetic of the engine goes through ``expert_mlp``.
+"""How one expert is multiplied: two products around an activation.
 
-The way a product is computed may depend on device, dtype and number of tokens; the result differs by rounding at most.
+The kernel of the products may depend on device, dtype and number of tokens; the result differs by rounding at most.
 """
 
 from __future__ import annotations
@@ -10,7 +10,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
+
+from specmoe.compute.products import product
+from specmoe.compute.table import Kernel
 
 
 @dataclass(frozen=True)
@@ -31,25 +33,25 @@ class ExpertTraits:
         return cls(module.has_gate, module.is_transposed, module._apply_gate if module.has_gate else module.act_fn)
 
 
-def expert_mlp(x: torch.Tensor, weights: Mapping[str, torch.Tensor], traits: ExpertTraits) -> torch.Tensor:
+def expert_mlp(
+    x: torch.Tensor, weights: Mapping[str, torch.Tensor], traits: ExpertTraits, kernel: Kernel = "torch"
+) -> torch.Tensor:
     """One expert on its tokens: [n, H] -> [n, H].
 
     Args:
         x: hidden states.
         weights: ``gate_up_proj`` or ``up_proj``, ``down_proj``, and each one's ``NAME_bias`` where the family has them.
         traits: of the expert's module.
+        kernel: of both products.
     """
     first = "gate_up_proj" if traits.has_gate else "up_proj"
-    hidden = traits.activation(_linear(x, weights, first, traits.is_transposed))
-    return _linear(hidden, weights, "down_proj", traits.is_transposed)
+    hidden = traits.activation(_linear(x, weights, first, traits.is_transposed, kernel))
+    return _linear(hidden, weights, "down_proj", traits.is_transposed, kernel)
 
 
-def _linear(x: torch.Tensor, weights: Mapping[str, torch.Tensor], name: str, is_transposed: bool) -> torch.Tensor:
+def _linear(
+    x: torch.Tensor, weights: Mapping[str, torch.Tensor], name: str, is_transposed: bool, kernel: Kernel
+) -> torch.Tensor:
     """``x`` [n, in] times one weight matrix: [n, out]."""
     weight = weights[name].t() if is_transposed else weights[name]
-    bias = weights.get(f"{name}_bias")
-    if bias is None and 2 <= len(x) <= 4 and x.device.type == "cpu" and x.dtype == torch.float32:
-        # The same product transposed: the GEMM library then reads the weights 1.5 times as fast, and with so few
-        # tokens per expert the time is that of reading them.
-        return (weight @ x.t()).t()
-    return F.linear(x, weight, bias)
+    return product(x, weight, weights.get(f"{name}_bias"), "torch" if is_transposed else kernel)

@@ -9,6 +9,10 @@ from typing import Literal
 import torch
 from transformers import PreTrainedModel
 
+from specmoe.compute import table as tables
+from specmoe.compute.linear import replace_linears
+from specmoe.compute.products import streamed
+from specmoe.compute.table import KernelTable
 from specmoe.drafting import affinity, merged
 from specmoe.drafting import calibration as calibrations
 from specmoe.drafting.calibration import Calibration
@@ -30,12 +34,16 @@ from specmoe.options import SpecOptions
 
 @dataclass
 class Assembly:
-    """The parts an engine uses; ``most_draft_experts`` is the largest N that a controller may pin."""
+    """The parts an engine uses; ``most_draft_experts`` is the largest N that a controller may pin.
+
+    ``kernels`` names the kernels in use, for the record.
+    """
 
     state: PassState
     arena: ExpertArena
     link: Link
     most_draft_experts: int
+    kernels: str
 
 
 @dataclass(frozen=True)
@@ -81,8 +89,20 @@ def assemble(
         prefetcher = Prefetcher(store, residency, link, int(options.prefetch_share * budget_bytes))
     tables = _tables(store, options, calibration)
     state = PassState(options, residency, chosen.placement, chosen.selection, tables, slices, prefetcher)
-    attach(model, modules, state)
-    return Assembly(state, arena, link, chosen.most_draft_experts)
+    table = prepare_kernels(model, store.dtype, options, device)
+    attach(model, modules, state, table)
+    return Assembly(state, arena, link, chosen.most_draft_experts, table.describe(store.dtype))
+
+
+def prepare_kernels(model: PreTrainedModel, dtype: torch.dtype, options: SpecOptions, device: Device) -> KernelTable:
+    """The kernels of experts (``dtype``) and linear layers, compiled; replaces the linear layers of ``model``."""
+    if options.kernels == "torch" or device.torch_device.type != "cpu":
+        return tables.TORCH
+    table = tables.load()
+    for used in {dtype, *replace_linears(model, table)}:
+        if table.streamed_rows("experts", used) or table.streamed_rows("linear", used):
+            streamed(used)
+    return table
 
 
 def make_policies(

@@ -16,6 +16,9 @@ from transformers import PreTrainedModel
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 from specmoe.compute.expert import ExpertTraits, expert_mlp
+from specmoe.compute.gate import recognise
+from specmoe.compute.layer import ExpertKernels, Routed
+from specmoe.compute.table import TORCH, KernelTable
 from specmoe.drafting.substitution import Picks
 from specmoe.errors import UnsupportedModelError
 from specmoe.model.families.base import HookedExperts
@@ -28,7 +31,7 @@ NAME = "specmoe"
 class ExpertsLayer:
     """The experts of one MoE layer: routing in, weighted sum out."""
 
-    def __init__(self, state: PassState, layer: int, module: Any) -> None:
+    def __init__(self, state: PassState, layer: int, module: Any, table: KernelTable) -> None:
         if module.has_post_expert_norm:
             raise UnsupportedModelError(
                 f"{type(module).__name__} normalises after each expert, which is not supported: use another model"
@@ -36,6 +39,7 @@ class ExpertsLayer:
         self.layer = layer
         self.router_logits: torch.Tensor | None = None
         self._state, self._experts, self._traits = state, int(module.num_experts), ExpertTraits.of(module)
+        self._kernels = ExpertKernels(self._traits, recognise(self._traits, module), table)
         self._scales_input = bool(getattr(module, "scales_input", False))
         self._may_skip = bool(getattr(module, "may_skip", False))
 
@@ -43,19 +47,19 @@ class ExpertsLayer:
         state, current = self._state, self._state.current(index)
         valid = current.valid
         state.recorder.routed(self.layer, current.mode, index, valid)
-        supply: Iterable[tuple[int, Weights]]
+        supply: Iterable[list[tuple[int, Weights]]]
         if current.mode == "draft":
             present = index < self._experts if self._may_skip else None
             picks = Picks(index, weights, self.router_logits, present)
             index, weights = state.substitute(self.layer, picks, valid)
             used = ((weights != 0) & valid[:, None]).flatten().nonzero().flatten()
             present = index.flatten()[used].unique().tolist()
-            supply = ((e, state.residency.weights(self.layer, e)) for e in present)
+            supply = [[(e, state.residency.weights(self.layer, e)) for e in present]]
         else:
             if state.observer is not None:
                 state.observer(self, hidden[valid], index[valid])
             used = valid.repeat_interleave(index.shape[1]).nonzero().flatten()
-            supply = state.residency.stream(self.layer, state.target(self.layer, index, current))
+            supply = state.residency.groups(self.layer, state.target(self.layer, index, current))
         return self._combine(hidden, index, weights, used, supply)
 
     def _combine(
@@ -64,23 +68,19 @@ class ExpertsLayer:
         index: torch.Tensor,
         weights: torch.Tensor,
         used: torch.Tensor,
-        supply: Iterable[tuple[int, Weights]],
+        supply: Iterable[list[tuple[int, Weights]]],
     ) -> torch.Tensor:
-        """Run each supplied expert on its tokens and sum by gate weight: [T, H].
+        """Run the supplied experts on their tokens and sum by gate weight: [T, H].
 
         ``used`` (long) are the picks to compute, as indices into the flattened [T, K].
         """
-        top_k, picks = index.shape[1], index.reshape(-1)
+        picks = index.reshape(-1)
         out = hidden.new_zeros(len(picks), hidden.shape[1])  # [T*K, H], row by pick: order of arrival does not matter
         order = used[torch.sort(picks[used], stable=True).indices]
-        bounds = _group_bounds(picks[order])
-        for expert, tensors in supply:
-            if expert in bounds:  # a newly pinned expert may have no tokens
-                rows = order[slice(*bounds[expert])]
-                tokens = hidden[rows // top_k]
-                if self._scales_input:
-                    tokens = tokens * weights.reshape(-1, 1)[rows]
-                out[rows] = expert_mlp(tokens, tensors, self._traits)
+        scales = weights.reshape(-1) if self._scales_input else None
+        routed = Routed(hidden, order, _group_bounds(picks[order]), index.shape[1], scales)
+        for experts in supply:
+            self._kernels.compute(experts, routed, out)
         out = out.view(*index.shape, -1)  # [T, K, H]
         if not self._scales_input:
             out = out * weights.to(out.dtype).unsqueeze(-1)
@@ -110,11 +110,11 @@ def specmoe_experts_forward(
     return layer(hidden_states, top_k_index, top_k_weights)
 
 
-def attach(model: PreTrainedModel, modules: dict[str, Any], state: PassState) -> None:
-    """Route every experts module of ``model`` through ``state``; ``modules`` in store order."""
+def attach(model: PreTrainedModel, modules: dict[str, Any], state: PassState, table: KernelTable = TORCH) -> None:
+    """Route every experts module of ``model`` through ``state``; ``modules`` in store order, kernels by ``table``."""
     ALL_EXPERTS_FUNCTIONS.register(NAME, specmoe_experts_forward)
     for layer, (name, module) in enumerate(modules.items()):
-        module.specmoe_layer = ExpertsLayer(state, layer, module)
+        module.specmoe_layer = ExpertsLayer(state, layer, module, table)
         if state.options.substitution == "best-gate" and not isinstance(module, HookedExperts):
             _watch_router(model.get_submodule(name.rpartition(".")[0]), module)
     if any(not isinstance(module, HookedExperts) for module in modules.values()):

@@ -68,6 +68,10 @@ class ExpertArena:
         start = self._slot_of[key] * self.slot_bytes
         return self._memory[start : start + self.slot_bytes]
 
+    def index(self, key: Key) -> int:
+        """The number of an occupant's slot."""
+        return self._slot_of[key]
+
     def release(self, key: Key) -> None:
         """Free an occupant's slot."""
         self._free.append(self._slot_of.pop(key))

@@ -51,6 +51,9 @@ class Residency:
         self.slots = Slots(len(store.layers), arena, placement)
         self.prefetched = Prefetched(store, self.slots, link, self.stats)
         self._store, self._link = store, link
+        layouts = {spec.tensors: layer for layer, spec in enumerate(store.layers)}
+        self._layout_of = [layouts[spec.tensors] for spec in store.layers]
+        self._views: dict[tuple[int, int], Weights] = {}  # of each slot, by layout of the experts
 
     def ready(self, layer: int) -> list[int]:
         """Experts of the layer whose bytes are on the device, ascending."""
@@ -62,12 +65,22 @@ class Residency:
         return self._tensors((layer, expert))
 
     def _tensors(self, key: Key) -> Weights:
-        return self._store.tensors(key[0], self.slots.buffer(key))
+        place = (self._layout_of[key[0]], self.slots.index(key))
+        views = self._views.get(place)
+        if views is None:
+            views = self._views[place] = self._store.tensors(key[0], self.slots.buffer(key))
+        return views
 
     def stream(self, layer: int, experts: list[int]) -> Iterator[tuple[int, Weights]]:
-        """Yield (expert, weights) once for each of ``experts``: residents take turns with those that arrive.
+        """The experts of ``groups`` one at a time; weights are valid until the next one is asked for."""
+        for group in self.groups(layer, experts):
+            yield from group
 
-        A yielded expert's weights are valid until the next one is asked for.
+    def groups(self, layer: int, experts: list[int]) -> Iterator[list[tuple[int, Weights]]]:
+        """Yield (expert, weights) once for each of ``experts``, as many at a time as can be computed without waiting.
+
+        Residents take turns with those that arrive.  The weights of a group are valid until the next group is asked
+        for.  How experts are grouped depends on the clock; which of them stay and which are evicted does not.
 
         Raises:
             StoreError: an expert could not be read.
@@ -78,19 +91,15 @@ class Residency:
         pending, residents = deque(coming), deque(hits)
         try:
             self._submit(misses, pending, waiting)
-            for is_resident in turns(len(hits), len(pending) + len(misses)):
-                if residents and (is_resident or not pending):  # without a free slot nothing arrives before one is done
-                    key = residents.popleft()
-                elif pending:
-                    key, transfer = pending[0]
-                    self._link.wait(transfer)
-                    pending.popleft()
-                else:
-                    break
-                yield key[1], self._tensors(key)
-                waiting.discard(key)
-                self.slots.release_unless_kept(key)
-                self._submit(misses, pending, waiting)
+            order = deque(turns(len(hits), len(pending) + len(misses)))
+            while group := self._next_group(order, residents, pending):
+                yield [(key[1], self._tensors(key)) for key in group]
+                for key in group:
+                    if pending and pending[0][0] == key:
+                        pending.popleft()
+                    waiting.discard(key)
+                    self.slots.release_unless_kept(key)
+                    self._submit(misses, pending, waiting)
         finally:
             self._abandon(pending)
         if misses:
@@ -101,6 +110,28 @@ class Residency:
         for expert in self.slots.resident(layer):
             if (layer, expert) not in self.prefetched:
                 self.slots.release_unless_kept((layer, expert))  # a former draft expert that this pass did not use
+
+    def _next_group(self, order: deque[bool], residents: deque[Key], pending: deque[tuple[Key, Transfer]]) -> list[Key]:
+        """The next experts in ``order``: residents up to the next arrival, or an arrival and those there already.
+
+        Arrivals stay in ``pending`` until they are computed.  Empty when none is left.
+        """
+        group: list[Key] = []
+        while order and order[0] and residents:
+            order.popleft()
+            group.append(residents.popleft())
+        if group or not order:
+            return group
+        if not pending:  # without a free slot nothing arrives before a resident is done
+            order.popleft()
+            return [residents.popleft()] if residents else []
+        for key, transfer in pending:
+            if not order or (order[0] and residents) or (group and not transfer.done):
+                break
+            self._link.wait(transfer)
+            order.popleft()
+            group.append(key)
+        return group
 
     def _sort(self, layer: int, experts: list[int]) -> tuple[list[Key], list[tuple[Key, Transfer]], deque[Key]]:
         """Split what a pass asks for into residents, prefetches (those that have arrived first), and misses."""

@@ -38,6 +38,10 @@ class Slots:
         """The slot of an expert that has one, uint8 [slot_bytes]."""
         return self._arena.buffer(key)
 
+    def index(self, key: Key) -> int:
+        """The number of the slot of an expert that has one."""
+        return self._arena.index(key)
+
     def resident(self, layer: int) -> set[int]:
         """Experts of the layer that have a slot, including those still being loaded, without merged slices."""
         return self._resident[layer] - set(self._permanent[layer])

@@ -43,6 +43,7 @@ from specmoe.options import SpecOptions
         ("ngram_max", 17, "less than or equal to 16"),
         ("ngram_min", 0, "greater than or equal to 1"),
         ("controller", "magic", "'auto'"),
+        ("kernels", "magic", "'torch'"),
         ("seed", -1, "greater than or equal to 0"),
         ("gama", 3, "no such option, use one of gamma, "),
     ],

@@ -1,0 +1,134 @@
+"""All experts of a layer that are on the device, on their tokens, in one call."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+
+from specmoe.compute import fields
+from specmoe.compute.expert import ExpertTraits, expert_mlp
+from specmoe.compute.gate import Gate
+from specmoe.compute.products import streamed, task_rows
+from specmoe.compute.table import KernelTable
+from specmoe.compute.threads import fork
+
+Tensors = Mapping[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Routed:
+    """Tokens and picks of a pass over a layer.
+
+    ``hidden`` [T, H]; ``order`` (long [n]) are the picks to compute, as indices into the flattened [T, K], one expert
+    after another; ``bounds`` the run of each expert in it.  ``scales``: [T * K], where weights multiply the input.
+    """
+
+    hidden: torch.Tensor
+    order: torch.Tensor
+    bounds: Mapping[int, tuple[int, int]]
+    top_k: int
+    scales: torch.Tensor | None = None
+
+    @cached_property
+    def tokens(self) -> torch.Tensor:
+        """The token of each pick of ``order``: long [n]."""
+        return self.order // self.top_k
+
+    @cached_property
+    def lines(self) -> torch.Tensor:
+        """Where the output row of each pick starts, in elements: long [n]."""
+        return self.order * self.hidden.shape[1]
+
+    @cached_property
+    def single(self) -> torch.Tensor:
+        """The tokens as the streaming kernel reads them: float32, contiguous."""
+        return self.hidden.float().contiguous()
+
+    def input(self, start: int, end: int) -> torch.Tensor:
+        """The expert inputs of a run of picks: [n, H]."""
+        rows = self.order[start:end]
+        x = self.hidden[self.tokens[start:end]]
+        return x if self.scales is None else x * self.scales[rows][:, None]
+
+
+class ExpertKernels:
+    """Computes experts of one layer by the kernels that a table names.
+
+    Args:
+        gate: of the experts, where the streaming kernel knows it; without it every expert is computed by itself.
+    """
+
+    def __init__(self, traits: ExpertTraits, gate: Gate | None, table: KernelTable) -> None:
+        self._traits, self._gate, self._table = traits, gate, table
+        self._first = "gate_up_proj" if traits.has_gate else "up_proj"
+        self._numbers = gate.numbers() if gate is not None else None
+
+    def compute(self, experts: Sequence[tuple[int, Tensors]], routed: Routed, out: torch.Tensor) -> None:
+        """Write the outputs of the experts' picks into ``out`` [T * K, H], row by pick.
+
+        Experts without a pick are skipped.
+        """
+        streamed_now: list[tuple[Tensors, int, int]] = []
+        most = 0
+        for expert, tensors in experts:
+            if expert not in routed.bounds:  # a newly pinned expert may have no tokens
+                continue
+            start, end = routed.bounds[expert]
+            dtype = tensors["down_proj"].dtype
+            if not streamed_now:
+                most = self._most_streamed(routed, dtype)
+            if end - start <= most:
+                streamed_now.append((tensors, start, end))
+                continue
+            kernel = (
+                self._table.choose("experts", dtype, end - start) if routed.hidden.device.type == "cpu" else "torch"
+            )
+            kernel = "torch" if kernel == "streaming" else kernel
+            rows = routed.order[start:end]
+            out[rows] = expert_mlp(routed.input(start, end), tensors, self._traits, kernel).to(out.dtype)
+        if streamed_now:
+            self._stream(streamed_now, routed, out)
+
+    def _most_streamed(self, routed: Routed, dtype: torch.dtype) -> int:
+        """Most tokens of an expert that the streaming kernel takes in this pass; 0 for none."""
+        if self._gate is None or self._traits.is_transposed or routed.scales is not None:
+            return 0
+        if routed.hidden.device.type != "cpu" or fork() is None:
+            return 0
+        return self._table.streamed_rows("experts", dtype)
+
+    def _stream(self, experts: list[tuple[Tensors, int, int]], routed: Routed, out: torch.Tensor) -> None:
+        run, threads = fork(), torch.get_num_threads()
+        if run is None or self._gate is None or self._numbers is None:
+            raise RuntimeError("the streaming kernel was chosen where it cannot run")
+        sample = experts[0][0]["down_proj"]  # [H, I]
+        width, inner = sample.shape
+        target = out if out.dtype == torch.float32 else out.new_empty(out.shape, dtype=torch.float32)
+        between = routed.single.new_empty(len(routed.order), inner)
+        groups = array("q")
+        for tensors, start, end in experts:
+            biases = [tensors.get(f"{name}_bias") for name in (self._first, "down_proj")]
+            first_bias, down_bias = (0 if bias is None else bias.data_ptr() for bias in biases)
+            weights = tensors[self._first].data_ptr(), tensors["down_proj"].data_ptr()
+            groups.extend((weights[0], first_bias, weights[1], down_bias, start, end))
+        block = array("q", bytes(8 * fields.FIELDS))
+        block[fields.X], block[fields.OUT] = routed.single.data_ptr(), target.data_ptr()
+        block[fields.WIDTH], block[fields.INNER], block[fields.HIDDEN] = width, inner, between.data_ptr()
+        block[fields.GROUPS], block[fields.TOKENS] = fields.address(groups), routed.tokens.data_ptr()
+        block[fields.PICKS], block[fields.GATE] = routed.lines.data_ptr(), self._gate.code
+        block[fields.NUMBERS] = self._numbers.__array_interface__["data"][0]
+        up, down, _ = streamed(sample.dtype)
+        for function, rows, in_each in ((up, inner, width), (down, width, inner)):
+            share = task_rows(in_each, len(experts) * width * inner, threads)
+            block[fields.NEXT], block[fields.BLOCK] = 0, share
+            block[fields.BLOCKS] = -(-rows // share)
+            block[fields.TASKS] = len(experts) * block[fields.BLOCKS]
+            run(function, fields.address(block), threads, 0)
+        if target is not out:
+            for _, start, end in experts:
+                rows_out = routed.order[start:end]
+                out[rows_out] = target[rows_out].to(out.dtype)

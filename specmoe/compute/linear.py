@@ -1,0 +1,42 @@
+"""Linear layers outside the experts, by the same kernels as experts."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from specmoe.compute.products import product
+from specmoe.compute.table import SMALL, KernelTable
+
+
+class KernelLinear(nn.Linear):
+    """``nn.Linear`` for inference on a CPU: its kernel is chosen by the number of rows."""
+
+    table: KernelTable
+
+    @classmethod
+    def of(cls, layer: nn.Linear, table: KernelTable) -> KernelLinear:
+        """A layer that shares the parameters and hooks of ``layer``."""
+        made = cls.__new__(cls)
+        made.__dict__.update(layer.__dict__)
+        made.table = table
+        return made
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """[..., in] -> [..., out]."""
+        x = input.reshape(-1, input.shape[-1])
+        kernel = self.table.choose("linear", self.weight.dtype, len(x))
+        if kernel == "torch" or not len(x) or input.device.type != "cpu" or torch.is_grad_enabled():
+            return super().forward(input)
+        return product(x, self.weight, self.bias, kernel).view(*input.shape[:-1], -1)
+
+
+def replace_linears(model: nn.Module, table: KernelTable, smallest: int = SMALL) -> set[torch.dtype]:
+    """Replace the plain linear layers of ``model`` that have at least ``smallest`` weights; returns their dtypes."""
+    replaced = set()
+    for name, module in list(model.named_modules()):
+        if type(module) is nn.Linear and not module.weight.is_meta and module.weight.numel() >= smallest:
+            parent, _, child = name.rpartition(".")
+            setattr(model.get_submodule(parent), child, KernelLinear.of(module, table))
+            replaced.add(module.weight.dtype)
+    return replaced

@@ -1,0 +1,172 @@
+"""Which kernel multiplies: a table by what is multiplied, dtype and number of rows, measured once per machine.
+
+``specmoe-bench calibrate`` measures it.  Without a measurement a rule decides, never a measurement at load: one taken
+beside other work would choose badly for as long as the file exists, and two runs could choose differently.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+from bisect import bisect_left
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from specmoe.compute.threads import fork
+from specmoe.files import cache_dir, write_text
+
+Kernel = Literal["streaming", "onednn", "onednn-widened", "torch"]
+"""``streaming``: ours, compiled by numba.  ``onednn``: torch's oneDNN on plain weights; ``-widened`` to float32 first."""
+Product = Literal["experts", "linear"]
+ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+STREAMED_ROWS = 16
+"""Most rows that the rule gives to the streaming kernel."""
+SMALL = 1 << 16
+"""Linear layers with fewer weights are left to torch: calling it costs less than reading them saves."""
+
+
+@dataclass(frozen=True)
+class KernelTable:
+    """Kernels by ``"PRODUCT DTYPE"``, one for each of ``ROWS``; ``origin`` says where the table comes from."""
+
+    origin: str
+    kernels: dict[str, list[Kernel]] = field(default_factory=dict)
+
+    def choose(self, product: Product, dtype: torch.dtype, rows: int) -> Kernel:
+        """The kernel measured with the least number of rows that is not below ``rows``, else the last."""
+        measured = self.kernels.get(f"{product} {_name(dtype)}")
+        if measured is None:
+            return "torch"
+        return measured[min(bisect_left(ROWS, rows), len(ROWS) - 1)]
+
+    def streamed_rows(self, product: Product, dtype: torch.dtype) -> int:
+        """Most rows that the streaming kernel takes; 0 when it takes none."""
+        return max((n for n in ROWS if self.choose(product, dtype, n) == "streaming"), default=0)
+
+    def describe(self, dtype: torch.dtype) -> str:
+        """The kernels by rows and the table's origin, for a record."""
+        parts = []
+        for product in ("experts", "linear"):
+            chosen = [self.choose(product, dtype, rows) for rows in ROWS]
+            starts = [i for i, kernel in enumerate(chosen) if not i or kernel != chosen[i - 1]]
+            ends = [f"to {ROWS[following - 1]} rows" for following in starts[1:]] + ["above" if starts[1:] else ""]
+            steps = ", ".join(f"{chosen[i]} {end}".strip() for i, end in zip(starts, ends, strict=True))
+            parts.append(f"{product}: {steps}")
+        return f"{'; '.join(parts)} ({self.origin})"
+
+
+TORCH = KernelTable("kernels=torch", {})
+"""Every product by torch alone."""
+
+
+def rule() -> KernelTable:
+    """The kernels for a machine that was not measured: streaming for few rows, oneDNN above on x86."""
+    kernels: dict[str, list[Kernel]] = {}
+    for dtype in DTYPES:
+        few: Kernel = "streaming" if fork() is not None else "torch"
+        many = _for_many_rows(dtype)
+        kernels |= {
+            f"{product} {_name(dtype)}": [few if n <= STREAMED_ROWS else many for n in ROWS]
+            for product in ("experts", "linear")
+        }
+    return KernelTable("default rule", kernels)
+
+
+def candidates(dtype: torch.dtype) -> list[Kernel]:
+    """The kernels that this machine can run on ``dtype``."""
+    streaming: list[Kernel] = ["streaming"] if fork() is not None else []
+    onednn: list[Kernel] = []
+    if _on_x86():
+        onednn = ["onednn"] if _onednn_runs(dtype) else []
+        onednn += ["onednn-widened"] if dtype != torch.float32 else []
+    return [*streaming, *onednn, "torch"]
+
+
+def _for_many_rows(dtype: torch.dtype) -> Kernel:
+    if not _on_x86():
+        return "torch"
+    return "onednn" if _onednn_runs(dtype) else "onednn-widened"
+
+
+def _on_x86() -> bool:
+    return platform.machine() in ("x86_64", "AMD64") and torch.backends.mkldnn.is_available()
+
+
+@cache
+def _onednn_runs(dtype: torch.dtype) -> bool:
+    """Whether oneDNN has products for the dtype on this processor."""
+    x = torch.zeros(32, 32, dtype=dtype)
+    try:
+        torch.ops.mkldnn._linear_pointwise(x, x, None, "none", [], "")
+    except RuntimeError:
+        return False
+    return True
+
+
+def path() -> Path:
+    """The file of measured tables: a JSON list, one per machine, number of threads and release of torch."""
+    return cache_dir() / "kernels.json"
+
+
+def machine(threads: int) -> dict[str, Any]:
+    """What a measurement holds for."""
+    return {"cpu": _processor(), "threads": threads, "torch": torch.__version__}
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    found = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+    return " ".join(found.get(key, "") for key in ("model name", "cpu family", "model", "stepping")).strip()
+
+
+def load() -> KernelTable:
+    """The table measured for this machine and torch's number of threads, else the rule.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
+    here = machine(torch.get_num_threads())
+    measured = [entry for entry in _entries() if entry["machine"] == here]
+    if not measured:
+        return rule()
+    usable = {name: list(kernels) for name, kernels in measured[-1]["kernels"].items()}
+    return KernelTable(f"measured {measured[-1]['date']}", usable)
+
+
+def save(table: KernelTable, date: str) -> Path:
+    """Keep a measured table of this machine in place of an earlier one; returns the file.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    here = machine(torch.get_num_threads())
+    others = [entry for entry in _entries() if entry["machine"] != here]
+    entries = [*others, {"machine": here, "date": date, "kernels": table.kernels}]
+    write_text(path(), json.dumps(entries, indent=1) + "\n")
+    return path()
+
+
+def _entries() -> list[dict[str, Any]]:
+    try:
+        entries = json.loads(path().read_text(encoding="utf-8"))
+        for entry in entries:
+            known = all(len(k) == len(ROWS) and set(k) <= set(Kernel.__args__) for k in entry["kernels"].values())  # type: ignore[attr-defined]
+            if not known or not isinstance(entry["date"], str) or not isinstance(entry["machine"], dict):
+                raise ValueError("an entry is not a table of kernels")
+    except FileNotFoundError:
+        return []
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path()} is damaged: delete it and run `specmoe-bench calibrate`") from error
+    return list(entries)
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
