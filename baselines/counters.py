@@ -44,6 +44,8 @@ class RecordedCounters(BaseModel):
     """Prefetched and not used."""
     affinity_table_bytes: int | None = None
     """Tables of expert distances of all layers, 16 bits per entry."""
+    kernels: str | None = None
+    """Kernels that multiply, by number of rows; where that choice comes from; threads and how they wait."""
     phases_s: dict[str, float] = Field(default_factory=dict)
     """Decode time by phase."""
     cycles: list[dict[str, Any]] = Field(default_factory=list)

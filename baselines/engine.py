@@ -18,14 +18,20 @@ from specmoe.drafting import affinity
 from specmoe.drafting.calibration import FILE as CALIBRATION
 from specmoe.generation import plain_settings
 from specmoe.model.convert import open_or_build
-from specmoe.options import PlacementName
+from specmoe.options import Kernels, PlacementName
 from specmoe.stats import GenerationStats
+
+
+class EngineOptions(SystemOptions):
+    """Options of every system on this engine."""
+
+    kernels: Kernels = "auto"
 
 
 class _EngineSystem:
     """Drives ``SpecMoE`` with the ``arguments`` of a subclass."""
 
-    Options: ClassVar[type[SystemOptions]] = SystemOptions
+    Options: ClassVar[type[SystemOptions]] = EngineOptions
 
     def __init__(self, options: Any) -> None:
         self.options = options
@@ -58,6 +64,7 @@ class _EngineSystem:
         )
         sequences, stats = output.to_tuple()
         counters = _counters(stats)
+        counters.kernels = engine.kernels
         counters.affinity_table_bytes = affinity.table_bytes(engine.store)
         return Generation(request.cut(sequences[:, request.input_ids.shape[1] :]), counters)
 
@@ -138,7 +145,7 @@ class OnDemandSystem(_EngineSystem):
     )
 
     def arguments(self) -> dict[str, Any]:
-        return {"gamma": 0, "placement": "on-demand"}
+        return {"gamma": 0, "placement": "on-demand", "kernels": self.options.kernels}
 
 
 @register
@@ -156,8 +163,8 @@ class CachingSystem(_EngineSystem):
         knows_budget=True,
     )
 
-    class Options(SystemOptions):
+    class Options(EngineOptions):
         placement: PlacementName = "top-fraction"
 
     def arguments(self) -> dict[str, Any]:
-        return {"gamma": 0, "placement": self.options.placement}
+        return {"gamma": 0, "placement": self.options.placement, "kernels": self.options.kernels}

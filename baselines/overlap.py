@@ -11,8 +11,8 @@ import time
 from itertools import pairwise
 from typing import Literal
 
-from baselines.contract import CapabilityCard, Generation, Request, SystemOptions, before_first_token
-from baselines.engine import OnDemandSystem
+from baselines.contract import CapabilityCard, Generation, Request, before_first_token
+from baselines.engine import EngineOptions, OnDemandSystem
 from baselines.registry import register
 
 Hidden = Literal["behind-compute", "entirely"]
@@ -37,7 +37,7 @@ class OverlapSystem(OnDemandSystem):
         kind="oracle",
     )
 
-    class Options(SystemOptions):
+    class Options(EngineOptions):
         hidden: Hidden = "behind-compute"
 
     def generate(self, request: Request) -> Generation:

@@ -59,6 +59,11 @@ class SpecMoE:
         """Moves expert bytes to the device and counts them."""
         return self._parts.link
 
+    @property
+    def kernels(self) -> str:
+        """The kernels that multiply, by number of rows, and where that choice comes from."""
+        return self._parts.kernels
+
     @classmethod
     def from_pretrained(
         cls,

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from specmoe.errors import OptionError
 
 PlacementName = Literal["on-demand", "lru", "top-fraction", "lfu"]
+Kernels = Literal["auto", "torch"]
 Drafter = Literal["pinned", "ngram", "ngram+pinned"]
 Selection = Literal["hot-temporal", "hot-global", "hot-prefill", "random"]
 CountWindow = Literal["decayed", "last", "accumulated"]
@@ -67,7 +68,7 @@ class SpecOptions(BaseModel):
     controller: Literal["fixed", "auto"] = Field(
         default="fixed", description="auto: choose gamma (0 included), N and refresh interval from measured costs"
     )
-    kernels: Literal["auto", "torch"] = Field(
+    kernels: Kernels = Field(
         default="auto", description="products on a CPU: by the fastest kernel for the number of rows, or by torch alone"
     )
     seed: int = Field(default=0, ge=0, description="seed of random selection, substitution, ties and sampling")

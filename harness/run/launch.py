@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -16,6 +17,12 @@ from harness.run.job import LEFT_BEHIND, Answer, Job
 from reports.results.record import Limit, Usage
 
 _COMMAND = (sys.executable, "-m", "harness.run")
+WAITING = {"GOMP_SPINCOUNT": "10000"}
+"""How OpenMP threads wait for work, unless the environment says otherwise: they spin for some 50 microseconds.
+
+That serves the next product, if it comes at once.  Threads that spin on (the default is some milliseconds) take a core
+from the thread that they wait for as soon as another process is busy.
+"""
 _OOM = "killed by the kernel at the memory limit: raise process_overhead or lower expert_budget"
 
 
@@ -47,6 +54,7 @@ def run(job: Job, limit: MemoryLimit, timeout_s: float) -> Outcome:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,
+            env=WAITING | os.environ,
         )
         if limit.covers == "engine":
             telemetry = Telemetry(process.pid, engine=lambda: _engine(ids, limit))

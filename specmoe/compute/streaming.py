@@ -1,7 +1,7 @@
 """Products for few rows, compiled by numba: weights are read once from memory, in order, by all threads.
 
-``up`` computes a layer's first products with their activation for all experts given, ``down`` the second ones, ``linear``
-one product with bias.  Each is a function of one address: of a block of int64 ``fields``.  Threads take
+``up`` computes a layer's first products with their activation for all experts given, ``down`` the second ones,
+``linear`` one product with bias.  Each is a function of one address: of a block of int64 ``fields``.  Threads take
 blocks of weight rows from a shared counter, so a thread that the kernel interrupts delays one block only.  Sums are
 float32; weights are float32, bfloat16 (as uint16) or float16 (as int16) and are widened as they are read.
 """
@@ -169,7 +169,7 @@ def _activated(gate: Any, numbers: Any, x: Any) -> Any:
 
 @njit(error_model="numpy")
 def _put(args: Any, bias: Any, kind: Any, row: Any, i: Any, v: Any, w: Any, j: Any, a: Any, b: Any) -> Any:
-    """Activate a pick's first products with weight rows ``v`` and ``w`` and write them for its inner row ``i`` (``j``)."""
+    """Activate a pick's products with weight rows ``v`` and ``w`` and write them as its inner row ``i`` (``j``)."""
     gate, numbers, start = _field(args, GATE), _field(args, NUMBERS), row * _field(args, INNER)
     hidden = _field(args, HIDDEN)
     if bias:
@@ -227,7 +227,7 @@ def _up(kind: Any, size: Any, args: Any) -> None:
 @njit(error_model="numpy")
 def _rows(
     kind: Any, size: Any, weight: Any, bias: Any, x: Any, n: Any, out: Any, lines: Any, width: Any, i: Any, j: Any
-):  # type: ignore[no-untyped-def]
+) -> None:
     """Output rows ``i`` and ``j`` of a product for ``n`` input rows [n, width] at ``x``; ``lines``: the start of each
     input row's output, as an index into ``out``."""
     v, w, line = weight + i * width * size, weight + j * width * size, 4 * width

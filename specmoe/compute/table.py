@@ -7,6 +7,7 @@ beside other work would choose badly for as long as the file exists, and two run
 from __future__ import annotations
 
 import json
+import os
 import platform
 from bisect import bisect_left
 from dataclasses import dataclass, field
@@ -20,10 +21,11 @@ from specmoe.compute.threads import fork
 from specmoe.files import cache_dir, write_text
 
 Kernel = Literal["streaming", "onednn", "onednn-widened", "torch"]
-"""``streaming``: ours, compiled by numba.  ``onednn``: torch's oneDNN on plain weights; ``-widened`` to float32 first."""
+"""``streaming``: ours, by numba.  ``onednn``: oneDNN of torch on plain weights; ``-widened`` to float32 first."""
 Product = Literal["experts", "linear"]
 ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+WAIT_VARIABLES = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
 STREAMED_ROWS = 16
 """Most rows that the rule gives to the streaming kernel."""
 SMALL = 1 << 16
@@ -49,7 +51,7 @@ class KernelTable:
         return max((n for n in ROWS if self.choose(product, dtype, n) == "streaming"), default=0)
 
     def describe(self, dtype: torch.dtype) -> str:
-        """The kernels by rows and the table's origin, for a record."""
+        """The kernels by rows, the table's origin, and how threads wait for work, for a record."""
         parts = []
         for product in ("experts", "linear"):
             chosen = [self.choose(product, dtype, rows) for rows in ROWS]
@@ -57,7 +59,9 @@ class KernelTable:
             ends = [f"to {ROWS[following - 1]} rows" for following in starts[1:]] + ["above" if starts[1:] else ""]
             steps = ", ".join(f"{chosen[i]} {end}".strip() for i, end in zip(starts, ends, strict=True))
             parts.append(f"{product}: {steps}")
-        return f"{'; '.join(parts)} ({self.origin})"
+        waits = [f"{name}={os.environ[name]}" for name in WAIT_VARIABLES if name in os.environ]
+        threads = ", ".join([f"{torch.get_num_threads()} threads", *waits])
+        return f"{'; '.join(parts)} ({self.origin}; {threads})"
 
 
 TORCH = KernelTable("kernels=torch", {})
