@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from transformers import PreTrainedModel
 
-from specmoe.compute import table as tables
+from specmoe.compute import table as kernel_tables
 from specmoe.compute.linear import replace_linears
 from specmoe.compute.products import streamed
 from specmoe.compute.table import KernelTable
@@ -97,8 +97,8 @@ def assemble(
 def prepare_kernels(model: PreTrainedModel, dtype: torch.dtype, options: SpecOptions, device: Device) -> KernelTable:
     """The kernels of experts (``dtype``) and linear layers, compiled; replaces the linear layers of ``model``."""
     if options.kernels == "torch" or device.torch_device.type != "cpu":
-        return tables.TORCH
-    table = tables.load()
+        return kernel_tables.TORCH
+    table = kernel_tables.load()
     for used in {dtype, *replace_linears(model, table)}:
         if table.streamed_rows("experts", used) or table.streamed_rows("linear", used):
             streamed(used)
