@@ -125,6 +125,7 @@ class SpecMoESystem(_EngineSystem):
         super().build(setting)
         if setting.calibration_texts and not (setting.store_path / CALIBRATION).exists():
             tokenizer = AutoTokenizer.from_pretrained(setting.model_path, padding_side="left")
+            tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
             encoded = tokenizer(list(setting.calibration_texts), return_tensors="pt", padding=True)
             with SpecMoE.from_pretrained(
                 setting.model_path, gamma=0, expert_budget="50%", dtype=setting.dtype, store=setting.store_path

@@ -30,6 +30,7 @@ from specmoe.offload.store import ExpertStore
 from specmoe.options import SpecOptions
 from specmoe.recorder import NoRecorder, Recorder
 from specmoe.request import GenerateOutput, Request
+from specmoe.sizes import parse_bytes
 from specmoe.speculate import decode, prefill
 from specmoe.stats import GenerationStats
 from specmoe.timeline import Timeline
@@ -107,6 +108,8 @@ class SpecMoE:
             options = SpecOptions.of(**{**options.model_dump(), **choices})
         options = options or SpecOptions.of(**choices)
         tier = open_device(device)
+        if expert_budget is not None:
+            parse_bytes(expert_budget, 1 << 60, "expert budget")  # a malformed one is refused before the store is built
         dtype = dtype or checkpoint_dtype(path)
         model = build_shell(path, dtype)
         folder = Path(store) if store is not None else default_store(path, dtype)

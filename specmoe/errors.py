@@ -19,3 +19,7 @@ class UnsupportedModelError(SpecMoEError):
 
 class OptionError(SpecMoEError, ValueError):
     """An option out of range, or two that contradict each other."""
+
+
+class BufferedReadsWarning(UserWarning):
+    """Direct reads (O_DIRECT) of an expert store fail: reads go through the page cache, which may serve some."""

@@ -37,6 +37,20 @@ def check_rows(input_ids: torch.Tensor, mask: torch.Tensor) -> None:
         raise ValueError("a row of attention_mask is all zeros: every row needs a token")
 
 
+def check_vocabulary(input_ids: torch.Tensor, mask: torch.Tensor, size: int) -> None:
+    """Check that every token of ``input_ids`` [B, S] where ``mask`` is not 0 is one of ``size``.
+
+    Raises:
+        ValueError: one is not.
+    """
+    given = input_ids[mask.bool()]
+    unknown = given[(given < 0) | (given >= size)]
+    if len(unknown):
+        raise ValueError(
+            f"token {int(unknown[0])} is not one of the model's {size}: use the tokenizer of this checkpoint"
+        )
+
+
 def check_left_padding(mask: torch.Tensor) -> None:
     """Check that padding is on the left of ``mask`` [B, S].
 

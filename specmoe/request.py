@@ -11,7 +11,7 @@ from transformers.modeling_outputs import ModelOutput
 
 from specmoe.batch import OnTokens, Rows
 from specmoe.errors import OptionError
-from specmoe.inputs import Limits, check_left_padding, check_rows, infer_mask, resolve_limits
+from specmoe.inputs import Limits, check_left_padding, check_rows, check_vocabulary, infer_mask, resolve_limits
 from specmoe.model import families
 from specmoe.model.kv_cache import RaggedCache
 from specmoe.model.positions import check_positions
@@ -57,13 +57,14 @@ class Request:
         """Check the prompts of a call with merged generation ``settings`` (see ``specmoe.generation``).
 
         Raises:
-            ValueError: shapes that do not match, an empty row, padding on the right of a decoder's prompt, a limit
-                below one new token, or a sampling value out of range.
+            ValueError: shapes that do not match, an empty row, a token outside the vocabulary, padding on the right of
+                a decoder's prompt, a limit below one new token, or a sampling value out of range.
             OptionError: an encoder-decoder without one start token for all rows.
             UnsupportedModelError: a batch that cannot be followed exactly.
         """
         mask = infer_mask(input_ids, settings) if attention_mask is None else attention_mask
         check_rows(input_ids, mask)
+        check_vocabulary(input_ids, mask, model.get_input_embeddings().num_embeddings)
         family = families.encoder_decoder(model.config)
         opening, source, forced_first = input_ids, None, None
         if family is None:

@@ -54,7 +54,7 @@ def make(
             f"a row of prompt and output takes {longest} tokens, the model has {context_tokens} positions: "
             "set prompt_tokens, lower output_tokens, or choose other prompts"
         )
-    return _padded(ids, tokenizer, tuple(new))
+    return Batch(*pad(ids, tokenizer), tuple(new))
 
 
 def _whole(prompt: Prompt, tokenizer: Any) -> list[int]:
@@ -77,11 +77,15 @@ def _ids(text: str, tokenizer: Any, special_tokens: bool) -> list[int]:
     return list(tokenizer(text, add_special_tokens=special_tokens)["input_ids"]) if text else []
 
 
-def _padded(rows: list[list[int]], tokenizer: Any, new: tuple[int, ...]) -> Batch:
+def pad(rows: Sequence[list[int]], tokenizer: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """Token ids of different lengths as ids and mask, long [B, S], padded on the left.
+
+    Without a pad token the padding is 0: the mask says what it is.
+    """
     import torch
 
     width = max(map(len, rows))
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
-    ids = torch.tensor([[pad] * (width - len(row)) + row for row in rows])
+    fill = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
+    ids = torch.tensor([[fill] * (width - len(row)) + row for row in rows], dtype=torch.long)
     lengths = torch.tensor([len(row) for row in rows])
-    return Batch(ids, (torch.arange(width) >= width - lengths[:, None]).long(), new)
+    return ids, (torch.arange(width) >= width - lengths[:, None]).long()

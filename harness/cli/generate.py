@@ -71,14 +71,13 @@ def _generate(
 ) -> GenerateOutput:
     """Load the engine, generate, print the text, write the timeline."""
     import torch
-    from transformers import AutoTokenizer
 
     from specmoe import SpecMoE, Timeline
-    from workloads import models
+    from workloads import models, requests, tokenizers
 
     folder = models.path(engine.model)
-    tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
-    encoded = tokenizer(prompts, return_tensors="pt", padding=True)
+    tokenizer = tokenizers.load(folder)
+    input_ids, attention_mask = requests.pad(tokenizer(prompts)["input_ids"], tokenizer)
     timeline = Timeline(enabled=timeline_file is not None)
     printer = _Printer(tokenizer, prompts[0]) if len(prompts) == 1 else None
     with SpecMoE.from_pretrained(
@@ -92,8 +91,8 @@ def _generate(
         if max_new_tokens is None and config.max_new_tokens is None and config.max_length is None:
             max_new_tokens = NEW_TOKENS
         output = model.generate(
-            encoded["input_ids"],
-            encoded["attention_mask"],
+            input_ids,
+            attention_mask,
             max_new_tokens=max_new_tokens,
             on_tokens=printer,
             timeline=timeline,

@@ -7,14 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoTokenizer
 
 from harness.projection.traces import Geometry, Trace, TraceError
 from harness.projection.traces.recorder import TraceRecorder
 from specmoe import SpecMoE, SpecOptions
 from specmoe.generation import plain_settings
 from specmoe.stats import GenerationStats
-from workloads import models, prompts, requests
+from workloads import models, prompts, requests, tokenizers
 from workloads.lengths import RequestShape
 
 
@@ -69,7 +68,7 @@ def record(run: RunToRecord) -> Trace:
 
 
 def _batch(run: RunToRecord, folder: Path) -> requests.Batch:
-    tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
+    tokenizer = tokenizers.load(folder)
     chosen = prompts.measured(prompts.load(run.prompts or models.find(run.model).prompts))
     shape = RequestShape.model_validate({"output_tokens": run.new_tokens})
     return requests.make(chosen, tokenizer, shape, run.batch_size, run.prompt_offset)

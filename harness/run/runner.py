@@ -33,7 +33,7 @@ from harness.run.session import Session, not_measured
 from harness.timestamp import now
 from reports.results.record import Covers, Record, ResultFile
 from specmoe.drafting.affinity import table_bytes
-from workloads import prompts
+from workloads import prompts, tokenizers
 
 BUILD_TIMEOUT_S = 1800.0
 
@@ -85,6 +85,7 @@ class Runner:
             StoreError: the expert store is damaged or cannot be written.
         """
         files = ModelFiles.of(experiment.model, experiment.dtype)
+        tokenizers.load(files.checkpoint)  # one that is missing is refused here rather than in every worker
         show(f"model {experiment.model}: experts in {files.store}")
         store = files.open_store(experiment.dtype)
         show(f"{store.total_bytes / 1e6:.0f} MB of experts, {table_bytes(store) / 1e3:.0f} kB of affinity tables")

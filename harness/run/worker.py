@@ -6,10 +6,12 @@ may import it.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 import traceback
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, fields
 from typing import Any
 
@@ -21,8 +23,9 @@ from harness.run import leaks
 from harness.run.engines import Engines
 from harness.run.job import LEFT_BEHIND, Answer, Job
 from harness.run.repetition import Mark, raw_figures
+from specmoe.errors import BufferedReadsWarning
 from specmoe.files import write_text
-from workloads import prompts, requests
+from workloads import prompts, requests, tokenizers
 from workloads.prompt import Prompt
 from workloads.rendering import render
 
@@ -56,17 +59,36 @@ def run(job: Job) -> Answer:
         return Answer()
     threads = leaks.thread_names()
     started = time.perf_counter()
-    try:
-        system.prepare(setting)
-        prepare_s = time.perf_counter() - started
-        if system.card.own_process and not engines.started:
-            raise RuntimeError(f"{cell.system} has no engine: start it in prepare, with setting.start_engine")
-        answer = _measure(job, system, prepare_s, engines)
-    finally:
-        system.close()
+    with noting_buffered_reads() as buffered:
+        try:
+            system.prepare(setting)
+            prepare_s = time.perf_counter() - started
+            if system.card.own_process and not engines.started:
+                raise RuntimeError(f"{cell.system} has no engine: start it in prepare, with setting.start_engine")
+            answer = _measure(job, system, prepare_s, engines)
+        finally:
+            system.close()
+    answer.notes += buffered
     folders = [setting.model_path, setting.store_path, setting.scratch]
     answer.notes += [LEFT_BEHIND + what for what in leaks.left_behind(folders, threads)]
     return answer
+
+
+@contextlib.contextmanager
+def noting_buffered_reads() -> Iterator[list[str]]:
+    """Collects the warnings that direct reads fail, which change what a cell measures; all warnings are shown."""
+    notes: list[str] = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", BufferedReadsWarning)
+        show = warnings.showwarning
+
+        def note(message: Warning | str, category: type[Warning], *where: Any, **rest: Any) -> None:
+            if issubclass(category, BufferedReadsWarning):
+                notes.append(str(message))
+            show(message, category, *where, **rest)
+
+        warnings.showwarning = note
+        yield notes
 
 
 def setting_of(job: Job, engines: Engines) -> Setting:
@@ -85,9 +107,7 @@ def setting_of(job: Job, engines: Engines) -> Setting:
 
 def _calibration_texts(job: Job) -> tuple[str, ...]:
     """Prompts to profile the model with, as the model is fed them; none is ever measured."""
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(job.paths.model)
+    tokenizer = tokenizers.load(job.paths.model)
     chosen = prompts.calibration(_prompts(job))
     rendered = [render(prompt, tokenizer) for prompt in chosen]
     return tuple(one.body + one.end for one in rendered)
@@ -99,10 +119,8 @@ def _prompts(job: Job) -> list[Prompt]:
 
 def batch(job: Job) -> requests.Batch:
     """The cell's batch: its prompts as ids, and the number of new tokens of each row."""
-    from transformers import AutoTokenizer
-
     cell = job.cell
-    tokenizer = AutoTokenizer.from_pretrained(job.paths.model, padding_side="left")
+    tokenizer = tokenizers.load(job.paths.model)
     chosen = prompts.measured(_prompts(job))
     return requests.make(chosen, tokenizer, cell.shape, cell.batch_size, cell.prompt_offset, _context_tokens(job))
 

@@ -35,7 +35,11 @@ class Calibration:
     distances: list[torch.Tensor]
 
     def save(self, store: ExpertStore) -> Path:
-        """Save with the store; returns the file.  Merged slices built from an earlier calibration are removed."""
+        """Save with the store; returns the file.  Merged slices built from an earlier calibration are removed.
+
+        Raises:
+            StoreError: the store's folder cannot be written.
+        """
         path = store.path / FILE
         for outdated in store.path.glob("merged_*"):
             shutil.rmtree(outdated, ignore_errors=True)
@@ -43,8 +47,14 @@ class Calibration:
         for layer, (counts, distances) in enumerate(zip(self.counts, self.distances, strict=True)):
             arrays[f"counts_{layer}"] = counts.numpy()
             arrays[f"distances_{layer}"] = distances.numpy()
-        with replacing(path) as partial:
-            np.savez(partial, allow_pickle=False, **arrays)
+        try:
+            with replacing(path) as partial:
+                np.savez(partial, allow_pickle=False, **arrays)
+        except OSError as error:
+            raise StoreError(
+                f"cannot write {path} ({error.strerror}): make the folder writable, free disk space, or "
+                "load the engine with another store"
+            ) from error
         return path
 
 

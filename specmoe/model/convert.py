@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import math
 import shutil
@@ -165,6 +166,12 @@ def _plan(checkpoint: Path, dtype: torch.dtype | None) -> _Plan:
 
 
 def _convert(plan: _Plan, out: Path, progress: Progress | None) -> ExpertStore:
+    free = shutil.disk_usage(out.parent).free
+    if free < plan.total_bytes:
+        raise StoreError(
+            f"the expert store at {out} takes {plan.total_bytes / 1e9:.1f} GB, {free / 1e9:.1f} GB are free there: "
+            f"free disk space or {_ELSEWHERE}"
+        )
     try:
         with folder_appears(out) as partial:
             _write(plan, partial, progress or ShownProgress(out, plan.total_bytes))
@@ -174,7 +181,12 @@ def _convert(plan: _Plan, out: Path, progress: Progress | None) -> ExpertStore:
 
 
 def _not_writable(out: Path, error: OSError) -> StoreError:
-    return StoreError(f"cannot write the expert store at {out} ({error}): free disk space or choose another")
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    fix = "free disk space" if full else "make its folder writable"
+    return StoreError(f"cannot write the expert store at {out} ({error.strerror}): {fix} or {_ELSEWHERE}")
+
+
+_ELSEWHERE = "choose another folder (store=, or SPECMOE_CACHE for the cache folder)"
 
 
 def _check_dtypes(reader: Checkpoint, model: PreTrainedModel, dtype: torch.dtype) -> None:

@@ -10,7 +10,7 @@ from typing import Protocol
 
 import torch
 
-from specmoe.errors import StoreError
+from specmoe.errors import BufferedReadsWarning, StoreError
 from specmoe.offload.device import PAGE_BYTES, Device, host_bytes
 from specmoe.offload.store import ExpertStore
 
@@ -54,7 +54,7 @@ class DiskSource:
         except OSError:
             self.close()
             self._files = [os.open(path, os.O_RDONLY) for path in paths]
-            self.direct = False
+            self._note_buffered()
 
     def read(self, layer: int, expert: int, out: memoryview) -> int:
         spec = self.store.layers[layer]
@@ -87,8 +87,12 @@ class DiskSource:
         """Read through the page cache from now on; the open files stay open."""
         for file in self._files:
             fcntl.fcntl(file, fcntl.F_SETFL, fcntl.fcntl(file, fcntl.F_GETFL) & ~os.O_DIRECT)
+        self._note_buffered()
+
+    def _note_buffered(self) -> None:
         self.direct = False
-        warnings.warn(f"{self.store.path}: direct reads (O_DIRECT) fail, reads are buffered from now on", stacklevel=2)
+        message = f"{self.store.path}: direct reads (O_DIRECT) fail, reads are buffered from now on"
+        warnings.warn(message, BufferedReadsWarning, stacklevel=3)
 
     def view(self, layer: int, expert: int) -> torch.Tensor | None:
         return None

@@ -83,3 +83,13 @@ def test_a_second_call_while_one_runs_is_refused_and_the_first_is_unharmed(
         assert len(refused) == 1
         assert torch.equal(output.sequences, expected)
         engine.generate(ids, mask, max_new_tokens=1)
+
+
+@pytest.mark.parametrize("token", [-1, None, 10**6])
+def test_a_token_of_another_vocabulary_is_refused(token: int | None, tiny: tuple[Path, PreTrainedModel]) -> None:
+    size = tiny[1].get_input_embeddings().num_embeddings
+    token = size if token is None else token
+    with SpecMoE.from_pretrained(tiny[0], store=tiny[0] / "store", gamma=0) as engine:
+        with pytest.raises(ValueError, match=f"token {token} is not one of the model's {size}: use the tokenizer"):
+            engine.generate(torch.tensor([[1, 2, token]]))
+        engine.generate(torch.tensor([[token, 1, 2]]), torch.tensor([[0, 1, 1]]), max_new_tokens=1)

@@ -46,3 +46,27 @@ def test_a_setting_that_is_not_supported_is_one_line(model: Path, capsys: pytest
     message = capsys.readouterr().err.strip().splitlines()[-1]
     assert "repetition_penalty=1.1 is not supported" in message
     assert "remove it from generation_config.json" in message
+
+
+def test_a_model_without_a_tokenizer_is_one_line_that_says_what_is_missing(
+    model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for file in model.glob("tokenizer*"):
+        file.unlink()
+    assert cli.main(["generate", "import os", "--model", str(model)]) == 2
+    message = capsys.readouterr().err
+    assert "holds no tokenizer that transformers can load" in message
+    assert message.strip().endswith("or pass token ids to SpecMoE.generate")
+    assert len(message) < 400 + len(str(model))
+
+
+@pytest.mark.parametrize("prompts", [["import os"], ["import os", "def f(x): return"]])
+def test_no_pad_token_is_needed(prompts: list[str], model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = [*prompts, "--model", str(model), "--gamma", "0", "--max-new-tokens", "3"]
+    assert cli.main(["generate", *arguments]) == 0
+    with_pad = capsys.readouterr().out
+    config = json.loads((model / "tokenizer_config.json").read_text())
+    (model / "tokenizer_config.json").unlink()
+    (model / "tokenizer_config.json").write_text(json.dumps({k: v for k, v in config.items() if k != "pad_token"}))
+    assert cli.main(["generate", *arguments]) == 0
+    assert capsys.readouterr().out == with_pad

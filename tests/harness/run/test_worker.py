@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import warnings
 
 import pytest
 
+from harness.run.worker import noting_buffered_reads
+from specmoe.errors import BufferedReadsWarning
 from tests import ROOT
 
 
@@ -21,3 +24,14 @@ def test_a_worker_carries_only_what_its_cell_needs(module: str, absent: tuple[st
     code = f"import {module}, sys; print(*[name for name in {absent!r} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == ""
+
+
+def test_buffered_reads_are_noted_in_the_record_and_other_warnings_are_only_shown() -> None:
+    with warnings.catch_warnings(record=True) as shown:
+        warnings.simplefilter("always")
+        with noting_buffered_reads() as notes:
+            for _ in range(2):
+                warnings.warn("store: direct reads (O_DIRECT) fail", BufferedReadsWarning, stacklevel=1)
+            warnings.warn("something else", UserWarning, stacklevel=1)
+    assert notes == ["store: direct reads (O_DIRECT) fail"] * 2
+    assert [str(warning.message) for warning in shown] == [*notes, "something else"]

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import gc
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -134,3 +136,33 @@ def test_a_malformed_index_is_refused_with_its_name(
     with pytest.raises(UnsupportedModelError, match=r"index\.json is not an index .* download it again"):
         build_store(tmp_path / "model", tmp_path / "store")
     assert not (tmp_path / "store").exists()
+
+
+def test_a_disk_that_is_too_small_is_refused_before_anything_is_written(
+    tiny: tuple[Path, PreTrainedModel], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1000))
+    with pytest.raises(StoreError, match=r"takes 0\.0 GB, 0\.0 GB are free there: free disk space or choose another"):
+        build_store(tiny[0], tmp_path / "store", progress=lambda *_: pytest.fail("an expert was converted"))
+    assert not list(tmp_path.glob("store*"))
+
+
+def test_a_folder_that_cannot_be_written_is_named_with_the_fix(
+    tiny: tuple[Path, PreTrainedModel], tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(StoreError, match=r"file.store \(.*\): make its folder writable or choose .*SPECMOE_CACHE"):
+        build_store(tiny[0], tmp_path / "file" / "store")
+
+
+def test_a_disk_that_fills_up_leaves_nothing_and_is_named(
+    tiny: tuple[Path, PreTrainedModel], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "pwrite", full)
+    with pytest.raises(StoreError, match=r"No space left on device\): free disk space or choose another folder"):
+        build_store(tiny[0], tmp_path / "store")
+    assert not list(tmp_path.glob("store*"))

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from specmoe import ExpertStore, StoreError
+from specmoe.errors import BufferedReadsWarning
 from specmoe.offload.device import CpuDevice, allocate_pages
 from specmoe.offload.link import Link
 from specmoe.offload.sources import DiskSource, HostSource
@@ -55,7 +56,7 @@ def test_direct_reads_that_fail_or_end_inside_a_page_are_buffered_from_then_on(
         return real(file, buffers, offset)
 
     monkeypatch.setattr(os, "preadv", faulty)
-    with pytest.warns(UserWarning, match="buffered from now on"):
+    with pytest.warns(BufferedReadsWarning, match="buffered from now on"):
         assert source.read(1, 3, out.numpy().data) == store.slot_bytes
     assert torch.equal(out, expected)
     assert not source.direct
