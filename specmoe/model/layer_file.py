@@ -69,7 +69,7 @@ class LayerFile:
                         starts[stored.file] = data_starts(stored.file)
                     start, dtype, shape = starts[stored.file][stored.key], DTYPES[stored.dtype], stored.shape
                     if not is_per_expert(pattern) and shape:  # holds all experts
-                        shape = (1, *shape[1:])
+                        shape = (shape[0] // self.experts, *shape[1:])
                         start += expert * math.prod(shape) * dtype.itemsize
                     yield Piece((self.module, expert), (number, pattern), stored.file, start, shape, dtype)
 

@@ -151,8 +151,12 @@ def make_plan(
     ordered = sorted(stored, key=lambda tensor: dot_natural_key(tensor.key))
     plan = LoadPlan({}, {})
     ignore = _Ignore(model, [tensor.key for tensor in ordered])
+    family_ignores = families.ignores(model)
     unclaimed = []
     for tensor in ordered:
+        if (needless := family_ignores(tensor.key)) is not None:
+            plan.ignored[tensor.key] = needless
+            continue
         target, pattern = keys.place(tensor.key)
         if target not in keys.state:
             reason = ignore.reason(tensor.key, target)

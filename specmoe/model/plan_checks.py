@@ -53,9 +53,9 @@ def check_groups(plan: LoadPlan, model: PreTrainedModel, experts: dict[str, Any]
             outputs = _shapes(group, model, {p: [_meta(s) for s in many] for p, many in group.sources.items()})
         else:
             check_expert_group(group, int(module.num_experts))
-            one = {p: [_meta_expert(p, many)] for p, many in group.sources.items()}
+            one = {p: [_meta_expert(p, many, int(module.num_experts))] for p, many in group.sources.items()}
             found = _shapes(group, model, one)
-            outputs = {name: (int(module.num_experts), *shape[1:]) for name, shape in found.items()}
+            outputs = {name: (int(module.num_experts) * shape[0], *shape[1:]) for name, shape in found.items()}
             if group.converter is None:
                 outputs = {group.target: next(stored.shape for _, stored in group.all_sources)}
         for name, shape in outputs.items():
@@ -115,7 +115,7 @@ def _keeps_experts_apart(op: Any, merged: bool) -> bool:
         return bool(op.dim != 0)
     if isinstance(op, Transpose):
         return 0 not in (op.dim0, op.dim1)
-    return isinstance(op, Fp8Dequantize | Mxfp4Dequantize)
+    return isinstance(op, Fp8Dequantize | Mxfp4Dequantize) or getattr(op, "keeps_experts_apart", False)
 
 
 def _check_dtype(group: Group, pattern: str, stored: Stored, target: torch.dtype) -> None:
@@ -150,10 +150,21 @@ def _meta(stored: Stored) -> torch.Tensor:
     return torch.empty(stored.shape, dtype=DTYPES[stored.dtype], device="meta")
 
 
-def _meta_expert(pattern: str, many: list[Stored]) -> torch.Tensor:
-    """The first expert of the tensors of one pattern, as an input of the conversion."""
+def _meta_expert(pattern: str, many: list[Stored], experts: int) -> torch.Tensor:
+    """The first expert of the tensors of one pattern, as an input of the conversion.
+
+    Raises:
+        UnsupportedModelError: a tensor of all experts whose rows cannot be divided among them.
+    """
     first = _meta(many[0])
-    return first if is_per_expert(pattern) or not first.ndim else first[:1]
+    if is_per_expert(pattern) or not first.ndim:
+        return first
+    if len(first) % experts:
+        raise UnsupportedModelError(
+            f"{many[0].key} has the shape {many[0].shape}, which is not that of {experts} experts: check that "
+            "config.json belongs to these weights"
+        )
+    return first[: len(first) // experts]
 
 
 def _shapes(group: Group, model: PreTrainedModel, tensors: dict[str, list[torch.Tensor]]) -> dict[str, tuple[int, ...]]:

@@ -7,17 +7,28 @@ differ, it says how the checkpoint's keys become these modules' parameters.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.core_model_loading import WeightTransform
 
-from specmoe.model.families import gated_delta, llama4, nllb_moe, switch_transformers
+from specmoe.model.families import (
+    dbrx,
+    gated_delta,
+    jetmoe,
+    llama4,
+    longcat_flash,
+    nllb_moe,
+    switch_transformers,
+)
 from specmoe.model.families.base import Family
 from specmoe.model.families.encoder_decoder import EncoderDecoder
 
 FAMILIES: dict[str, Family] = {
+    "dbrx": dbrx.FAMILY,
+    "jetmoe": jetmoe.FAMILY,
     "llama4_text": llama4.FAMILY,
+    "longcat_flash": longcat_flash.FAMILY,
     **gated_delta.FAMILIES,
     "nllb-moe": nllb_moe.FAMILY,
     "switch_transformers": switch_transformers.FAMILY,
@@ -39,6 +50,12 @@ def adapt(model: PreTrainedModel) -> None:
 def conversions(model: PreTrainedModel) -> list[WeightTransform]:
     """How checkpoint keys become the parameters of replaced modules, in addition to transformers' conversions."""
     return [transform for part, family in _parts(model) for transform in family.conversions(part)]
+
+
+def ignores(model: PreTrainedModel) -> Callable[[str], str | None]:
+    """Says of a checkpoint's key why the families of ``model`` do without it, or None."""
+    parts = list(_parts(model))
+    return lambda key: next((reason for part, family in parts if (reason := family.ignores(part, key))), None)
 
 
 def restores_state(config: PreTrainedConfig) -> bool:

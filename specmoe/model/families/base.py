@@ -16,6 +16,10 @@ def _no_conversions(model: PreTrainedModel) -> list[WeightTransform]:
     return []
 
 
+def _ignores_nothing(model: PreTrainedModel, key: str) -> str | None:
+    return None
+
+
 @dataclass(frozen=True)
 class Family:
     """How one family is fitted to the engine.
@@ -25,11 +29,13 @@ class Family:
             torch's defaults.
         conversions: transformers' weight conversions from checkpoint keys to the parameters of the replaced modules;
             none where these keep their names and shapes.
+        ignores: why a key of the checkpoint is not needed, or None.
         restores_state: its recurrent layers can go back to the last accepted token.
     """
 
     adapt: Callable[[PreTrainedModel], None]
     conversions: Callable[[PreTrainedModel], list[WeightTransform]] = _no_conversions
+    ignores: Callable[[PreTrainedModel, str], str | None] = _ignores_nothing
     restores_state: bool = False
 
 

@@ -20,6 +20,7 @@ from transformers import (
 
 from specmoe.model.checkpoint import Checkpoint, build_shell
 from specmoe.model.convert import build_store
+from specmoe.model.load_plan import Group, Keys
 from specmoe.model.support import expert_modules
 from specmoe.model.wrappers import is_left_out
 from specmoe.offload.device import allocate_pages, host_bytes
@@ -78,6 +79,7 @@ def differences(folder: Path, dtype: torch.dtype, scratch: Path, **loading: Any)
     Checkpoint(folder, shell).load_non_experts(torch.device("cpu"))
     found = {**_tensors(shell), **stored_experts(folder, dtype, scratch)}
     wanted = {name: t for name, t in _stacked(_tensors(expected)).items() if not is_left_out(config, name)}
+    wanted = _as_loaded(shell, wanted)
     assert type(shell) is type(expected)
     assert expert_modules(shell)
     return [n for n in found.keys() | wanted.keys() if not _same(found.get(n), wanted.get(n))]
@@ -114,6 +116,23 @@ def _stacked(tensors: Tensors) -> Tensors:
         suffix = "_bias" if expert[4] == "bias" else ""
         stacks.setdefault(f"{expert[1]}.{_STACKED[expert[3]]}{suffix}", {})[int(expert[2])] = tensor
     return found | {name: torch.stack([stack[i] for i in sorted(stack)]) for name, stack in stacks.items()}
+
+
+def _as_loaded(shell: PreTrainedModel, tensors: Tensors) -> Tensors:
+    """transformers' tensors by the names and in the shapes of ``shell``, whose family may have modules of its own."""
+    keys, ours = Keys(shell, None), _tensors(shell)
+    same = {name: tensor for name, tensor in tensors.items() if name in ours}
+    groups: dict[str, tuple[Group, Tensors]] = {}
+    for name in tensors.keys() - same.keys():
+        target, pattern = keys.place(name)
+        groups.setdefault(target, (keys.group(target, pattern), {}))[1][pattern or "weight"] = tensors[name]
+    for group, sources in groups.values():
+        same |= group.convert(shell, {pattern: [tensor] for pattern, tensor in sources.items()})
+    for name in expert_modules(shell):
+        module = shell.get_submodule(name)
+        if getattr(module, "may_skip", False):  # transformers has rows for experts without weights
+            same |= {f"{name}.{n}": same[f"{name}.{n}"][: module.num_experts] for n, _ in module.named_parameters()}
+    return same
 
 
 def _tensors(model: PreTrainedModel) -> Tensors:

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from specmoe import SpecMoE
 from specmoe.errors import UnsupportedModelError
 from specmoe.model.checkpoint import expert_modules
+from specmoe.model.load_plan import Keys
 from specmoe.model.wrappers import is_left_out
 from tests import families
 from tests.conftest import prompts, reference
@@ -97,9 +98,10 @@ def _compare_dtypes(family: str, checkpoint: Path, outcome: Outcome) -> None:
     store = checkpoint.with_name("bfloat16")
     with SpecMoE.from_pretrained(checkpoint, store=store, dtype=torch.bfloat16, gamma=0) as engine:
         experts = tuple(f"{name}." for name in expert_modules(engine.model))
-        ours = dict(_dtypes(engine.model))
+        keys, ours = Keys(engine.model, None), dict(_dtypes(engine.model))
     for name, dtype in _dtypes(model):
-        found = engine.store.dtype if name.startswith(experts) else ours.get(name)
+        own_name = name if name in ours or name.startswith(experts) else keys.place(name)[0]
+        found = engine.store.dtype if own_name.startswith(experts) else ours.get(own_name)
         if found != dtype and not is_left_out(model.config, name):
             outcome.dtypes.append(f"{name} is {found}, in transformers {dtype}")
 

@@ -1,0 +1,66 @@
+"""Families with modules of their own: only the router's experts are streamed, and every stored key has a meaning."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+
+from specmoe import SpecMoE, UnsupportedModelError
+from specmoe.model.checkpoint import Checkpoint, build_shell
+from specmoe.recorder import NoRecorder
+from tests import families
+from tests.conftest import prompts
+from tests.specmoe.model.checkpoints import edit
+
+OWN = ("dbrx", "jetmoe", "llama4_text", "longcat_flash")
+
+
+class Picked(NoRecorder):
+    """The experts that each layer's router picked for valid tokens."""
+
+    def __init__(self) -> None:
+        self.experts: dict[int, set[int]] = {}
+
+    def routed(self, layer: int, mode: str, index: torch.Tensor, valid: torch.Tensor) -> None:
+        self.experts.setdefault(layer, set()).update(index[valid].flatten().tolist())
+
+
+@pytest.mark.parametrize("family", OWN)
+def test_exactly_the_picked_experts_are_asked_for(family: str, tmp_path: Path) -> None:
+    families.build(family, tmp_path / "model")
+    ids, mask = prompts(2, longest=5)
+    picked = Picked()
+    with SpecMoE.from_pretrained(tmp_path / "model", store=tmp_path / "store", gamma=0) as engine:
+        stats = engine.generate(ids, mask, max_new_tokens=1, eos_token_id=None, pad_token_id=0, recorder=picked).stats
+        sizes = [layer.experts for layer in engine.store.layers]
+    assert stats is not None
+    with_weights = [sum(expert < sizes[layer] for expert in experts) for layer, experts in picked.experts.items()]
+    assert len(with_weights) == len(sizes)
+    assert stats.prefill.experts.requests == stats.prefill.link.transfers == sum(with_weights)
+
+
+def test_identity_experts_of_longcat_are_picked_and_not_stored(tmp_path: Path) -> None:
+    families.build("longcat_flash", tmp_path / "model")
+    picked = Picked()
+    ids, mask = prompts(3)
+    with SpecMoE.from_pretrained(tmp_path / "model", store=tmp_path / "store", gamma=0) as engine:
+        engine.generate(ids, mask, max_new_tokens=1, eos_token_id=None, pad_token_id=0, recorder=picked)
+        assert {layer.experts for layer in engine.store.layers} == {8}
+    assert all(8 in experts for experts in picked.experts.values())
+    ignored = Checkpoint(tmp_path / "model", build_shell(tmp_path / "model")).ignored
+    with safe_open(tmp_path / "model" / "model.safetensors", framework="pt") as file:
+        keys = set(file.keys())
+    assert set(ignored) == {k for k in keys if any(f".mlp.experts.{i}." in k for i in (8, 9, 10, 11))}
+    assert len(ignored) == 2 * 4 * 2
+
+
+@pytest.mark.parametrize("rows", [0, 1])
+def test_dbrx_matrices_of_another_number_of_experts_are_refused(rows: int, tmp_path: Path) -> None:
+    families.build("dbrx", tmp_path / "model")
+    key = "transformer.blocks.0.ffn.experts.mlp.w2"
+    edit(tmp_path / "model", lambda tensors: tensors | {key: tensors[key][: 7 * 16 + rows].clone()})
+    with pytest.raises(UnsupportedModelError, match=key.replace(".", r"\.")):
+        Checkpoint(tmp_path / "model", build_shell(tmp_path / "model"))
