@@ -34,7 +34,7 @@ class ModelCard:
 
     ``expert_parameters`` counts the routed experts only.  ``weights_sha256`` is the checksum of ``model.safetensors``,
     ``data_sha256`` that of the training text as the recipe reads it.  ``prompts_loss_nats`` is the mean loss per token
-    of the saved weights on the model's committed prompts: of the prompts themselves, or of a translator's references.
+    of the saved weights on the first 64 of the model's prompts, or on their references if it translates.
     """
 
     name: str

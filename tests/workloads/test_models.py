@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors import safe_open
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 
 from harness.cli import main as cli
 from specmoe import SpecMoE, hub
@@ -17,6 +18,8 @@ from workloads import models
 from workloads import prompts as prompt_sets
 from workloads.model_card import ModelCard, sha256_of
 from workloads.models import ModelSpec
+from workloads.train import publish, samples
+from workloads.train.architectures import load_trained
 from workloads.train.recipe import RECIPES
 
 COMMITTED = [spec for spec in models.catalogue() if spec.at is not None]
@@ -58,7 +61,51 @@ def test_cards_follow_from_the_committed_recipes(spec: ModelSpec) -> None:
 def test_committed_weights_stay_small() -> None:
     sizes = {spec.name: (spec.folder() / "model.safetensors").stat().st_size for spec in COMMITTED}
     assert max(sizes.values()) < 30e6
-    assert sum(sizes.values()) < 60e6
+    assert sum(size for name, size in sizes.items() if name not in models.SUPERSEDED) < 60e6
+
+
+def test_superseded_models_have_a_successor_and_no_others() -> None:
+    named = {spec.name for spec in COMMITTED}
+    assert set(models.SUPERSEDED) | set(models.SUPERSEDED.values()) <= named
+    assert not set(models.SUPERSEDED) & set(models.SUPERSEDED.values())
+
+
+PAPER_CLASSES = [spec for spec in COMMITTED if spec.name in models.SUPERSEDED.values()]
+IN_PAPER_CLASSES = pytest.mark.parametrize("spec", PAPER_CLASSES, ids=lambda spec: spec.name)
+
+
+def _trained(spec: ModelSpec) -> tuple[PreTrainedModel, PreTrainedTokenizerFast, Path]:
+    tokenizer: PreTrainedTokenizerFast = AutoTokenizer.from_pretrained(spec.folder())
+    return load_trained(RECIPES[spec.name], spec.folder()), tokenizer, prompt_sets.FOLDER / f"{spec.prompts}.jsonl"
+
+
+@IN_PAPER_CLASSES
+def test_weights_in_the_papers_classes_have_the_loss_that_their_card_states(spec: ModelSpec) -> None:
+    card, result = spec.card(), json.loads((spec.folder() / "result.json").read_text())
+    assert card is not None
+    assert card.prompts_loss_nats is not None
+    assert samples.prompts_loss(*_trained(spec)) == pytest.approx(card.prompts_loss_nats, abs=1e-3)
+    assert card.held_out_loss_nats == pytest.approx(result["held_out_loss_nats"], abs=1e-4)
+    assert card.prompts_loss_nats == pytest.approx(card.held_out_loss_nats, abs=0.5)
+
+
+@IN_PAPER_CLASSES
+def test_what_a_card_shows_is_what_generate_gives(spec: ModelSpec, tmp_path: Path) -> None:
+    model, tokenizer, file = _trained(spec)
+    shown = publish.SHOWN[model.config.is_encoder_decoder]
+    first = tmp_path / "first.jsonl"
+    first.write_text("".join(file.read_text(encoding="utf-8").splitlines(keepends=True)[: samples.BATCH]))
+    page = (spec.folder() / "README.md").read_text(encoding="utf-8")
+    for sample in samples.continuations(model, tokenizer, first)[:shown]:
+        assert sample.continuation.strip().replace("|", "\\|") in page
+
+
+@IN_PAPER_CLASSES
+def test_committed_tokenizers_keep_the_text_of_their_prompts(spec: ModelSpec) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(spec.folder())
+    for prompt in prompt_sets.load(spec.prompts)[:50]:
+        ids = tokenizer(prompt.text)["input_ids"]
+        assert tokenizer.decode(ids, skip_special_tokens=True).strip() == prompt.text.strip()
 
 
 @BY_NAME

@@ -9,7 +9,7 @@ from workloads.train.catalogues import SOURCE_TAG, TARGET_TAG
 from workloads.train.corpus import Corpus
 from workloads.train.pairs import split
 from workloads.train.recipe import Recipe
-from workloads.train.samples import Sample
+from workloads.train.samples import LOSS_PROMPTS, Sample
 
 _REMARKS = {
     "scout-like": """
@@ -100,7 +100,7 @@ def _steps(recipe: Recipe) -> str:
 def _prompts_loss(recipe: Recipe, card: ModelCard) -> str:
     if card.prompts_loss_nats is None:
         return ""
-    what = "the references of the prompt set" if recipe.encoder_layers else "the prompt set"
+    what = f"the first {LOSS_PROMPTS} prompts" + ("' references" if recipe.encoder_layers else "")
     return f"\n| loss on {what} | {card.prompts_loss_nats:.3f} nats per token, of the weights in bf16 as committed |"
 
 

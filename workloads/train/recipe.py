@@ -123,9 +123,9 @@ NLLB_MOE_LIKE = replace(
     source_loss_weight=0.0,
     sequence_length=64,
     sequences_per_step=64,
-    steps=2600,
+    steps=1500,
     learning_rate=2.5e-3,
-    plateau=0.6,
+    plateau=0.5,
     weight_decay=0.02,
 )
 

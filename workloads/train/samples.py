@@ -13,6 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from workloads.train.tokens import END_OF_TEXT
 
 NEW_TOKENS = 64
+LOSS_PROMPTS = 64
 BATCH = 32
 
 
@@ -71,9 +72,9 @@ def exact_share(samples: list[Sample]) -> float:
 
 @torch.no_grad()
 def prompts_loss(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, prompt_file: Path) -> float:
-    """Mean loss (nats per token) on the file's prompts; of a translator on their references, after the language."""
+    """Mean loss (nats per token) on the first 64 prompts; of a translator on their references, after the language."""
     total, tokens = 0.0, 0
-    for line in prompt_file.read_text(encoding="utf-8").splitlines():
+    for line in prompt_file.read_text(encoding="utf-8").splitlines()[:LOSS_PROMPTS]:
         row = json.loads(line)
         inputs = tokenizer(row["text"], return_tensors="pt")
         if model.config.is_encoder_decoder:
