@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from transformers import PreTrainedModel, Qwen3MoeForCausalLM
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from specmoe import SpecMoE
 from tests.conftest import FAMILIES, build, prompts, reference
@@ -21,11 +21,11 @@ NEW_TOKENS = 10
 SLOT_BYTES = 4096 * -(-3 * 32 * 16 * 4 // 4096)  # one expert of the tiny model, in whole pages
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, PreTrainedModel]:
-    """A random Qwen3-MoE whose store has a calibration: (folder, reference model)."""
+@pytest.fixture(scope="module", params=["qwen3", pytest.param("qwen3-next", marks=pytest.mark.slow)])
+def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, PreTrainedModel]:
+    """A random Qwen3-MoE, and a hybrid of the same shape, whose store has a calibration: (folder, reference model)."""
     folder = tmp_path_factory.mktemp("calibrated")
-    model = build("qwen3", folder)
+    model = build(request.param, folder)
     with SpecMoE.from_pretrained(folder, store=folder / "store", gamma=0) as engine:
         engine.calibrate(*prompts(8, seed=99))
     return folder, model
@@ -38,7 +38,7 @@ def _load(model: tuple[Path, PreTrainedModel], **options: Any) -> SpecMoE:
 @memoise
 def _expected(folder: Path, rows: int) -> list[list[int]]:
     ids, mask = prompts(rows, seed=rows)
-    model = Qwen3MoeForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     expected: list[list[int]] = reference(model, ids, mask, NEW_TOKENS).tolist()
     return expected
 

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import chisquare
-from transformers import PreTrainedModel, Qwen3MoeConfig, Qwen3MoeForCausalLM
+from transformers import PreTrainedModel, Qwen3MoeConfig, Qwen3MoeForCausalLM, Qwen3NextConfig, Qwen3NextForCausalLM
 
 from specmoe import SpecMoE, request
 from specmoe.sampling import Proposal, Sampling, longest_prefix
@@ -186,28 +186,30 @@ PROMPT = [3, 4, 5, 3, 4]
 PROCESSED = {"temperature": 1.2, "top_k": 10, "top_p": 0.97}
 
 
+WORDY = {
+    "vocab_size": WORDS,
+    "hidden_size": 16,
+    "intermediate_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 8,
+    "num_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 8,
+    "norm_topk_prob": True,
+    "max_position_embeddings": 64,
+    "eos_token_id": None,
+    "pad_token_id": 0,
+    "initializer_range": 0.3,
+}
+
+
 @pytest.fixture(scope="module")
 def wordy(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, PreTrainedModel]:
     folder = tmp_path_factory.mktemp("wordy")
     torch.manual_seed(7)
-    config = Qwen3MoeConfig(
-        vocab_size=WORDS,
-        hidden_size=16,
-        intermediate_size=16,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        head_dim=8,
-        num_experts=4,
-        num_experts_per_tok=2,
-        moe_intermediate_size=8,
-        norm_topk_prob=True,
-        max_position_embeddings=64,
-        eos_token_id=None,
-        pad_token_id=0,
-        initializer_range=0.3,
-    )
-    model = Qwen3MoeForCausalLM(config).float().eval()
+    model = Qwen3MoeForCausalLM(Qwen3MoeConfig(**WORDY)).float().eval()
     model.save_pretrained(folder)
     return folder, model
 
@@ -245,8 +247,30 @@ def _draw(wordy: tuple[Path, PreTrainedModel], **options: object) -> tuple[torch
     ],
 )
 def test_speculation_draws_what_the_reference_model_would(name: str, wordy: tuple[Path, PreTrainedModel]) -> None:
-    drawn, acceptance = _draw(wordy, **CONFIGURATIONS[name])
-    exact = _exact(wordy[1])
+    _check_distribution(wordy, **CONFIGURATIONS[name])
+
+
+@pytest.mark.slow
+def test_speculation_of_a_hybrid_draws_what_the_reference_model_would(tmp_path: Path) -> None:
+    """The recurrent state of a gated delta net goes back to the last accepted token."""
+    torch.manual_seed(7)
+    config = Qwen3NextConfig(
+        **WORDY,
+        layer_types=["linear_attention", "full_attention"],
+        linear_key_head_dim=8,
+        linear_value_head_dim=8,
+        linear_num_key_heads=1,
+        linear_num_value_heads=2,
+        shared_expert_intermediate_size=8,
+    )
+    model = Qwen3NextForCausalLM(config).float().eval()
+    model.save_pretrained(tmp_path)
+    _check_distribution((tmp_path, model), gamma=3)
+
+
+def _check_distribution(model: tuple[Path, PreTrainedModel], **options: object) -> None:
+    drawn, acceptance = _draw(model, **options)
+    exact = _exact(model[1])
     assert 0.05 < acceptance < 0.95, "the rule must have both kept and refused"
     assert len(drawn) >= 20_000
     for cells, size in ((drawn // WORDS**2, WORDS), (drawn // WORDS, WORDS**2), (drawn, WORDS**3)):

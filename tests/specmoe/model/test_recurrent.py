@@ -164,6 +164,34 @@ def test_restoring_moves_no_expert_and_runs_no_layer_again(tmp_path: Path) -> No
     assert stats.decode.link.moved_bytes == misses * stride
 
 
+def test_rows_that_stop_early_leave_the_others_exact(tmp_path: Path) -> None:
+    """With a prefetcher, a draft length that the controller changes, and stop tokens."""
+    model = build("qwen3-next", tmp_path / "model")
+    ids, mask = prompts(4)
+    free = reference(model, ids, mask, 16)
+    stop = int(free[1, ids.shape[1] + 5])
+    expected = model.generate(
+        ids, attention_mask=mask, max_new_tokens=16, do_sample=False, eos_token_id=stop, pad_token_id=0
+    )
+    options = {"gamma": 4, "draft_experts": 2, "controller": "auto", "prefetch": "draft", "drafter": "ngram+pinned"}
+    with SpecMoE.from_pretrained(
+        tmp_path / "model", store=tmp_path / "store", expert_budget="60%", **options
+    ) as engine:
+        output = engine.generate(ids, mask, max_new_tokens=16, eos_token_id=stop, pad_token_id=0)
+    assert output.sequences.tolist() == expected.tolist()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", HYBRIDS)
+def test_prompts_of_several_chunks_and_long_outputs_are_exact(family: str, tmp_path: Path) -> None:
+    """The rule for prompts works in chunks of 64 tokens."""
+    model = families.build(family, tmp_path / "model")
+    ids, mask = prompts(4, seed=3, shortest=1, longest=140)
+    with SpecMoE.from_pretrained(tmp_path / "model", store=tmp_path / "store", gamma=4, draft_experts=2) as engine:
+        output = engine.generate(ids, mask, max_new_tokens=60, eos_token_id=None, pad_token_id=0)
+    assert output.sequences.tolist() == reference(model, ids, mask, 60).tolist()
+
+
 def test_only_recurrent_layers_have_a_state(model: PreTrainedModel) -> None:
     cache = RaggedCache(model.config, 1, 10, torch.device("cpu"))
     kinds = [isinstance(layer, RecurrentLayer) for layer in cache.layers]
