@@ -19,6 +19,8 @@ from harness.machine.page_cache import drop_page_cache
 from harness.machine.storage import Storage
 from harness.timestamp import now
 from reports.results.record import Ceilings
+from specmoe.compute import measure
+from specmoe.compute import table as kernel_table
 from specmoe.files import cache_dir
 from specmoe.offload.device import allocate_pages, host_bytes
 
@@ -60,6 +62,24 @@ def calibrate(threads: int, size_bytes: int = 1 << 30, show: Callable[[str], Non
     finally:
         torch.set_num_threads(before)
     return measured
+
+
+def calibrate_kernels(threads: int, show: Callable[[str], None] = print) -> Path:
+    """Measure which kernel is fastest by dtype and number of rows, and keep the table; returns its file.
+
+    Raises:
+        OSError: the file cannot be written.
+        ValueError: the file is damaged.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        table = measure.measure()
+        for dtype in DTYPES:
+            show(f"{'kernels, ' + dtype:24} {table.describe(getattr(torch, dtype))}")
+        return kernel_table.save(table, now())
+    finally:
+        torch.set_num_threads(before)
 
 
 def _shown(show: Callable[[str], None], what: str, unit: str, value: float | None) -> float | None:

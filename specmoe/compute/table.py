@@ -41,7 +41,7 @@ class KernelTable:
 
     def choose(self, product: Product, dtype: torch.dtype, rows: int) -> Kernel:
         """The kernel measured with the least number of rows that is not below ``rows``, else the last."""
-        measured = self.kernels.get(f"{product} {_name(dtype)}")
+        measured = self.kernels.get(f"{product} {name_of(dtype)}")
         if measured is None:
             return "torch"
         return measured[min(bisect_left(ROWS, rows), len(ROWS) - 1)]
@@ -75,7 +75,7 @@ def rule() -> KernelTable:
         few: Kernel = "streaming" if fork() is not None else "torch"
         many = _for_many_rows(dtype)
         kernels |= {
-            f"{product} {_name(dtype)}": [few if n <= STREAMED_ROWS else many for n in ROWS]
+            f"{product} {name_of(dtype)}": [few if n <= STREAMED_ROWS else many for n in ROWS]
             for product in ("experts", "linear")
         }
     return KernelTable("default rule", kernels)
@@ -172,5 +172,6 @@ def _entries() -> list[dict[str, Any]]:
     return list(entries)
 
 
-def _name(dtype: torch.dtype) -> str:
+def name_of(dtype: torch.dtype) -> str:
+    """``float32`` of ``torch.float32``."""
     return str(dtype).removeprefix("torch.")

@@ -1,0 +1,130 @@
+"""Kernels against ``F.linear`` and the memory rate, and the engine with everything resident against transformers.
+
+Writes ``docs/records/kernels.json``.  Bars, in float32: at least 80 % of the rate at which this machine reads memory at
+1 to 4 rows; 1.6 times as fast as ``F.linear`` at 8 to 256 rows; a generation with all experts resident takes at most 0.6
+of the time of ``transformers.generate`` with its fastest experts implementation, at batch 1, 8 and 32.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+
+from harness.machine import environment
+from harness.timestamp import now
+from specmoe import SpecMoE
+from specmoe.compute import measure
+from specmoe.compute.table import ROWS, load, name_of
+from specmoe.generation import plain_settings
+from tests import ROOT
+from workloads import models, prompts
+
+RECORD = ROOT / "docs" / "records" / "kernels.json"
+MODEL = "embedded-x32"
+BATCHES, NEW_TOKENS, ROUNDS = (1, 8, 32), 64, 5
+IMPLEMENTATIONS = ("grouped_mm", "batched_mm", "eager")
+FOOTPRINT_BYTES = 256 << 20
+
+
+def read_gb_s(nbytes: int = 512 << 20) -> float:
+    """The rate at which torch's threads read memory: the best of ten sums of a float32 tensor."""
+    x = torch.ones(nbytes // 4)
+    best = min(_seconds(x.sum) for _ in range(10))
+    return nbytes / best / 1e9
+
+
+def _seconds(action: Any) -> float:
+    started = time.perf_counter()
+    action()
+    return time.perf_counter() - started
+
+
+def _kernels(dtype: torch.dtype) -> dict[str, Any]:
+    """Milliseconds per expert of the chosen kernel and of ``F.linear``, by number of rows, in turns."""
+    table, found = load(), {}
+    weights = [measure.expert(dtype) for _ in range(FOOTPRINT_BYTES // (3 * 512 * 640 * dtype.itemsize))]
+    nbytes = sum(w.numel() * w.element_size() for w in weights[0].values())
+    for rows in ROWS:
+        chosen = table.choose("experts", dtype, rows)
+        with torch.inference_mode():
+            taken = measure.times_s("experts", rows, dtype, weights, list(dict.fromkeys([chosen, "torch"])), 1.0)
+        ours, theirs = taken[chosen], taken["torch"]
+        found[str(rows)] = {
+            "kernel": chosen,
+            "ms": round(1e3 * statistics.median(ours), 4),
+            "f_linear_ms": round(1e3 * statistics.median(theirs), 4),
+            "speedup": round(statistics.median(b / a for a, b in zip(ours, theirs, strict=True)), 3),
+            "read_gb_s": round(nbytes / statistics.median(ours) / 1e9, 2),
+        }
+    return found
+
+
+def _resident(folder: Path, batch: int) -> dict[str, Any]:
+    """Seconds of one generation by the engine and by transformers, in turns, and the ratio of each pair."""
+    tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
+    texts = [prompt.text for prompt in prompts.select(batch, 0, models.find(MODEL).prompts)]
+    inputs = tokenizer(texts, return_tensors="pt", padding=True)
+    ids, mask = inputs["input_ids"], inputs["attention_mask"]
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    model.generation_config = GenerationConfig()
+
+    def theirs() -> None:
+        model.generate(
+            ids, attention_mask=mask, max_new_tokens=NEW_TOKENS, do_sample=False, eos_token_id=None, pad_token_id=0
+        )
+
+    speeds = {}
+    for name in IMPLEMENTATIONS:
+        model.set_experts_implementation(name)
+        theirs()
+        speeds[name] = min(_seconds(theirs) for _ in range(2))
+    fastest = min(speeds, key=speeds.__getitem__)
+    model.set_experts_implementation(fastest)
+    with SpecMoE.from_pretrained(folder, dtype=torch.float32, gamma=0) as engine:
+
+        def ours() -> None:
+            engine.generate(ids, mask, max_new_tokens=NEW_TOKENS, **plain_settings())
+
+        ours()  # loads every expert that these prompts use, and makes oneDNN's primitives
+        pairs = [(_seconds(ours), _seconds(theirs)) for _ in range(ROUNDS)]
+    return {
+        "s": round(statistics.median(a for a, _ in pairs), 4),
+        "transformers_s": round(statistics.median(b for _, b in pairs), 4),
+        "ratio": round(statistics.median(a / b for a, b in pairs), 3),
+        "experts_implementation": fastest,
+    }
+
+
+@pytest.mark.benchmark
+@pytest.mark.slow
+def test_kernels_reach_the_memory_rate_and_the_engine_beats_transformers() -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        rate = read_gb_s()
+        folder = models.path(MODEL)
+        record = {
+            "date": now(),
+            "environment": environment.capture(),
+            "load_average": os.getloadavg(),
+            "threads": 2,
+            "memory_read_gb_s": round(rate, 2),
+            "table": load().describe(torch.float32),
+            "kernels": {name_of(dtype): _kernels(dtype) for dtype in (torch.float32, torch.bfloat16)},
+            "resident": {str(batch): _resident(folder, batch) for batch in BATCHES},
+        }
+    finally:
+        torch.set_num_threads(before)
+    RECORD.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    single = record["kernels"]["float32"]
+    assert all(single[str(rows)]["read_gb_s"] >= 0.8 * rate for rows in (1, 2, 4))
+    assert all(single[str(rows)]["speedup"] >= 1.6 for rows in ROWS if rows >= 8)
+    assert all(record["resident"][str(batch)]["ratio"] <= 0.6 for batch in BATCHES)
