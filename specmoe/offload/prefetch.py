@@ -32,7 +32,7 @@ class Prefetcher:
         """Experts not prefetched because they were not expected to arrive in time."""
         self._store, self._residency, self._link = store, residency, link
         self._budget_bytes, self._first_rate = budget_bytes, rate_gb_s * 1e9
-        self._demand = [torch.zeros(spec.experts) for spec in store.layers]
+        self._demand = [[0] * spec.experts for spec in store.layers]
         self._verify_s = 0.0
         self.begin(0, 0.0)
 
@@ -43,8 +43,7 @@ class Prefetcher:
         """
         self._left_bytes = self._budget_bytes
         self._until = math.inf if step_s is None else time.perf_counter() + steps * step_s
-        for demand in self._demand:
-            demand.zero_()
+        self._demand = [[0] * len(demand) for demand in self._demand]
 
     def end(self, verify_s: float) -> None:
         """End a cycle whose verification took ``verify_s`` seconds; prefetches that it did not use are given up."""
@@ -53,23 +52,26 @@ class Prefetcher:
 
     def wanted(self, layer: int, counts: torch.Tensor) -> None:
         """One draft step picked this layer's experts ``counts`` times each (long [E])."""
-        demand = self._demand[layer]
-        demand += counts
-        resident = self._residency.slots.resident(layer)
-        absent = [e for e in counts.nonzero().flatten().tolist() if e not in resident]
+        demand, resident = self._demand[layer], self._residency.slots.resident(layer)
+        absent = []
+        for expert, count in enumerate(counts.tolist()):
+            if count:
+                demand[expert] += count
+                if expert not in resident:
+                    absent.append(expert)
         stride = self._store.layers[layer].stride_bytes
-        for expert in sorted(absent, key=lambda e: -float(demand[e])):
+        for expert in sorted(absent, key=lambda e: -demand[e]):
             if self._left_bytes < stride:
                 return
             if not self._arrives_in_time(layer, stride):
                 self.skipped_late += 1
                 continue
-            if self._residency.prefetched.start((layer, expert), float(demand[expert]), self._is_asked_for):
+            if self._residency.prefetched.start((layer, expert), demand[expert], self._is_asked_for):
                 self._left_bytes -= stride
 
     def _is_asked_for(self, key: Key) -> bool:
         """Whether this cycle's draft picked the expert: then it is not evicted for another."""
-        return bool(self._demand[key[0]][key[1]] > 0)
+        return self._demand[key[0]][key[1]] > 0
 
     def _arrives_in_time(self, layer: int, stride: int) -> bool:
         """Whether a transfer queued now would have arrived when verification reaches the layer."""
