@@ -65,7 +65,7 @@ def check_config(config: PreTrainedConfig) -> None:
     if recurrent and not families.restores_state(text):
         raise UnsupportedModelError(
             f"{config.model_type} has layers of type {recurrent[0]!r}, whose state cannot be restored after a rejected "
-            f"draft: {_USE}"
+            f"draft: use a hybrid with gated delta nets (Qwen3-Next, Qwen3.5-MoE), or {_USE.removeprefix('use ')}"
         )
     layer_types(text)
     check_attention(config)

@@ -41,7 +41,7 @@ def to_block_fp8(tensors: Tensors, block: int = 16) -> Tensors:
     """Every projection as float8_e4m3fn with one float32 scale per ``block`` x ``block`` values."""
     found: Tensors = {}
     for key, tensor in tensors.items():
-        if not key.endswith("_proj.weight") and "_proj_with_mqa.weight" not in key:
+        if not key.endswith(("_proj.weight", "in_proj_qkvz.weight")) and "_proj_with_mqa.weight" not in key:
             found[key] = tensor
             continue
         rows, columns = tensor.shape

@@ -46,6 +46,9 @@ EXACT = Row()
 EAGER_ONLY = Row(attention=("eager",), note="transformers has no sdpa for it")
 OWN_EXPERTS = Row(refused="experts interface", note="experts outside transformers' experts interface")
 STATES = Row(refused="linear_attention", note="linear attention or state-space layers")
+QWEN4 = Row(
+    refused=STATES.refused, note="indexed attention, n-gram embeddings and convolutions beside gated delta nets"
+)
 DELTA_NET = Row(note="gated delta net: its state goes back to the last accepted token")
 INDEXED = Row(refused="indexed_attention", note="attention over keys that an index chooses")
 WRAPPER = Row(refused="causal language model", note="a multimodal wrapper, not a causal language model")
@@ -141,8 +144,8 @@ EXPECTED: dict[str, Row] = {
     "qwen3_omni_moe": WRAPPER_CONFIG,
     "qwen3_omni_moe_thinker": WRAPPER,
     "qwen3_vl_moe": TEXT_PART,
-    "qwen4_exp": STATES,
-    "qwen4_exp_text": STATES,
+    "qwen4_exp": QWEN4,
+    "qwen4_exp_text": QWEN4,
     "sarvam_mla": EXACT,
     "sarvam_moe": EXACT,
     "solar_open": EXACT,

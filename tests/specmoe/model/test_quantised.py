@@ -35,7 +35,7 @@ def _refused_before_writing(folder: Path, match: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("family", ["qwen3", "deepseek-v3"])
+@pytest.mark.parametrize("family", ["qwen3", "deepseek-v3", "qwen3-next"])
 def test_block_fp8_equals_transformers_dequantised_load(family: str, dtype: torch.dtype, tmp_path: Path) -> None:
     build(family, tmp_path / "model")
     edit(tmp_path / "model", lambda t: to_block_fp8(t, 8), quantization_config=FP8 | {"weight_block_size": [8, 8]})
