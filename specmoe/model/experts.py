@@ -49,18 +49,23 @@ class ExpertsLayer:
         state.recorder.routed(self.layer, current.mode, index, valid)
         supply: Iterable[list[tuple[int, Weights]]]
         if current.mode == "draft":
-            present = index < self._experts if self._may_skip else None
-            picks = Picks(index, weights, self.router_logits, present)
+            picks = Picks(index, weights, self.router_logits, self._present(index))
             index, weights = state.substitute(self.layer, picks, valid)
             used = ((weights != 0) & valid[:, None]).flatten().nonzero().flatten()
-            present = index.flatten()[used].unique().tolist()
-            supply = [[(e, state.residency.weights(self.layer, e)) for e in present]]
+            experts = index.flatten()[used].unique().tolist()
+            supply = [[(e, state.residency.weights(self.layer, e)) for e in experts]]
         else:
             if state.observer is not None:
                 state.observer(self, hidden[valid], index[valid])
             used = valid.repeat_interleave(index.shape[1]).nonzero().flatten()
+            if (present := self._present(index)) is not None:
+                used = used[present.flatten()[used]]
             supply = state.residency.groups(self.layer, state.target(self.layer, index, current))
         return self._combine(hidden, index, weights, used, supply)
+
+    def _present(self, index: torch.Tensor) -> torch.Tensor | None:
+        """Which picks name an expert, bool [T, K]; None if all do."""
+        return index < self._experts if self._may_skip else None
 
     def _combine(
         self,
@@ -115,7 +120,7 @@ def attach(model: PreTrainedModel, modules: dict[str, Any], state: PassState, ta
     ALL_EXPERTS_FUNCTIONS.register(NAME, specmoe_experts_forward)
     for layer, (name, module) in enumerate(modules.items()):
         module.specmoe_layer = ExpertsLayer(state, layer, module, table)
-        if state.options.substitution == "best-gate" and not isinstance(module, HookedExperts):
+        if state.options.substitution == "best-gate":
             _watch_router(model.get_submodule(name.rpartition(".")[0]), module)
     if any(not isinstance(module, HookedExperts) for module in modules.values()):
         model.set_experts_implementation(NAME)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import re
-from typing import Any
+from typing import Any, get_args
 
 from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.cache_utils import Cache
 
 from specmoe.errors import UnsupportedModelError
 from specmoe.model import families
@@ -89,6 +91,10 @@ def check_model(model: PreTrainedModel) -> None:
         raise UnsupportedModelError(
             f"{name} keeps a recurrent state, which cannot be restored after a rejected draft: {_USE}"
         )
+    if (own_cache := _own_cache(model)) is not None:
+        raise UnsupportedModelError(
+            f"{name} runs only with a cache of its own ({own_cache}), which holds no rows of different lengths: {_USE}"
+        )
     check_attention(model.config)
     experts = expert_modules(model)
     if not experts:
@@ -104,6 +110,17 @@ def check_model(model: PreTrainedModel) -> None:
             raise UnsupportedModelError(
                 f"{type(module).__name__} normalises after each expert, which is not supported: {_USE}"
             )
+
+
+def _own_cache(model: PreTrainedModel) -> str | None:
+    """The cache class that a part of a model requires, if it is not one of transformers' general ones."""
+    for part in model.modules():
+        if isinstance(part, PreTrainedModel):
+            argument = inspect.signature(type(part).forward).parameters.get("cache")
+            for kind in get_args(argument.annotation) if argument is not None else ():
+                if isinstance(kind, type) and issubclass(kind, Cache) and kind.__module__ != Cache.__module__:
+                    return kind.__name__
+    return None
 
 
 def one_line(error: BaseException) -> str:

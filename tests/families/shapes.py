@@ -263,8 +263,11 @@ VARIANTS: dict[str, dict[str, Any]] = {
             "original_max_position_embeddings": 14,
         }
     },
+    "dots3_note_text+sliding-attention": {"layer_types": ["sliding_attention"] * 4},
     "gemma4_text+bidirectional": {"use_bidirectional_attention": "all"},
     "gemma4_text+shared-kv": {"num_kv_shared_layers": 2},
+    "lfm2_moe+full-attention": {"layer_types": ["full_attention"] * 4},
+    "minimax+full-attention": {"layer_types": ["full_attention"] * 4},
     "llama4_text+top-2-every-second-layer": {"num_experts_per_tok": 2, "interleave_moe_layer_step": 2},
     "llama4_text+scaled-queries": {"floor_scale": 4, "attn_scale": 1.0},
     "phimoe+longrope": {

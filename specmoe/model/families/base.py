@@ -76,9 +76,10 @@ class HookedExperts(nn.Module):
             hidden: [T, H].
             index: long [T, K], the picked experts.
             weights: [T, K].
-            router_logits: [T, E], which substitution by the best gate needs.
+            router_logits: [T, E], for substitution by the best gate; not needed if the block's ``router`` returns them.
         """
-        self.specmoe_layer.router_logits = router_logits
+        if router_logits is not None:
+            self.specmoe_layer.router_logits = router_logits
         out: torch.Tensor = self.specmoe_layer(hidden, index, weights)
         return out
 

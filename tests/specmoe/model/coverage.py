@@ -157,10 +157,13 @@ EXPECTED: dict[str, Row] = {
 
 EXPECTED |= {
     "deepseek_v3+yarn": EXACT,
+    "dots3_note_text+sliding-attention": EXACT,
     "gemma4_text+bidirectional": Row(refused="bidirectional", note="attends to later tokens"),
     "gemma4_text+shared-kv": EXACT,
+    "lfm2_moe+full-attention": EXACT,
     "llama4_text+scaled-queries": EXACT,
     "llama4_text+top-2-every-second-layer": EXACT,
+    "minimax+full-attention": Row(refused="a cache of its own (MiniMaxCache)", note="needs a cache class of its own"),
     "phimoe+longrope": POSITIONS,
     "qwen3_moe+dynamic-ntk": POSITIONS,
     "qwen3_moe+longrope": POSITIONS,

@@ -12,7 +12,7 @@ from specmoe import SpecMoE, UnsupportedModelError
 from specmoe.model.checkpoint import Checkpoint, build_shell
 from specmoe.recorder import NoRecorder
 from tests import families
-from tests.conftest import prompts
+from tests.conftest import prompts, reference
 from tests.specmoe.model.checkpoints import edit
 
 OWN = ("dbrx", "jetmoe", "llama4_text", "longcat_flash")
@@ -55,6 +55,18 @@ def test_identity_experts_of_longcat_are_picked_and_not_stored(tmp_path: Path) -
         keys = set(file.keys())
     assert set(ignored) == {k for k in keys if any(f".mlp.experts.{i}." in k for i in (8, 9, 10, 11))}
     assert len(ignored) == 2 * 4 * 2
+
+
+def test_merged_slices_are_not_computed_for_picks_of_no_expert(tmp_path: Path) -> None:
+    model = families.build("longcat_flash", tmp_path / "model")
+    ids, mask = prompts(3)
+    with SpecMoE.from_pretrained(tmp_path / "model", store=tmp_path / "store", gamma=0) as engine:
+        engine.calibrate(ids, mask)
+    with SpecMoE.from_pretrained(
+        tmp_path / "model", store=tmp_path / "store", gamma=3, substitution="merged", merged_experts=2
+    ) as engine:
+        output = engine.generate(ids, mask, max_new_tokens=6, eos_token_id=None, pad_token_id=0)
+    assert torch.equal(output.sequences, reference(model, ids, mask, 6))
 
 
 @pytest.mark.parametrize("rows", [0, 1])
