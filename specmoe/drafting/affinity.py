@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from specmoe.errors import StoreError
+from specmoe.errors import StoreError, UnsupportedModelError
 from specmoe.offload.store import ExpertStore, LayerSpec
 
 _CHUNK_BYTES = 4 << 20
@@ -32,6 +32,9 @@ def build_table(layer_file: Path, spec: LayerSpec, dtype: torch.dtype) -> None:
 
     Works in chunks of columns, so that memory use is some mebibytes however large a layer is.  Distances are divided
     by the layer's largest, so that float16 keeps three digits of each.
+
+    Raises:
+        UnsupportedModelError: an expert holds NaN or infinite weights.
     """
     experts = np.memmap(layer_file, dtype=np.uint8, mode="r").reshape(spec.experts, spec.stride_bytes)
     columns = max(1, _CHUNK_BYTES // spec.experts // dtype.itemsize)
@@ -43,8 +46,15 @@ def build_table(layer_file: Path, spec: LayerSpec, dtype: torch.dtype) -> None:
         width = (end - start) // dtype.itemsize
         stored.view(torch.uint8)[:, : end - start].numpy()[:] = experts[:, start:end]
         chunk = values[:, :width].copy_(stored[:, :width]).numpy()  # [E, columns]
-        with np.errstate(all="ignore"):  # weights that are not finite
+        with np.errstate(all="ignore"):  # overflow
             gram += torch.from_numpy(chunk @ chunk.T)  # numpy computes one triangle of a matrix times its transpose
+    for expert in (~gram.diag().isfinite()).nonzero().flatten().tolist():  # or the square of a weight overflowed
+        weights = torch.from_numpy(np.array(experts[expert, : spec.expert_bytes])).view(dtype)
+        if not bool(weights.isfinite().all()):
+            raise UnsupportedModelError(
+                f"expert {expert} of layer {spec.model_layer} has NaN or infinite weights in {dtype}: load it in a "
+                "wider dtype, or download the checkpoint again"
+            )
     with _table_of(layer_file).open("wb") as out:
         np.save(out, distances(gram).numpy())
         out.flush()
@@ -54,7 +64,7 @@ def build_table(layer_file: Path, spec: LayerSpec, dtype: torch.dtype) -> None:
 def distances(gram: torch.Tensor) -> torch.Tensor:
     """L2 distances [E, E] from inner products [E, E], divided by the largest distance, in float16.
 
-    An expert whose weights are not finite is as far from all others as the two that are farthest apart.
+    An expert whose products overflow is as far from all others as the two that are farthest apart.
     """
     squared = gram.diag()[:, None] + gram.diag()[None, :] - 2 * gram
     distance = squared.clamp_min(0).sqrt().fill_diagonal_(0)

@@ -10,6 +10,7 @@ import json
 import logging
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,16 @@ __all__ = ["Checkpoint", "build_shell", "checkpoint_dtype", "checkpoint_files", 
 _log = logging.getLogger(__name__)
 
 # What transformers raises for a config that it cannot read or build a model from
-_UNUSABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, StrictDataclassError)
+_UNUSABLE = (
+    OSError,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    ArithmeticError,
+    AssertionError,
+    StrictDataclassError,
+)
 
 
 def build_shell(path: Path, dtype: torch.dtype | None = None) -> PreTrainedModel:
@@ -76,14 +86,14 @@ def checkpoint_dtype(path: Path) -> torch.dtype:
 
 
 def _read_config(path: Path) -> PreTrainedConfig:
-    if not (path / "config.json").is_file():
-        raise UnsupportedModelError(
-            f"{path} holds no causal language model that transformers can build (no config.json): check the folder"
-        )
     if (path / "adapter_config.json").exists():
         raise UnsupportedModelError(
             f"{path} holds an adapter, which is not applied: merge it with peft's merge_and_unload and save the model, "
             "or remove adapter_config.json"
+        )
+    if not (path / "config.json").is_file():
+        raise UnsupportedModelError(
+            f"{path} holds no causal language model that transformers can build (no config.json): check the folder"
         )
     try:
         config: PreTrainedConfig = AutoConfig.from_pretrained(path)
@@ -215,27 +225,49 @@ def open_shard(file: Path) -> Any:
     """
     try:
         return safe_open(file, framework="pt")
-    except SafetensorError as error:
+    except (SafetensorError, OSError) as error:
         raise UnsupportedModelError(f"{file} cannot be read ({error}): download it again") from error
 
 
 def checkpoint_files(path: Path) -> list[Path]:
-    """The safetensors files of a checkpoint folder, in index order.
+    """The safetensors files of a checkpoint folder, in index order; as in transformers, a single file comes first.
 
     Raises:
         UnsupportedModelError: no safetensors there, a malformed index, or a listed shard is missing.
     """
     index = path / "model.safetensors.index.json"
-    if index.exists():
-        names = _listed_shards(index)
-    elif (path / "model.safetensors").exists():
+    if (path / "model.safetensors").exists():
         names = ["model.safetensors"]
+    elif index.exists():
+        names = _listed_shards(index)
     else:
-        raise UnsupportedModelError(f"{path} holds no safetensors weights: save the model as safetensors")
+        raise UnsupportedModelError(f"{path} holds no safetensors weights: {_what_instead(path)}")
     missing = [name for name in names if not (path / name).exists()]
     if missing:
         raise UnsupportedModelError(f"{path} lacks the shard {missing[0]}: download it again")
     return [path / name for name in names]
+
+
+# Files of weights that are not read -> what to do about them, the first that is there
+_INSTEAD = {
+    "*.safetensors": "{name} is there without model.safetensors.index.json, download that too; a single file must be "
+    "named model.safetensors",
+    "*.bin": "convert {name} with transformers' from_pretrained and save_pretrained",
+    "*.gguf": "{name} is of llama.cpp, use the safetensors that it was made from",
+    "*.pt*": "convert {name} with the script of its authors",
+}
+
+
+def _what_instead(path: Path) -> str:
+    """What a folder without safetensors holds instead, and what to do."""
+    if (path / "model.safetensors").is_symlink():
+        return "model.safetensors is a link to a file that is not there, download it again"
+    names = [file.name for file in path.iterdir()] if path.is_dir() else []
+    for pattern, advice in _INSTEAD.items():
+        found = sorted(name for name in names if fnmatch(name.lower(), pattern))
+        if found:
+            return advice.format(name=found[0])
+    return "save the model as safetensors"
 
 
 def _listed_shards(index: Path) -> list[str]:

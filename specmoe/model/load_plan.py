@@ -174,8 +174,11 @@ def make_plan(
         group.sources.setdefault(name, []).append(tensor)
         group.numbers.setdefault(name, []).append(keys.number(tensor.key, name))
         if group.converter is None and len(list(group.all_sources)) > 1:
-            first, second = (found.key for _, found in list(group.all_sources)[:2])
-            raise UnsupportedModelError(f"{first} and {second} are both {target}: remove one from the checkpoint")
+            first, second = (found for _, found in list(group.all_sources)[:2])
+            raise UnsupportedModelError(
+                f"{first.key} in {first.file.name} and {second.key} in {second.file.name} are both {target}: remove "
+                "one from the checkpoint"
+            )
     for group in plan.groups.values():
         group.decide_transposes(model)
     if unclaimed:

@@ -83,10 +83,12 @@ def check_expert_group(group: Group, experts: int) -> None:
         numbers = group.numbers[pattern]
         if numbers != list(range(experts)):
             absent = sorted(set(range(experts)) - set(numbers))
-            what = f"the first missing is expert {absent[0]}" if absent else "one is there twice"
+            beyond = sorted(set(numbers) - set(range(experts)))
+            what = f"expert {beyond[0]} is one too many" if beyond else "one is there twice"
+            what = f"the first missing is expert {absent[0]}" if absent else what
             raise UnsupportedModelError(
                 f"{group.target} has {experts} experts, the checkpoint holds {len(set(numbers))} of {pattern}: {what}; "
-                "download it again"
+                "check that config.json belongs to these weights, or download them again"
             )
         usual = max((s.shape for s in many), key=[s.shape for s in many].count)
         for stored in many:

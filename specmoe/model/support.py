@@ -105,6 +105,7 @@ def check_model(model: PreTrainedModel) -> None:
                 f"{name} computes its experts in {own}, outside transformers' experts interface: {_USE}"
             )
         raise UnsupportedModelError(f"{name} has no MoE layer with transformers' experts interface: {_USE}")
+    _check_picks(model, experts)
     for module in experts.values():
         if getattr(module, "has_post_expert_norm", False):
             raise UnsupportedModelError(
@@ -125,5 +126,16 @@ def _own_cache(model: PreTrainedModel) -> str | None:
 
 def one_line(error: BaseException) -> str:
     """The start of an error's text."""
-    text = str(error).strip().partition("\n")[0]
+    text = " ".join(str(error).split())
+    text = f"unknown name {text}" if isinstance(error, KeyError) else text
     return text if len(text) <= 120 else text[:117] + "..."
+
+
+def _check_picks(model: PreTrainedModel, experts: dict[str, Any]) -> None:
+    """Check that a token can have as many experts as the config says."""
+    picks = getattr(model.config.get_text_config(), "num_experts_per_tok", None)
+    fewest = min(int(module.num_experts) for module in experts.values())
+    if isinstance(picks, int) and not 0 < picks <= fewest:
+        raise UnsupportedModelError(
+            f"num_experts_per_tok is {picks} for layers of {fewest} experts: correct config.json, or download it again"
+        )

@@ -132,6 +132,7 @@ def test_a_malformed_index_is_refused_with_its_name(
     text: str, tiny: tuple[Path, PreTrainedModel], tmp_path: Path
 ) -> None:
     shutil.copytree(tiny[0], tmp_path / "model", ignore=shutil.ignore_patterns("*store*"))
+    (tmp_path / "model" / "model.safetensors").rename(tmp_path / "model" / "a.safetensors")
     (tmp_path / "model" / "model.safetensors.index.json").write_text(text)
     with pytest.raises(UnsupportedModelError, match=r"index\.json is not an index .* download it again"):
         build_store(tmp_path / "model", tmp_path / "store")

@@ -77,7 +77,9 @@ def test_an_expert_too_many_is_refused(tmp_path: Path) -> None:
 def test_two_names_of_one_weight_are_refused(tmp_path: Path) -> None:
     build("qwen3", tmp_path / "model")
     edit(tmp_path / "model", lambda t: t | {"norm.weight": torch.ones(32)})
-    _refused(tmp_path / "model", r"model\.norm\.weight and norm\.weight are both model\.norm\.weight")
+    place = r"in model\.safetensors"
+    both = rf"model\.norm\.weight {place} and norm\.weight {place} are both model\.norm\.weight"
+    _refused(tmp_path / "model", both)
 
 
 def test_a_layer_beyond_the_configs_is_refused(tmp_path: Path) -> None:
