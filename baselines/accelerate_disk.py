@@ -14,7 +14,7 @@ from accelerate import dispatch_model
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from baselines.contract import CapabilityCard, Setting
-from baselines.hf import GreedySystem, shell_without_experts
+from baselines.hf import GreedySystem, check_interface, shell_without_experts
 from baselines.registry import register
 from specmoe.files import folder_appears
 from specmoe.model.checkpoint import build_shell, expert_modules
@@ -51,11 +51,13 @@ class AccelerateDiskSystem(GreedySystem):
         folder = setting.scratch / _FOLDER
         if folder.exists():
             return
+        shell = build_shell(setting.model_path)
+        check_interface(shell)
         with folder_appears(folder) as partial:
             AutoModelForCausalLM.from_pretrained(
                 setting.model_path,
                 dtype=setting.dtype,
-                device_map=_device_map(build_shell(setting.model_path)),
+                device_map=_device_map(shell),
                 offload_folder=partial,
             )
 

@@ -60,13 +60,13 @@ class _EngineSystem:
             request.attention_mask,
             max_new_tokens=request.lengths,
             on_first_token=request.on_prefill_done,
-            **plain_settings(),
+            **plain_settings(bool(engine.model.config.is_encoder_decoder)),
         )
         sequences, stats = output.to_tuple()
         counters = _counters(stats)
         counters.kernels = engine.kernels
         counters.affinity_table_bytes = affinity.table_bytes(engine.store)
-        return Generation(request.cut(sequences[:, request.input_ids.shape[1] :]), counters)
+        return Generation(request.cut(sequences[:, -request.new_tokens :]), counters)
 
     def close(self) -> None:
         if self._engine is not None:

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal
 
 import psutil
 import torch
-from transformers import GenerationConfig, PreTrainedModel, StoppingCriteria, StoppingCriteriaList
+from transformers import PreTrainedModel, StoppingCriteria, StoppingCriteriaList
 
 from baselines.contract import (
     CapabilityCard,
@@ -19,8 +19,10 @@ from baselines.contract import (
     prepared,
 )
 from baselines.counters import Counters
-from specmoe.model.checkpoint import Checkpoint, build_shell
+from specmoe.generation import plain_config
+from specmoe.model.checkpoint import Checkpoint, build_shell, expert_modules
 from specmoe.model.convert import open_or_build
+from specmoe.model.families.base import HookedExperts
 
 Experts = Literal["grouped_mm", "batched_mm", "eager"]
 
@@ -45,8 +47,8 @@ class _OwnLengths(StoppingCriteria):
 
     eos_token_id = None  # transformers feeds ended rows padding only where a criterion has this attribute
 
-    def __init__(self, request: Request, device: torch.device) -> None:
-        self._ends = request.input_ids.shape[1] + torch.tensor(request.lengths, device=device)
+    def __init__(self, request: Request, opening: int, device: torch.device) -> None:
+        self._ends = opening + torch.tensor(request.lengths, device=device)
 
     def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
         return self._ends <= input_ids.shape[1]  # bool [B]
@@ -56,9 +58,10 @@ def greedy(model: Any, request: Request) -> Generation:
     """transformers' own greedy loop, in which each row ends at its own length as it would at a stop token.
 
     As transformers does it, an ended row stays in the batch and is fed padding until the last row ends.  Settings of
-    the checkpoint's ``generation_config.json`` do not apply.
+    the checkpoint's ``generation_config.json`` do not apply, except those with which an encoder-decoder's rows begin.
     """
-    model.generation_config = GenerationConfig()
+    model.generation_config = plain_config(model)
+    opening = 1 if model.config.is_encoder_decoder else request.input_ids.shape[1]  # tokens before the new ones
     sequences = model.generate(
         input_ids=request.input_ids.to(model.device),
         attention_mask=request.attention_mask.to(model.device),
@@ -67,9 +70,9 @@ def greedy(model: Any, request: Request) -> Generation:
         eos_token_id=None,
         pad_token_id=0,
         streamer=_FirstToken(request.on_prefill_done),
-        stopping_criteria=StoppingCriteriaList([_OwnLengths(request, model.device)]),
+        stopping_criteria=StoppingCriteriaList([_OwnLengths(request, opening, model.device)]),
     )
-    new_ids = sequences[:, request.input_ids.shape[1] :].cpu()
+    new_ids = sequences[:, opening:].cpu()
     return Generation(request.cut(new_ids), Counters(decode_steps=request.new_tokens - 1, tokens_per_step=1.0))
 
 
@@ -107,9 +110,27 @@ def accelerator() -> torch.device:
     return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
 
 
+def check_interface(model: PreTrainedModel) -> None:
+    """Check that transformers' own experts functions can run the experts of a shell.
+
+    Raises:
+        NotSupported: the family has experts of its own, which only this project's engine runs without their weights.
+    """
+    if any(isinstance(module, HookedExperts) for module in expert_modules(model).values()):
+        raise NotSupported(
+            f"{type(model).__name__} has its experts outside transformers' experts interface, which this system uses: "
+            "compare with hf-resident, on-demand or caching"
+        )
+
+
 def shell_without_experts(setting: Setting, device: torch.device) -> PreTrainedModel:
-    """The model with all but its experts on ``device``; the experts are on ``meta``."""
+    """The model with all but its experts on ``device``; the experts are on ``meta``.
+
+    Raises:
+        NotSupported: as ``check_interface``.
+    """
     model = build_shell(setting.model_path, setting.dtype)
+    check_interface(model)
     Checkpoint(setting.model_path, model).load_non_experts(device)
     return model
 

@@ -7,16 +7,15 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from transformers import AutoModelForCausalLM
-
 from baselines.contract import CapabilityCard, Setting
 from baselines.hf import ExpertsOptions, GreedySystem, accelerator
 from baselines.registry import register
+from specmoe.model.wrappers import load_whole
 
 
 @register
 class ResidentSystem(GreedySystem):
-    """``AutoModelForCausalLM.from_pretrained``, on the GPU where there is one."""
+    """transformers' ``from_pretrained``, on the GPU where there is one."""
 
     card: ClassVar[CapabilityCard] = CapabilityCard(
         name="hf-resident",
@@ -33,6 +32,7 @@ class ResidentSystem(GreedySystem):
         """Nothing to make: it reads the checkpoint as it is."""
 
     def prepare(self, setting: Setting) -> None:
-        model = AutoModelForCausalLM.from_pretrained(setting.model_path, dtype=setting.dtype)
-        model.set_experts_implementation(self.options.experts)
+        model = load_whole(setting.model_path, setting.dtype)
+        if model._can_set_experts_implementation():
+            model.set_experts_implementation(self.options.experts)
         self._model = model.eval().to(accelerator())

@@ -231,8 +231,9 @@ class SpecMoE:
         """
         observer = calibration.Observer(self.store)
         with self._state.observed_by(observer):
-            new_tokens = calibration.TARGET_TOKENS if self.model.config.is_encoder_decoder else 1
-            self.generate(input_ids, attention_mask, max_new_tokens=new_tokens, **plain_settings())
+            has_encoder = bool(self.model.config.is_encoder_decoder)
+            new_tokens = calibration.TARGET_TOKENS if has_encoder else 1
+            self.generate(input_ids, attention_mask, max_new_tokens=new_tokens, **plain_settings(has_encoder))
         result = observer.result()
         result.save(self.store)
         return result

@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from transformers import GenerationConfig
+from transformers import GenerationConfig, PreTrainedModel
 
 from specmoe.errors import OptionError, UnsupportedModelError
 
@@ -143,11 +143,24 @@ def merge(
     return merged
 
 
-def plain_settings() -> dict[str, Any]:
-    """Settings of greedy generation without stop tokens, whatever the model's generation config holds."""
+def plain_settings(is_encoder_decoder: bool = False) -> dict[str, Any]:
+    """Settings of greedy generation without stop tokens, whatever the model's generation config holds.
+
+    An encoder-decoder's rows begin as its generation config says: with its start token and forced first token.
+    """
     names = [name for name in vars(GenerationConfig()) if not name.startswith("_")]
     neutral = {name: _NEUTRAL.get(name, (None,))[0] for name in names if name not in _FOLLOWED | _IGNORED}
+    if is_encoder_decoder:
+        del neutral["forced_bos_token_id"]
     return {"do_sample": False, "eos_token_id": None, "pad_token_id": 0, **neutral}
+
+
+def plain_config(model: PreTrainedModel) -> GenerationConfig:
+    """``plain_settings`` for transformers' ``generate``: what is left of a model's generation config."""
+    if not model.config.is_encoder_decoder:
+        return GenerationConfig()
+    kept = ("decoder_start_token_id", "bos_token_id", "forced_bos_token_id")
+    return GenerationConfig(**{name: getattr(model.generation_config, name) for name in kept})
 
 
 def _is_neutral(name: str, value: Any) -> bool:

@@ -36,9 +36,17 @@ def command(
         float | None, typer.Option(help="Sample from the most likely tokens of this total probability.")
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed for sampling.")] = 0,
+    forced_bos: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TOKEN",
+            help="First token of an encoder-decoder, such as NLLB's fra_Latn.",
+            show_default="the model's",
+        ),
+    ] = None,
     timeline: Annotated[Path | None, typer.Option(help="Write a Chrome/Perfetto timeline to this JSON file.")] = None,
 ) -> None:
-    """Continue a text with SpecMoE and show the speed.
+    """Continue or translate a text with SpecMoE and show the speed.
 
     One prompt is printed as its tokens are accepted, several when all are done. Options of the algorithm beyond gamma
     and draft experts go through --option; see docs/options.md. Sampling and length default to the model's
@@ -48,7 +56,8 @@ def command(
 
     options = SpecOptions.of(gamma=gamma, draft_experts=draft_experts, **parse_options(option))
     sampling = {"do_sample": sample, "temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
-    stats = _generate(prompt, _Engine(model, expert_budget, options), max_new_tokens, sampling, timeline).stats
+    engine = _Engine(model, expert_budget, options)
+    stats = _generate(prompt, engine, max_new_tokens, sampling, forced_bos, timeline).stats
     if stats is not None:
         _show_speed(stats)
 
@@ -67,6 +76,7 @@ def _generate(
     engine: _Engine,
     max_new_tokens: int | None,
     sampling: dict[str, Any],
+    forced_bos: str | None,
     timeline_file: Path | None,
 ) -> GenerateOutput:
     """Load the engine, generate, print the text, write the timeline."""
@@ -79,7 +89,7 @@ def _generate(
     tokenizer = tokenizers.load(folder)
     input_ids, attention_mask = requests.pad(tokenizer(prompts)["input_ids"], tokenizer)
     timeline = Timeline(enabled=timeline_file is not None)
-    printer = _Printer(tokenizer, prompts[0]) if len(prompts) == 1 else None
+    forced: dict[str, Any] = {} if forced_bos is None else {"forced_bos_token_id": _token(tokenizer, forced_bos)}
     with SpecMoE.from_pretrained(
         folder,
         expert_budget=engine.expert_budget,
@@ -87,6 +97,8 @@ def _generate(
         dtype=torch.float32,
         store=models.store_path(engine.model, "float32"),
     ) as model:
+        has_encoder = bool(model.model.config.is_encoder_decoder)
+        printer = _Printer(tokenizer, "" if has_encoder else prompts[0]) if len(prompts) == 1 else None
         config = model.model.generation_config
         if max_new_tokens is None and config.max_new_tokens is None and config.max_length is None:
             max_new_tokens = NEW_TOKENS
@@ -97,12 +109,25 @@ def _generate(
             on_tokens=printer,
             timeline=timeline,
             **sampling,
+            **forced,
         )
     for text in [""] if printer else tokenizer.batch_decode(output.sequences, skip_special_tokens=True):
         print(text)
     if timeline_file is not None:
         timeline.save(timeline_file)
     return output
+
+
+def _token(tokenizer: Any, text: str) -> int:
+    """The id of one token.
+
+    Raises:
+        ValueError: the tokenizer has no such token.
+    """
+    found = tokenizer.convert_tokens_to_ids(text)
+    if found is None or (found == tokenizer.unk_token_id and text != tokenizer.unk_token):
+        raise ValueError(f"the tokenizer has no token {text!r}: name one of its tokens, such as a language code")
+    return int(found)
 
 
 def _show_speed(stats: GenerationStats) -> None:

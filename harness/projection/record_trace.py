@@ -37,6 +37,7 @@ def record(run: RunToRecord) -> Trace:
     Raises:
         ValueError: an unknown model, prompt file or size.
         SpecMoEError: what loading or the options raise.
+        TraceError: a model with an encoder.
     """
     options = SpecOptions.of(**run.options)
     folder = models.path(run.model)
@@ -47,6 +48,8 @@ def record(run: RunToRecord) -> Trace:
         dtype=torch.float32,
         store=models.store_path(run.model, "float32"),
     ) as engine:
+        if engine.model.config.is_encoder_decoder:
+            raise TraceError(f"{run.model} has an encoder, whose passes a trace cannot hold: record a decoder's")
         recorder = TraceRecorder(_geometry(engine))
         batch = _batch(run, folder)
         if run.warmup_tokens:

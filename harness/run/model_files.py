@@ -32,15 +32,9 @@ class ModelFiles:
         """Find a model by name, folder or hub id; it is built or fetched if it has to be.
 
         Raises:
-            ValueError: no such model, it cannot be built here, or it is an encoder-decoder.
+            ValueError: no such model, or it cannot be built here.
         """
-        checkpoint = models.path(model)
-        if json.loads((checkpoint / "config.json").read_text(encoding="utf-8")).get("is_encoder_decoder"):
-            raise ValueError(
-                f"model {model!r} is an encoder-decoder, and experiments measure decoders: name another model, or run "
-                "this one with SpecMoE or 'specmoe-bench generate'"
-            )
-        return cls(checkpoint, models.store_path(model, dtype), models.find(model).prompts)
+        return cls(models.path(model), models.store_path(model, dtype), models.find(model).prompts)
 
     def open_store(self, dtype: str) -> ExpertStore:
         """The expert store, built if it is missing.

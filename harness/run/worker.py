@@ -134,16 +134,17 @@ def _context_tokens(job: Job) -> int | None:
 
 def _reference(job: Job) -> Answer:
     """Write the resident model's own greedy tokens, which every system is compared with."""
-    from transformers import AutoModelForCausalLM, GenerationConfig
+    from specmoe.generation import plain_config
+    from specmoe.model.wrappers import load_whole
 
     asked = batch(job)
     ids, mask, new_tokens = asked.input_ids, asked.attention_mask, max(asked.output_tokens)
-    model = AutoModelForCausalLM.from_pretrained(job.paths.model, dtype=getattr(torch, job.cell.dtype))
-    model.generation_config = GenerationConfig()  # measured tokens follow no setting of generation_config.json
+    model = load_whole(job.paths.model, getattr(torch, job.cell.dtype))
+    model.generation_config = plain_config(model)  # measured tokens follow no setting of generation_config.json
     output = model.generate(
         ids, attention_mask=mask, max_new_tokens=new_tokens, do_sample=False, eos_token_id=None, pad_token_id=0
     )
-    rows = output[:, ids.shape[1] :].tolist()
+    rows = output[:, -new_tokens:].tolist()
     tokens = [row[:length] for row, length in zip(rows, asked.output_tokens, strict=True)]
     write_text(job.paths.reference, json.dumps(tokens))
     return Answer()

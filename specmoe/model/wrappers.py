@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import re
 from functools import cached_property
+from pathlib import Path
 
 import torch
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
     AutoModelForSeq2SeqLM,
@@ -18,6 +20,7 @@ from transformers import (
     PreTrainedModel,
 )
 
+from specmoe.model import families
 from specmoe.model.load_plan import Keys
 
 # model_type -> pattern of the modules that text does not use
@@ -56,6 +59,18 @@ def build_text_model(config: PreTrainedConfig, dtype: torch.dtype) -> PreTrained
         if left_out.fullmatch(name):
             parent, _, child = name.rpartition(".")
             setattr(model.get_submodule(parent), child, None)
+    return model
+
+
+def load_whole(path: str | Path, dtype: torch.dtype) -> PreTrainedModel:
+    """A checkpoint as transformers loads it, whole, with what its config.json asks of this project's families."""
+    config = AutoConfig.from_pretrained(path)
+    autos = (*_TEXT_MODELS, AutoModelForImageTextToText)
+    auto = next((auto for auto in autos if type(config) in auto._model_mapping), AutoModelForCausalLM)
+    model: PreTrainedModel = auto.from_pretrained(path, dtype=dtype)
+    family = families.encoder_decoder(config)
+    if family is not None:
+        family.correct(model)
     return model
 
 

@@ -8,10 +8,14 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedConfig
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.core_model_loading import MergeModulelist, WeightConverter, WeightTransform
 
 from specmoe.model.families.base import HookedExperts
+
+
+def _unchanged(model: PreTrainedModel) -> None:
+    pass
 
 
 @dataclass(frozen=True)
@@ -22,11 +26,13 @@ class EncoderDecoder:
         check_config: raises UnsupportedModelError for a config that cannot be followed exactly.
         check_rows: the same for a batch of so many rows, whose decoder steps transformers computes together.
         routed: which tokens of padded source texts (mask [B, S], 0 on padding) need their experts, bool [B, S].
+        correct: changes transformers' own model where the checkpoint's config.json asks for it.
     """
 
     check_config: Callable[[PreTrainedConfig], None]
     check_rows: Callable[[PreTrainedConfig, int], None]
     routed: Callable[[PreTrainedConfig, torch.Tensor], torch.Tensor]
+    correct: Callable[[PreTrainedModel], None] = _unchanged
 
 
 class FeedForwardExperts(HookedExperts):

@@ -138,6 +138,11 @@ def _follows_router(config: PreTrainedConfig) -> bool:
     return bool(getattr(config, _FLAG, False)) or transformers_follows_router()
 
 
+def _correct(model: PreTrainedModel) -> None:
+    if _follows_router(model.config) and not transformers_follows_router():
+        follow_router(model)
+
+
 def _adapt(model: PreTrainedModel) -> None:
     follows = _follows_router(model.config)
     if not follows:
@@ -185,4 +190,4 @@ def _routed(config: PreTrainedConfig, mask: torch.Tensor) -> torch.Tensor:
 
 
 FAMILY = Family(_adapt, lambda model: stacking(_LAYERS, biases=True))
-ENCODER_DECODER = EncoderDecoder(_check_config, _check_rows, _routed)
+ENCODER_DECODER = EncoderDecoder(_check_config, _check_rows, _routed, _correct)
