@@ -72,6 +72,12 @@ def test_a_projection_without_validation_is_shown_without_it(tmp_path: Path) -> 
     text = projection.markdown(path)
     assert "measured on this machine and not used" not in text
     assert "Predicted against measured" not in text
+
+
+@pytest.mark.slow
+def test_a_projection_without_validation_has_no_figure_of_it(tmp_path: Path) -> None:
+    content = json.loads(COMMITTED.read_text()) | {"validation": None, "other_machines": []}
+    path = output.write(content, tmp_path / "projection.json")
     (part,) = projection.parts([path], tmp_path / "figures")
     assert "projection-validation" not in {figure.id for figure in part.figures}
 
