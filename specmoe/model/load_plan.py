@@ -73,7 +73,7 @@ class Group:
         """
         for op in list(getattr(self.converter, "operations", ())):
             if isinstance(op, Transpose) and op.check_dims:
-                ((_, stored),) = self.all_sources
+                stored = next(stored for _, stored in self.all_sources)
                 op.check_dims = False
                 if stored.shape == tuple(model.get_parameter(self.target).shape):
                     self.converter.operations.remove(op)
@@ -111,7 +111,7 @@ class Keys:
 
     def __init__(self, model: PreTrainedModel, quantizer: Any) -> None:
         self.state: dict[str, torch.Tensor] = model.state_dict()
-        self.conversions = [*get_model_conversion_mapping(model, None, quantizer), *families.conversions(model)]
+        self.conversions = [*families.conversions(model), *get_model_conversion_mapping(model, None, quantizer)]
         self._converters = [t for t in self.conversions if isinstance(t, WeightConverter)]
         self._renamings = [t for t in self.conversions if not isinstance(t, WeightConverter)]
         self._by_pattern = {p: c for c in self._converters for p in c.source_patterns}

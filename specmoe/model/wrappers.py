@@ -26,6 +26,7 @@ from specmoe.model.load_plan import Keys
 # model_type -> pattern of the modules that text does not use
 _LEFT_OUT: dict[str, str] = {
     "aria": r"model\.(vision_tower|multi_modal_projector)",
+    "ernie4_5_vl_moe": r"model\.(vision_tower|resampler_model|.*\.mlp\.vision_moe)",
     "glm4v_moe": r"model\.visual",
     "mistral3": r"model\.(vision_tower|multi_modal_projector)",
     "mistral4": "",

@@ -129,6 +129,7 @@ OVERRIDES: dict[str, dict[str, Any]] = {
         "swa_qk_nope_head_dim": 8,
         "swa_v_head_dim": 8,
     },
+    "ernie4_5_vl_moe_text": {"moe_intermediate_size": [16, 16], "rope_parameters": _mrope(1, 1, 2)},
     "gemma4": {"audio_config": None},
     "gemma4_text": _GEMMA_4,
     "glm4_moe_lite": _LATENT,

@@ -14,6 +14,7 @@ from transformers.core_model_loading import WeightTransform
 
 from specmoe.model.families import (
     dbrx,
+    ernie4_5_vl,
     gated_delta,
     jetmoe,
     llama4,
@@ -26,6 +27,7 @@ from specmoe.model.families.encoder_decoder import EncoderDecoder
 
 FAMILIES: dict[str, Family] = {
     "dbrx": dbrx.FAMILY,
+    "ernie4_5_vl_moe": ernie4_5_vl.FAMILY,
     "jetmoe": jetmoe.FAMILY,
     "llama4_text": llama4.FAMILY,
     "longcat_flash": longcat_flash.FAMILY,
@@ -48,7 +50,7 @@ def adapt(model: PreTrainedModel) -> None:
 
 
 def conversions(model: PreTrainedModel) -> list[WeightTransform]:
-    """How checkpoint keys become the parameters of replaced modules, in addition to transformers' conversions."""
+    """How checkpoint keys become the parameters of replaced modules; they go before transformers' conversions."""
     return [transform for part, family in _parts(model) for transform in family.conversions(part)]
 
 

@@ -83,7 +83,7 @@ EXPECTED: dict[str, Row] = {
     "dots3_note": Row(refused=INDEXED.refused, note=INDEXED.note, has_model=False),
     "dots3_note_text": INDEXED,
     "ernie4_5_moe": EXACT,
-    "ernie4_5_vl_moe": WRAPPER_CONFIG,
+    "ernie4_5_vl_moe": TEXT_PART,
     "exaone_moe": EXACT,
     "flex_olmo": EXACT,
     "flint": EAGER_ONLY,
