@@ -12,6 +12,7 @@ from harness.projection.traces import Geometry, Trace, TraceError
 from harness.projection.traces.recorder import TraceRecorder
 from specmoe import SpecMoE, SpecOptions
 from specmoe.generation import plain_settings
+from specmoe.model.checkpoint import expert_modules
 from specmoe.stats import GenerationStats
 from workloads import models, prompts, requests, tokenizers
 from workloads.lengths import RequestShape
@@ -37,7 +38,7 @@ def record(run: RunToRecord) -> Trace:
     Raises:
         ValueError: an unknown model, prompt file or size.
         SpecMoEError: what loading or the options raise.
-        TraceError: a model with an encoder.
+        TraceError: a model with an encoder, or with picks that name no expert.
     """
     options = SpecOptions.of(**run.options)
     folder = models.path(run.model)
@@ -50,6 +51,8 @@ def record(run: RunToRecord) -> Trace:
     ) as engine:
         if engine.model.config.is_encoder_decoder:
             raise TraceError(f"{run.model} has an encoder, whose passes a trace cannot hold: record a decoder's")
+        if any(getattr(module, "may_skip", False) for module in expert_modules(engine.model).values()):
+            raise TraceError(f"{run.model} has picks that name no expert, which a trace cannot hold: use another model")
         recorder = TraceRecorder(_geometry(engine))
         batch = _batch(run, folder)
         if run.warmup_tokens:

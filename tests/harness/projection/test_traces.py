@@ -12,6 +12,7 @@ import torch
 from pyarrow import parquet
 from transformers import PreTrainedModel
 
+from harness.projection.record_trace import RunToRecord, record
 from harness.projection.replay import replay
 from harness.projection.traces import Geometry, Trace, TraceError, files
 from harness.projection.traces.describe import describe
@@ -20,6 +21,7 @@ from harness.projection.traces.synthetic import Recipe, Skew, make
 from specmoe import SpecMoE, SpecOptions
 from specmoe.recorder import NoRecorder
 from specmoe.stats import GenerationStats
+from tests import families
 from tests.conftest import prompts
 
 Tiny = tuple[Path, PreTrainedModel]
@@ -222,3 +224,9 @@ def test_a_geometry_is_parsed_from_its_short_form() -> None:
     assert Geometry.parse("6x64,2,4096") == Geometry.even(6, 64, 2, 4096)
     with pytest.raises(TraceError, match="LAYERSxEXPERTS"):
         Geometry.parse("6 layers")
+
+
+def test_a_model_whose_picks_may_name_no_expert_is_refused(tmp_path: Path, cache: Path) -> None:
+    families.build("longcat_flash", tmp_path / "model")
+    with pytest.raises(TraceError, match="picks that name no expert"):
+        record(RunToRecord(str(tmp_path / "model"), 1, 4, "100%"))
