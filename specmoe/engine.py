@@ -149,7 +149,8 @@ class SpecMoE:
 
         Args:
             input_ids: long [B, S], padded on the left; the source texts of an encoder-decoder, padded on either side.
-            attention_mask: [B, S], 0 on padding; default 0 on pad tokens, unless they are stop tokens too.
+            attention_mask: [B, S], 0 on padding; default 0 on pad tokens, unless they are stop tokens too, and all ones
+                for an encoder-decoder, as in transformers.
             max_new_tokens: most new tokens per row: one number, or one per row; transformers' default is what
                 ``max_length`` leaves, or 20.
             max_length: longest row including its padded prompt; ignored when ``max_new_tokens`` is set.

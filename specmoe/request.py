@@ -62,10 +62,13 @@ class Request:
             OptionError: an encoder-decoder without one start token for all rows.
             UnsupportedModelError: a batch that cannot be followed exactly.
         """
-        mask = infer_mask(input_ids, settings) if attention_mask is None else attention_mask
-        check_rows(input_ids, mask)
-        check_vocabulary(input_ids, mask, model.get_input_embeddings().num_embeddings)
         family = families.encoder_decoder(model.config)
+        mask = attention_mask
+        if mask is None:  # transformers infers none for an encoder-decoder, which then reads padding too
+            mask = infer_mask(input_ids, settings) if family is None else torch.ones_like(input_ids)
+        check_rows(input_ids, mask)
+        read = mask if family is None else torch.ones_like(mask)  # an encoder reads padding, a decoder does not
+        check_vocabulary(input_ids, read, model.get_input_embeddings().num_embeddings)
         opening, source, forced_first = input_ids, None, None
         if family is None:
             check_left_padding(mask)

@@ -209,6 +209,8 @@ class _Ignore:
             return "rotary frequencies follow from the config"
         if key.endswith("embed_positions.weights"):
             return "sinusoidal positions follow from the config"
+        if key.endswith("EncDecAttention.relative_attention_bias.weight"):
+            return "attention to the source has no relative positions"
         if self._patterns is not None and (self._patterns.search(target) or self._patterns.search(key)):
             return "transformers ignores it for this family"
         layer = _LAYER.search(key)

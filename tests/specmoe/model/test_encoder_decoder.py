@@ -20,7 +20,7 @@ from specmoe.model.families import nllb_moe
 from specmoe.stats import GenerationStats
 from tests import families
 from tests.conftest import VOCAB
-from tests.specmoe.model.checkpoints import differences
+from tests.specmoe.model.checkpoints import differences, edit
 
 NLLB, SWITCH = "nllb-moe", "switch_transformers"
 FAMILIES = (NLLB, SWITCH)
@@ -93,6 +93,30 @@ def test_rows_accept_different_numbers_of_drafts(family: str, tmp_path: Path) ->
 @pytest.mark.parametrize("family", FAMILIES)
 def test_sources_may_be_padded_on_either_side(family: str, side: str, tmp_path: Path) -> None:
     check(tmp_path / "model", make(family, tmp_path / "model"), batch=sources(side=side))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_without_a_mask_padding_is_read_as_in_transformers(family: str, tmp_path: Path) -> None:
+    model, (ids, mask) = make(family, tmp_path / "model"), sources()
+    expected = model.generate(ids, max_new_tokens=NEW, do_sample=False)
+    masked = model.generate(ids, attention_mask=mask, max_new_tokens=NEW, do_sample=False)
+    assert expected.tolist() != masked.tolist(), "padding changes nothing, which proves nothing"
+    with engine(tmp_path / "model") as loaded:
+        assert loaded.generate(ids, max_new_tokens=NEW).sequences.tolist() == expected.tolist()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("family", "key"),
+    [
+        (NLLB, "model.encoder.embed_positions.weights"),
+        (SWITCH, "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight"),
+    ],
+)
+def test_keys_of_older_checkpoints_that_have_no_place_are_ignored(family: str, key: str, tmp_path: Path) -> None:
+    model = make(family, tmp_path / "model")
+    edit(tmp_path / "model", lambda tensors: tensors | {key: torch.ones(4, 4)})
+    check(tmp_path / "model", model)
 
 
 @pytest.mark.slow
