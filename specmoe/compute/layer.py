@@ -14,7 +14,7 @@ from specmoe.compute.expert import ExpertTraits, expert_mlp
 from specmoe.compute.gate import Gate
 from specmoe.compute.products import streamed, task_rows
 from specmoe.compute.table import KernelTable
-from specmoe.compute.threads import fork
+from specmoe.compute.threads import available, pool
 
 Tensors = Mapping[str, torch.Tensor]
 
@@ -97,13 +97,13 @@ class ExpertKernels:
         """Most tokens of an expert that the streaming kernel takes in this pass; 0 for none."""
         if self._gate is None or self._traits.is_transposed or routed.scales is not None:
             return 0
-        if routed.hidden.device.type != "cpu" or fork() is None:
+        if routed.hidden.device.type != "cpu" or not available():
             return 0
         return self._table.streamed_rows("experts", dtype)
 
     def _stream(self, experts: list[tuple[Tensors, int, int]], routed: Routed, out: torch.Tensor) -> None:
-        run, threads = fork(), torch.get_num_threads()
-        if run is None or self._gate is None or self._numbers is None:
+        threads = torch.get_num_threads()
+        if self._gate is None or self._numbers is None:
             raise RuntimeError("the streaming kernel was chosen where it cannot run")
         sample = experts[0][0]["down_proj"]  # [H, I]
         width, inner = sample.shape
@@ -127,7 +127,7 @@ class ExpertKernels:
             block[fields.NEXT], block[fields.BLOCK] = 0, share
             block[fields.BLOCKS] = -(-rows // share)
             block[fields.TASKS] = len(experts) * block[fields.BLOCKS]
-            run(function, fields.address(block), threads, 0)
+            pool(threads).run(function, fields.address(block))
         if target is not out:
             for _, start, end in experts:
                 rows_out = routed.order[start:end]

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from specmoe.compute import fields
 from specmoe.compute.table import Kernel
-from specmoe.compute.threads import fork
+from specmoe.compute.threads import available, pool
 
 MOST_ELEMENTS, FEWEST_ELEMENTS = 1 << 15, 1 << 13
 """Weights per task: few enough to share the work evenly, enough that taking a task costs nothing beside it."""
@@ -46,9 +46,9 @@ def task_rows(width: int, weights: int, threads: int) -> int:
 
 
 def _streamed(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    run, threads = fork(), torch.get_num_threads()
-    if run is None:
+    if not available():
         return F.linear(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
+    threads = torch.get_num_threads()
     width, inner = weight.shape
     single = x.float().contiguous()
     out = single.new_empty(len(single), width)
@@ -60,7 +60,7 @@ def _streamed(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) 
     block[fields.WIDTH], block[fields.INNER] = width, inner
     block[fields.WEIGHT], block[fields.BIAS] = weight.data_ptr(), 0 if bias is None else bias.data_ptr()
     block[fields.ROWS], block[fields.LINES] = len(single), fields.address(lines)
-    run(streamed(weight.dtype)[2], fields.address(block), threads, 0)
+    pool(threads).run(streamed(weight.dtype)[2], fields.address(block))
     return out.to(x.dtype)
 
 

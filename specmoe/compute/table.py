@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 import torch
 
-from specmoe.compute.threads import fork
+from specmoe.compute.threads import available
 from specmoe.files import cache_dir, write_text
 
 Kernel = Literal["streaming", "onednn", "onednn-widened", "torch"]
@@ -72,7 +72,7 @@ def rule() -> KernelTable:
     """The kernels for a machine that was not measured: streaming for few rows, oneDNN above on x86."""
     kernels: dict[str, list[Kernel]] = {}
     for dtype in DTYPES:
-        few: Kernel = "streaming" if fork() is not None else "torch"
+        few: Kernel = "streaming" if available() else "torch"
         many = _for_many_rows(dtype)
         kernels |= {
             f"{product} {name_of(dtype)}": [few if n <= STREAMED_ROWS else many for n in ROWS]
@@ -83,7 +83,7 @@ def rule() -> KernelTable:
 
 def candidates(dtype: torch.dtype) -> list[Kernel]:
     """The kernels that this machine can run on ``dtype``."""
-    streaming: list[Kernel] = ["streaming"] if fork() is not None else []
+    streaming: list[Kernel] = ["streaming"] if available() else []
     onednn: list[Kernel] = []
     if _on_x86():
         onednn = ["onednn"] if _onednn_runs(dtype) else []

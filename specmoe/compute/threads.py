@@ -1,35 +1,50 @@
-"""Runs compiled functions on torch's own OpenMP threads, so that one pool serves all kernels.
-
-A second pool (numba's) would compete with torch's threads, which spin for a while after each of their own products.
-"""
+"""Runs compiled functions on several threads; one pool of helpers for each number of threads."""
 
 from __future__ import annotations
 
 import ctypes
 import functools
-from collections.abc import Callable
-from pathlib import Path
+import platform
+import sys
+import threading
+from array import array
 
-import torch
+from specmoe.compute import fields
 
-Fork = Callable[[int, int, int, int], None]
+
+def available() -> bool:
+    """Whether the pool's way of waiting exists here: Linux on x86-64 or 64-bit Arm."""
+    return sys.platform == "linux" and platform.machine() in ("x86_64", "aarch64")
+
+
+class Pool:
+    """``threads - 1`` helpers, started when the pool is made; they sleep between jobs and end with the process."""
+
+    def __init__(self, threads: int) -> None:
+        from specmoe.compute import pool
+
+        helper, leader = pool.compiled()
+        line = pool.LINE // 8  # fields are a cache line apart
+        self._control, self._request = array("q", [0] * 6 * line), array("q", [0] * 4 * line)
+        self._job, self._argument = pool.JOB * line, pool.JOB_ARGUMENT * line
+        self._request[pool.CONTROL * line] = fields.address(self._control)
+        self._lead = ctypes.CFUNCTYPE(None, ctypes.c_size_t)(leader)
+        self._lock = threading.Lock()
+        create = ctypes.CDLL(None).pthread_create
+        create.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_size_t]
+        for _ in range(threads - 1):
+            identity = ctypes.c_ulong()
+            if create(ctypes.byref(identity), None, helper, fields.address(self._control)):
+                break  # no more threads to be had: the caller does the work of those missing
+
+    def run(self, function: int, argument: int) -> None:
+        """Call ``void function(int64 argument)`` here and on the helpers that are awake; all calls have returned."""
+        with self._lock:
+            self._request[self._job], self._request[self._argument] = function, argument
+            self._lead(fields.address(self._request))
 
 
 @functools.cache
-def fork() -> Fork | None:
-    """``GOMP_parallel(function address, argument address, threads, flags)`` of the library that torch uses.
-
-    None where torch does not use GNU's OpenMP (macOS, Windows).
-    """
-    folder = Path(torch.__file__).parent
-    for path in [*folder.glob("lib/libgomp*.so*"), *folder.with_name("torch.libs").glob("libgomp*.so*"), None]:
-        try:
-            library = ctypes.CDLL(None if path is None else str(path))
-            threads, run = library.omp_get_max_threads, library.GOMP_parallel
-        except (OSError, AttributeError):
-            continue
-        if threads() == torch.get_num_threads():
-            run.argtypes = [ctypes.c_size_t, ctypes.c_size_t, ctypes.c_uint, ctypes.c_uint]
-            run.restype = None
-            return run  # type: ignore[no-any-return]
-    return None
+def pool(threads: int) -> Pool:
+    """The pool for a number of threads."""
+    return Pool(threads)

@@ -13,6 +13,7 @@ from specmoe.compute import table as kernel_tables
 from specmoe.compute.linear import replace_linears
 from specmoe.compute.products import streamed
 from specmoe.compute.table import KernelTable
+from specmoe.compute.threads import pool
 from specmoe.drafting import affinity, merged
 from specmoe.drafting import calibration as calibrations
 from specmoe.drafting.calibration import Calibration
@@ -95,13 +96,14 @@ def assemble(
 
 
 def prepare_kernels(model: PreTrainedModel, dtype: torch.dtype, options: SpecOptions, device: Device) -> KernelTable:
-    """The kernels of experts (``dtype``) and linear layers, compiled; replaces the linear layers of ``model``."""
+    """The kernels of experts (``dtype``) and linear layers, ready to run; replaces the linear layers of ``model``."""
     if options.kernels == "torch" or device.torch_device.type != "cpu":
         return kernel_tables.TORCH
     table = kernel_tables.load()
     for used in {dtype, *replace_linears(model, table)}:
         if table.streamed_rows("experts", used) or table.streamed_rows("linear", used):
             streamed(used)
+            pool(torch.get_num_threads())
     return table
 
 
