@@ -28,6 +28,7 @@ _LEFT_OUT: dict[str, str] = {
     "aria": r"model\.(vision_tower|multi_modal_projector)",
     "ernie4_5_vl_moe": r"model\.(vision_tower|resampler_model|.*\.mlp\.vision_moe)",
     "glm4v_moe": r"model\.visual",
+    "internvl": r"model\.(vision_tower|multi_modal_projector)",
     "mistral3": r"model\.(vision_tower|multi_modal_projector)",
     "mistral4": "",
     "qwen3_vl_moe": r"model\.visual",

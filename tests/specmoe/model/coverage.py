@@ -201,6 +201,8 @@ that change how it computes.
 - **dtypes**: `same` where every parameter and buffer of a bfloat16 model has the dtype that `from_pretrained` gives it.
 - **refused**: loading ends with one line that names the reason.
 
+Mistral-3 and InternVL checkpoints are loaded for text if their text model is an exact family of the table.
+
 The table is generated from what the tests check (`tests/specmoe/model/test_families.py`); to write it again, run
 `python -m tests.specmoe.model.coverage`. A family that a new transformers release adds shows up as a failing test.
 

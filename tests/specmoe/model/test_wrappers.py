@@ -10,6 +10,8 @@ import pytest
 import torch
 from transformers import (
     AutoModelForCausalLM,
+    InternVLConfig,
+    InternVLForConditionalGeneration,
     Llama4ForConditionalGeneration,
     Mistral3Config,
     Mistral3ForConditionalGeneration,
@@ -21,6 +23,8 @@ from specmoe.model.checkpoint import Checkpoint, build_shell
 from tests import families
 from tests.conftest import prompts, reference
 from tests.specmoe.model.checkpoints import edit
+
+VISION = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 4}
 
 
 def _save(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
@@ -64,11 +68,17 @@ def test_a_llama4_checkpoint_with_its_vision_tower_gives_the_tokens_of_its_text_
 
 @pytest.mark.slow
 def test_mistral3_with_a_mistral4_text_model_gives_the_wrappers_own_tokens(tmp_path: Path) -> None:
-    vision = {"model_type": "pixtral", "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1}
-    vision |= {"num_attention_heads": 4, "image_size": 28, "patch_size": 14, "head_dim": 8}
-    text = families.tiny_config("mistral4").to_dict()
-    config = Mistral3Config(text_config=text, vision_config=vision)
+    vision = VISION | {"model_type": "pixtral", "image_size": 28, "patch_size": 14, "head_dim": 8}
+    config = Mistral3Config(text_config=families.tiny_config("mistral4").to_dict(), vision_config=vision)
     _equal(tmp_path / "model", _save(Mistral3ForConditionalGeneration(config), tmp_path / "model"))
+
+
+@pytest.mark.slow
+def test_internvl_with_a_qwen3_moe_text_model_gives_the_wrappers_own_tokens(tmp_path: Path) -> None:
+    vision = VISION | {"model_type": "internvl_vision", "image_size": [28, 28], "patch_size": [14, 14]}
+    text = families.tiny_config("qwen3_moe").to_dict()
+    config = InternVLConfig(text_config=text, vision_config=vision, tie_word_embeddings=False)
+    _equal(tmp_path / "model", _save(InternVLForConditionalGeneration(config), tmp_path / "model"))
 
 
 def test_exactly_the_keys_of_other_parts_are_ignored(llama4: Path) -> None:
