@@ -11,7 +11,7 @@ Phase = Literal["prefill", "decode"]
 
 
 class Recorder(Protocol):
-    """Given to ``SpecMoE.generate``; called in the order of the computation."""
+    """Given to ``SpecMoE.generate``; called in the order of the computation, for the decoder's passes alone."""
 
     def routed(self, layer: int, mode: Mode, index: torch.Tensor, valid: torch.Tensor) -> None:
         """The gate of MoE layer ``layer`` picked ``index`` (long [B * Q, K], row after row) for the tokens of a pass.

@@ -20,6 +20,7 @@ from specmoe.model.families import nllb_moe
 from specmoe.stats import GenerationStats
 from tests import families
 from tests.conftest import VOCAB
+from tests.families.shapes import OVERRIDES
 from tests.specmoe.model.checkpoints import differences, edit
 
 NLLB, SWITCH = "nllb-moe", "switch_transformers"
@@ -72,7 +73,7 @@ def check(folder: Path, model: PreTrainedModel, options: dict[str, Any] | None =
     return output
 
 
-@pytest.mark.parametrize("family", [*FAMILIES, ROUTED])
+@pytest.mark.parametrize("family", [pytest.param(NLLB, marks=pytest.mark.slow), SWITCH, ROUTED])
 def test_greedy_tokens_are_those_of_transformers(family: str, tmp_path: Path) -> None:
     model = make(family, tmp_path / "model")
     for gamma in (0, 4):
@@ -95,7 +96,7 @@ def test_sources_may_be_padded_on_either_side(family: str, side: str, tmp_path: 
     check(tmp_path / "model", make(family, tmp_path / "model"), batch=sources(side=side))
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [pytest.param(NLLB, marks=pytest.mark.slow), SWITCH])
 def test_without_a_mask_padding_is_read_as_in_transformers(family: str, tmp_path: Path) -> None:
     model, (ids, mask) = make(family, tmp_path / "model"), sources()
     expected = model.generate(ids, max_new_tokens=NEW, do_sample=False)
@@ -117,6 +118,25 @@ def test_keys_of_older_checkpoints_that_have_no_place_are_ignored(family: str, k
     model = make(family, tmp_path / "model")
     edit(tmp_path / "model", lambda tensors: tensors | {key: torch.ones(4, 4)})
     check(tmp_path / "model", model)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("family", "config"),
+    [
+        (ROUTED, {"encoder_sparse_step": 0}),
+        (ROUTED, {"decoder_sparse_step": 0}),
+        (ROUTED, {"encoder_sparse_step": 1, "decoder_sparse_step": 1}),
+        (ROUTED, {"decoder_layers": 4, "router_bias": True, "scale_embedding": False}),
+        (SWITCH, {"num_sparse_encoder_layers": 2, "num_sparse_decoder_layers": 2, "router_bias": True}),
+    ],
+)
+def test_experts_in_other_layers(
+    family: str, config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = NLLB if family == ROUTED else family
+    monkeypatch.setitem(OVERRIDES, name, OVERRIDES[name] | config)
+    check(tmp_path / "model", make(family, tmp_path / "model"))
 
 
 @pytest.mark.slow
