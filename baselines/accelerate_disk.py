@@ -13,7 +13,7 @@ import torch
 from accelerate import dispatch_model
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from baselines.contract import CapabilityCard, Setting
+from baselines.contract import CapabilityCard, NotSupported, Setting
 from baselines.hf import GreedySystem, check_interface, shell_without_experts
 from baselines.registry import register
 from specmoe.files import folder_appears
@@ -53,6 +53,11 @@ class AccelerateDiskSystem(GreedySystem):
             return
         shell = build_shell(setting.model_path)
         check_interface(shell)
+        if type(shell.config) not in AutoModelForCausalLM._model_mapping:
+            raise NotSupported(
+                f"{type(shell).__name__} is a vision-language model, this system loads causal language models alone: "
+                "compare with hf-resident, naive or mmap"
+            )
         with folder_appears(folder) as partial:
             AutoModelForCausalLM.from_pretrained(
                 setting.model_path,
