@@ -45,9 +45,8 @@ def build_table(layer_file: Path, spec: LayerSpec, dtype: torch.dtype) -> None:
         end = min(start + columns * dtype.itemsize, spec.expert_bytes)
         width = (end - start) // dtype.itemsize
         stored.view(torch.uint8)[:, : end - start].numpy()[:] = experts[:, start:end]
-        chunk = values[:, :width].copy_(stored[:, :width]).numpy()  # [E, columns]
-        with np.errstate(all="ignore"):  # overflow
-            gram += torch.from_numpy(chunk @ chunk.T)  # numpy computes one triangle of a matrix times its transpose
+        chunk = values[:, :width].copy_(stored[:, :width])  # [E, columns]
+        gram += chunk @ chunk.t()  # by torch: numpy's own threads wait busily beside those of the conversion
     for expert in (~gram.diag().isfinite()).nonzero().flatten().tolist():  # or the square of a weight overflowed
         weights = torch.from_numpy(np.array(experts[expert, : spec.expert_bytes])).view(dtype)
         if not bool(weights.isfinite().all()):

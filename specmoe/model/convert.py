@@ -23,7 +23,7 @@ from specmoe.errors import StoreError, UnsupportedModelError
 from specmoe.files import cache_dir, folder_appears, remove_partials
 from specmoe.model.checkpoint import Checkpoint, build_shell, checkpoint_dtype, checkpoint_files
 from specmoe.model.identity import checksum_of, content, identify
-from specmoe.model.layer_file import LayerFile
+from specmoe.model.layer_file import LayerFile, Scratch
 from specmoe.model.load_plan import target_dtype
 from specmoe.model.progress import ShownProgress
 from specmoe.model.stream import ExpertStream
@@ -207,7 +207,7 @@ def _check_dtypes(reader: Checkpoint, model: PreTrainedModel, dtype: torch.dtype
 
 def _write(plan: _Plan, folder: Path, progress: Progress) -> None:
     """Write all layer files, their affinity tables and the index, reading every file of the checkpoint once."""
-    scratch: dict[int, torch.Tensor] = {}
+    scratch = Scratch()
     layers = {
         module: LayerFile(folder, plan.model, module, groups, plan.dtype, scratch)
         for module, groups in plan.reader.expert_groups().items()
@@ -218,17 +218,21 @@ def _write(plan: _Plan, folder: Path, progress: Progress) -> None:
     pieces = [piece for layer in layers.values() for piece in layer.pieces(starts)]
     stream = ExpertStream(checkpoint_files(checkpoint), pieces, min(map(_waiting_bytes, layers.values())))
     done, total = 0, sum(layer.experts for layer in layers.values())
-    with ExitStack() as opened, ThreadPoolExecutor(1) as finisher:
+    with ExitStack() as opened, ThreadPoolExecutor(1) as writer, ThreadPoolExecutor(1) as finisher:
         for layer in layers.values():
             opened.callback(layer.close)
-        finished = finisher.submit(lambda: None)
+        written = finished = writer.submit(lambda: None)
         for (module, expert), parts in stream:
-            layers[module].write(expert, parts)
+            layer = layers[module]
+            data = layer.convert(parts)
+            written.result()  # its memory is the next to be used again
+            written = writer.submit(layer.write, expert, data)
             done += 1
             progress(done, total)
-            if layers[module].complete:
+            if layer.complete:
+                written.result()
                 finished.result()  # at most one layer waits to be finished
-                finished = finisher.submit(_finish, layers[module], plan.dtype)
+                finished = finisher.submit(_finish, layer, plan.dtype)
         finished.result()
     files = {file.relative_to(checkpoint).as_posix(): found for file, found in stream.identity.items()}
     facts = {"model_type": plan.model.config.model_type, "files": files, "config_xxh3": config}

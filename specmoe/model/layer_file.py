@@ -25,8 +25,24 @@ ExpertPiece = Piece[Owner, Part]
 _WRITE_BACK_BYTES = 64 << 20
 
 
+class Scratch:
+    """Memory for two experts, in turns: one is written while the next is converted."""
+
+    def __init__(self) -> None:
+        self._turn = 0
+        self._buffers: dict[tuple[int, int], torch.Tensor] = {}
+
+    def take(self, nbytes: int) -> torch.Tensor:
+        """A uint8 tensor [nbytes] of any content, which the next but one call hands out again."""
+        self._turn = 1 - self._turn
+        key = self._turn, nbytes
+        if key not in self._buffers:
+            self._buffers[key] = torch.zeros(nbytes, dtype=torch.uint8)
+        return self._buffers[key]
+
+
 class LayerFile:
-    """The file of the experts of ``module``; ``scratch`` lends memory for one expert by size."""
+    """The file of the experts of ``module``; ``scratch`` lends memory for converted experts."""
 
     def __init__(
         self,
@@ -35,7 +51,7 @@ class LayerFile:
         module: str,
         groups: list[Group],
         dtype: torch.dtype,
-        scratch: dict[int, torch.Tensor],
+        scratch: Scratch,
     ) -> None:
         self._model, self.module, self._groups, self._dtype, self._scratch = model, module, groups, dtype, scratch
         self.experts = int(model.get_submodule(module).num_experts)
@@ -44,13 +60,14 @@ class LayerFile:
         self.path = folder / f"layer_{encoder}{self._number:03d}.bin"
         self._handle = -1
         self._checksums = [""] * self.experts
-        self._missing, self._unsynced_bytes = self.experts, 0
+        self._unconverted, self._unsynced_bytes = self.experts, 0
         self._specs: tuple[TensorSpec, ...] = ()
         self._size = 0
 
     @property
     def complete(self) -> bool:
-        return not self._missing
+        """Whether every expert was converted."""
+        return not self._unconverted
 
     @property
     def nbytes(self) -> int:
@@ -73,27 +90,29 @@ class LayerFile:
                         start += expert * math.prod(shape) * dtype.itemsize
                     yield Piece((self.module, expert), (number, pattern), stored.file, start, shape, dtype)
 
-    def write(self, expert: int, parts: dict[Part, torch.Tensor]) -> None:
-        """Convert one expert and write it.
+    def convert(self, parts: dict[Part, torch.Tensor]) -> torch.Tensor:
+        """One expert as the store holds it: uint8 [stride], in memory that is used again after the next conversion."""
+        tensors = self._convert(parts)
+        if not self._specs:
+            self._specs, self._size = _layout({name: tuple(t.shape) for name, t in tensors.items()}, self._dtype)
+        data = self._scratch.take(round_to_pages(self._size))
+        for name, view in _views(self._specs, self._dtype, data).items():
+            view.copy_(tensors[name])
+        data[self._size :] = 0
+        self._unconverted -= 1
+        return data
+
+    def write(self, expert: int, data: torch.Tensor) -> None:
+        """Write a converted expert to its place.
 
         Raises:
             OSError: the disk is full or not writable.
         """
-        tensors = self._convert(parts)
         if self._handle < 0:
-            self._specs, self._size = _layout({name: tuple(t.shape) for name, t in tensors.items()}, self._dtype)
             self._handle = os.open(self.path, os.O_CREAT | os.O_TRUNC | os.O_RDWR, 0o644)
-        stride = round_to_pages(self._size)
-        if stride not in self._scratch:
-            self._scratch[stride] = torch.zeros(stride, dtype=torch.uint8)
-        data = self._scratch[stride]
-        for name, view in _views(self._specs, self._dtype, data).items():
-            view.copy_(tensors[name])
-        data[self._size :] = 0
         self._checksums[expert] = checksum(host_bytes(data)[: self._size])
-        _write_at(self._handle, host_bytes(data), expert * stride)
-        self._missing -= 1
-        self._unsynced_bytes += stride
+        _write_at(self._handle, host_bytes(data), expert * len(data))
+        self._unsynced_bytes += len(data)
         if self._unsynced_bytes > _WRITE_BACK_BYTES:  # the disk writes while the next experts are read
             os.posix_fadvise(self._handle, 0, 0, os.POSIX_FADV_DONTNEED)
             self._unsynced_bytes = 0
