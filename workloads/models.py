@@ -33,12 +33,16 @@ _COMMITTED = {
         _HERE / "geometries" / "mixtral-like",
         "Mixtral, 8 experts top-2 in every layer, trained on Python source",
     ),
+    "nllb-moe-like": (
+        _HERE / "geometries" / "nllb-moe-like",
+        "NLLB-MoE, an encoder-decoder that translates, 128 experts top-2 in every fourth layer",
+    ),
     "llama4-like": (
         _HERE / "geometries" / "llama4-like",
         "Llama 4, 16 experts top-1 beside a shared expert, attention in chunks, trained on documentation",
     ),
 }
-SUPERSEDED = {"scout-like": "llama4-like"}
+SUPERSEDED = {"nllb-like": "nllb-moe-like", "scout-like": "llama4-like"}
 """Models of the paper's geometries in other classes, kept while committed records were measured on them."""
 _INFLATED = re.compile(r"^(?P<base>[\w.-]+?)-x(?P<factor>\d+)$")
 

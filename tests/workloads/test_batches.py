@@ -146,3 +146,13 @@ def test_the_learning_rate_stays_until_the_plateaus_end() -> None:
     assert set(rates[10:601]) == {1.0}
     assert all(a > b for a, b in pairwise(rates[601:]))
     assert rates[-1] == pytest.approx(recipe.final_learning_rate, abs=1e-4)
+
+
+def test_a_restart_begins_at_half_the_height_and_changes_nothing_before() -> None:
+    once = replace(SMALL, steps=1000, warmup_steps=10, plateau=0.5, learning_rate=1.0)
+    twice = replace(once, steps=1500, restart_step=1000)
+    assert [loop.learning_rate(twice, step) for step in range(1000)] == [
+        loop.learning_rate(once, s) for s in range(1000)
+    ]
+    assert loop.learning_rate(twice, 1000) == 0.5
+    assert loop.learning_rate(twice, 1499) == pytest.approx(once.final_learning_rate, abs=1e-4)

@@ -91,13 +91,18 @@ def held_out_loss(model: PreTrainedModel, data: TrainingData, recipe: Recipe) ->
 
 
 def learning_rate(recipe: Recipe, step: int) -> float:
-    """Linear warm-up, a plateau where the recipe has one, then cosine decay to ``final_learning_rate``."""
+    """Linear warm-up, a plateau where the recipe has one, then cosine decay to ``final_learning_rate``; twice with a
+    ``restart_step``, the second time from half the height and without warm-up and plateau.
+    """
+    end, high = recipe.restart_step or recipe.steps, recipe.learning_rate
     if step < recipe.warmup_steps:
-        return recipe.learning_rate * (step + 1) / recipe.warmup_steps
-    start = max(recipe.warmup_steps, round(recipe.plateau * recipe.steps))
-    progress = max(0, step - start) / max(1, recipe.steps - start)
+        return high * (step + 1) / recipe.warmup_steps
+    start = max(recipe.warmup_steps, round(recipe.plateau * end))
+    if step >= end:
+        start, end, high = end, recipe.steps, high / 2
+    progress = max(0, step - start) / max(1, end - start)
     cosine = 0.5 * (1 + math.cos(math.pi * progress))
-    return recipe.final_learning_rate + (recipe.learning_rate - recipe.final_learning_rate) * cosine
+    return recipe.final_learning_rate + (high - recipe.final_learning_rate) * cosine
 
 
 def _loss(model: PreTrainedModel, batch: Batch, recipe: Recipe, with_aux: bool) -> tuple[torch.Tensor, torch.Tensor]:

@@ -17,7 +17,8 @@ class Recipe:
     source of ``workloads.train.sources`` and ``data_sha256`` is the text's checksum when the committed weights were
     trained.  Where documents have tags, tokens before the target's tag have weight ``source_loss_weight`` in the loss.
     ``tokens_per_step = sequences_per_step * sequence_length``.  The learning rate stays at its height until the share
-    ``plateau`` of the steps, and then falls by a cosine.
+    ``plateau`` of the steps, and then falls by a cosine.  With a ``restart_step`` this schedule ends there, and the
+    rate starts again at half its height and falls by a cosine until the last step.
 
     NLLB-MoE: the first ``encoder_layers`` of the layers are the encoder's, ``expert_intermediate_size`` is also the
     dense layers' width, an expert takes at most ``expert_capacity`` tokens of a training step, and a step has
@@ -56,6 +57,7 @@ class Recipe:
     final_learning_rate: float = 1e-4
     warmup_steps: int = 150
     plateau: float = 0.0
+    restart_step: int = 0
     weight_decay: float = 0.1
     gradient_clip: float = 1.0
 
@@ -123,9 +125,10 @@ NLLB_MOE_LIKE = replace(
     source_loss_weight=0.0,
     sequence_length=64,
     sequences_per_step=64,
-    steps=1500,
+    steps=2300,
     learning_rate=2.5e-3,
     plateau=0.5,
+    restart_step=1500,
     weight_decay=0.02,
 )
 

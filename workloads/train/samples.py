@@ -59,7 +59,7 @@ def _answers(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, texts: 
     output = model.generate(
         input_ids=encoded["input_ids"],
         attention_mask=encoded["attention_mask"],
-        max_new_tokens=NEW_TOKENS,
+        max_length=1 + NEW_TOKENS,
         do_sample=False,
     )
     return [str(tokenizer.decode(ids, skip_special_tokens=True)) for ids in output]
