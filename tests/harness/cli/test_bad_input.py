@@ -17,6 +17,9 @@ import torch
 import yaml
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from transformers import PreTrainedTokenizerFast
 
 from harness.cli import main as cli
 from harness.plan.errors import ConfigError
@@ -26,7 +29,7 @@ from reports.results.record import RecordError, ResultFile
 from specmoe.errors import StoreError
 from specmoe.model.convert import build_store
 from specmoe.offload.store import INDEX, ExpertStore
-from tests.conftest import examples
+from tests.conftest import VOCAB, examples
 from tests.harness.experiments import MINIMAL
 from tests.reports.records import bare_record
 from workloads.models import store_path
@@ -187,10 +190,20 @@ class TestRecords:
 
 
 @pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory, tiny: tuple[Path, Any]) -> Path:
+def checkpoint(tmp_path_factory: pytest.TempPathFactory, tiny: tuple[Path, Any]) -> Path:
+    """A small checkpoint with a tokenizer."""
+    out = tmp_path_factory.mktemp("checkpoint") / "tiny"
+    shutil.copytree(tiny[0], out)
+    tokenizer = Tokenizer(WordLevel({f"<{i}>": i for i in range(VOCAB)}, unk_token="<0>"))
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<0>", pad_token="<0>").save_pretrained(out)
+    return out
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path) -> Path:
     """A small store, for copies of it to be damaged."""
     out = tmp_path_factory.mktemp("fuzz") / "store"
-    build_store(tiny[0], out, torch.float32)
+    build_store(checkpoint, out, torch.float32)
     return out
 
 
@@ -212,15 +225,15 @@ class TestStores:
     @FUZZ
     @given(st.binary(max_size=200))
     def test_any_bytes_for_an_index_are_refused_by_the_command_line(
-        self, store: Path, tiny: tuple[Path, Any], data: bytes
+        self, store: Path, checkpoint: Path, data: bytes
     ) -> None:
         with folder() as place, pytest.MonkeyPatch.context() as patch:
             patch.setenv("SPECMOE_CACHE", str(place / "cache"))
-            copy = store_path(str(tiny[0]), "float32")
+            copy = store_path(str(checkpoint), "float32")
             shutil.copytree(store, copy)
             (copy / INDEX).write_bytes(data)
             before = contents(place)
-            (place / "e.yaml").write_text(json.dumps(MINIMAL | {"model": str(tiny[0])}))
+            (place / "e.yaml").write_text(json.dumps(MINIMAL | {"model": str(checkpoint)}))
             assert str(copy) in refused(["run", str(place / "e.yaml"), "--out", str(place / "out")])
             (place / "e.yaml").unlink()
             assert contents(place) == before
