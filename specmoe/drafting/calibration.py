@@ -22,6 +22,8 @@ from specmoe.offload.store import ExpertStore
 
 FILE = "calibration.npz"
 SAMPLED_TOKENS = 64
+SAMPLED_BYTES = 256 << 20
+"""Most memory for the outputs that are compared: with 256 experts of width 7168 they are those of 36 tokens."""
 TARGET_TOKENS = 32
 """Tokens per row that an encoder-decoder generates to be calibrated."""
 
@@ -94,8 +96,8 @@ class SampledLayer(Protocol):
 class Observer:
     """Called by every experts layer in target passes during calibration: counts picks and compares outputs.
 
-    Each layer runs all its experts on the same ``SAMPLED_TOKENS`` tokens of its first pass, so every
-    expert is loaded once.
+    Each layer runs all its experts on the same ``SAMPLED_TOKENS`` tokens of its first pass (fewer where their outputs
+    take more than ``SAMPLED_BYTES``), so every expert is loaded once.
     """
 
     def __init__(self, store: ExpertStore) -> None:
@@ -111,8 +113,9 @@ class Observer:
         self._counts[layer] += torch.bincount(index.flatten().cpu(), minlength=experts)[:experts]
         self._tokens += len(hidden) if layer == 0 else 0
         if self._distances[layer] is None:
-            tokens = torch.linspace(0, len(hidden) - 1, min(SAMPLED_TOKENS, len(hidden))).long()
-            outputs = sampled.outputs_of_all(hidden[tokens.to(hidden.device)]).flatten(1).cpu()  # [E, S * H]
+            fitting = max(1, SAMPLED_BYTES // (experts * hidden.shape[1] * torch.float32.itemsize))
+            tokens = torch.linspace(0, len(hidden) - 1, min(SAMPLED_TOKENS, fitting, len(hidden))).long()
+            outputs = sampled.outputs_of_all(hidden[tokens.to(hidden.device)]).flatten(1).cpu().float()  # [E, S * H]
             self._distances[layer] = affinity.distances((outputs @ outputs.t()).double())
 
     def result(self) -> Calibration:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from specmoe import SpecMoE, StoreError
+from specmoe import ExpertStore, SpecMoE, StoreError
 from specmoe.drafting import calibration as calibrate
 from specmoe.errors import OptionError
 from tests.conftest import prompts, reference
@@ -96,3 +96,24 @@ def test_activation_affinity_is_the_distance_between_expert_outputs(
     distance = torch.cdist(torch.stack(outputs), torch.stack(outputs))
     assert result.distances[1].dtype == torch.float16
     torch.testing.assert_close(result.distances[1].float(), distance / distance.max(), atol=2e-3, rtol=2e-3)
+
+
+class _Layer:
+    """A layer whose experts give their number times the input; keeps how many tokens were asked for."""
+
+    layer = 0
+    asked = 0
+
+    def outputs_of_all(self, hidden: torch.Tensor) -> torch.Tensor:
+        self.asked = len(hidden)
+        return torch.stack([hidden * (1 + expert) for expert in range(8)])
+
+
+@pytest.mark.parametrize(("most_bytes", "tokens"), [(1 << 20, 64), (8 * 16 * 4 * 10, 10), (1, 1)])
+def test_the_outputs_that_are_compared_stay_within_their_memory(
+    most_bytes: int, tokens: int, store: ExpertStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(calibrate, "SAMPLED_BYTES", most_bytes)
+    layer = _Layer()
+    calibrate.Observer(store)(layer, torch.randn(200, 16).bfloat16(), torch.zeros(200, 2, dtype=torch.long))
+    assert layer.asked == tokens
