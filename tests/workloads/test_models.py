@@ -107,6 +107,18 @@ def test_what_a_card_shows_is_what_generate_gives(spec: ModelSpec, tmp_path: Pat
         assert sample.continuation.strip().replace("|", "\\|") in page
 
 
+@IN_PAPER_CLASSES
+def test_widened_models_in_the_papers_classes_write_the_same_text(spec: ModelSpec, cache: Path) -> None:
+    wide = models.path(f"{spec.name}-x2")
+    assert wide.is_relative_to(cache)
+    narrow_model, tokenizer, _ = _trained(spec)
+    wide_model = load_trained(RECIPES[spec.name], wide)
+    texts = [p.text for p in prompt_sets.load(spec.prompts)[:3]]
+    encoded = tokenizer(texts, return_tensors="pt", padding=True, padding_side="left")
+    same = [m.generate(**encoded, max_new_tokens=12, do_sample=False) for m in (narrow_model, wide_model)]
+    assert torch.equal(*same)
+
+
 def test_the_translator_needs_no_argument_to_write_french() -> None:
     spec = models.find("nllb-moe-like")
     model, tokenizer, _ = _trained(spec)
