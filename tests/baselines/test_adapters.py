@@ -91,6 +91,13 @@ class TestTogether:
         assert on_demand is not None
         assert on_demand < repetition.decode_link_bytes / 3
 
+    def test_records_of_the_engine_name_kernels_threads_and_how_they_wait(self, records: dict[str, Record]) -> None:
+        (repetition,) = records["on-demand"].repetitions
+        assert repetition.kernels is not None
+        assert repetition.kernels.startswith("experts: ")
+        assert "1 threads, GOMP_SPINCOUNT=10000)" in repetition.kernels
+        assert records["naive"].repetitions[0].kernels is None
+
     def test_the_oracle_has_real_tokens_and_bytes_but_computed_time(self, records: dict[str, Record]) -> None:
         oracle, real = records["overlap"], records["on-demand"]
         assert (oracle.kind, real.kind) == ("oracle", "measured")

@@ -83,5 +83,5 @@ def test_two_systems_of_one_name_are_refused() -> None:
 def test_an_unknown_system_or_option_lists_the_known_ones() -> None:
     with pytest.raises(ValueError, match=r"unknown system 'fast': use one of accelerate-cpu, .*specmoe"):
         registry.create("fast", {})
-    with pytest.raises(ValueError, match=r"system 'caching', option policy: .*\(options: placement\)"):
+    with pytest.raises(ValueError, match=r"system 'caching', option policy: .*\(options: kernels, placement\)"):
         registry.create("caching", {"policy": "lru"})
