@@ -17,8 +17,8 @@ from harness.run.job import LEFT_BEHIND, Answer, Job
 from reports.results.record import Limit, Usage
 
 _COMMAND = (sys.executable, "-m", "harness.run")
-WAITING = {"GOMP_SPINCOUNT": "10000"}
-"""How OpenMP threads wait for work, unless the environment says otherwise: they spin for some 50 microseconds.
+WAITING = {"GOMP_SPINCOUNT": "1000"}
+"""How OpenMP threads wait for work, unless the environment says otherwise: they spin for 20 to 50 microseconds.
 
 That serves the next product, if it comes at once.  Threads that spin on (the default is some milliseconds) take a core
 from the thread that they wait for as soon as another process is busy.

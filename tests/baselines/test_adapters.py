@@ -95,7 +95,7 @@ class TestTogether:
         (repetition,) = records["on-demand"].repetitions
         assert repetition.kernels is not None
         assert repetition.kernels.startswith("experts: ")
-        assert "1 threads, GOMP_SPINCOUNT=10000)" in repetition.kernels
+        assert "1 threads, GOMP_SPINCOUNT=1000)" in repetition.kernels
         assert records["naive"].repetitions[0].kernels is None
 
     def test_the_oracle_has_real_tokens_and_bytes_but_computed_time(self, records: dict[str, Record]) -> None:
