@@ -27,7 +27,7 @@ ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 WAIT_VARIABLES = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
 STREAMED_ROWS = 16
-"""Most rows that the rule gives to the streaming kernel."""
+"""Most rows that the rule gives to the streaming kernel; four times as many where oneDNN has to widen weights."""
 SMALL = 1 << 16
 """Linear layers with fewer weights are left to torch: calling it costs less than reading them saves."""
 
@@ -74,8 +74,9 @@ def rule() -> KernelTable:
     for dtype in DTYPES:
         few: Kernel = "streaming" if available() else "torch"
         many = _for_many_rows(dtype)
+        most = STREAMED_ROWS if many == "onednn" else 4 * STREAMED_ROWS
         kernels |= {
-            f"{product} {name_of(dtype)}": [few if n <= STREAMED_ROWS else many for n in ROWS]
+            f"{product} {name_of(dtype)}": [few if n <= most else many for n in ROWS]
             for product in ("experts", "linear")
         }
     return KernelTable("default rule", kernels)
