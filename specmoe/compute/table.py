@@ -74,7 +74,7 @@ def rule() -> KernelTable:
     for dtype in DTYPES:
         few: Kernel = "streaming" if available() else "torch"
         many = _for_many_rows(dtype)
-        most = STREAMED_ROWS if many == "onednn" else 4 * STREAMED_ROWS
+        most = 4 * STREAMED_ROWS if many == "onednn-widened" else STREAMED_ROWS
         kernels |= {
             f"{product} {name_of(dtype)}": [few if n <= most else many for n in ROWS]
             for product in ("experts", "linear")
