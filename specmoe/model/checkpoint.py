@@ -221,12 +221,18 @@ def open_shard(file: Path) -> Any:
     """An opened safetensors file; tensors are read on access.
 
     Raises:
-        UnsupportedModelError: it is truncated or not safetensors.
+        UnsupportedModelError: it cannot be read, is truncated or not safetensors.
     """
     try:
-        return safe_open(file, framework="pt")
-    except (SafetensorError, OSError) as error:
+        with file.open("rb"):  # safetensors says of a file without permission that it is not there
+            return safe_open(file, framework="pt")
+    except SafetensorError as error:
         raise UnsupportedModelError(f"{file} cannot be read ({error}): download it again") from error
+    except OSError as error:
+        cause = error.strerror or error
+        raise UnsupportedModelError(
+            f"{file} cannot be read ({cause}): check its disk and permissions, or download it again"
+        ) from error
 
 
 def checkpoint_files(path: Path) -> list[Path]:
