@@ -1,4 +1,4 @@
-"""What the streaming kernels are told: the places of int64 fields in the block whose address they take."""
+"""The arguments of the streaming kernels: indices of the int64 fields in the block whose address they take."""
 
 from __future__ import annotations
 
@@ -17,5 +17,5 @@ ALPHA, LIMIT, OFFSET = range(3)  # numbers of the gate, float32
 
 
 def address(block: array[int]) -> int:
-    """Where a block of fields lies; it must outlive the call."""
+    """The address of a block of fields; the block must outlive the call."""
     return block.buffer_info()[0]

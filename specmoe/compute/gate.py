@@ -12,9 +12,10 @@ import torch
 import torch.nn.functional as F
 
 from specmoe.compute.expert import ExpertTraits
+from specmoe.compute.fields import INTERLEAVED, UNGATED
 
 NAMES = ("silu", "gelu", "gelu_tanh", "relu", "relu_squared")
-"""In the order of the numbers in ``specmoe.compute.streaming``."""
+"""In the order of their numbers in ``specmoe.compute.fields``."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ class Gate:
     @property
     def code(self) -> int:
         """Activation and layout as the kernels take them."""
-        return NAMES.index(self.name) + {"concatenated": 0, "interleaved": 16, "ungated": 32}[self.layout]
+        return NAMES.index(self.name) + {"concatenated": 0, "interleaved": INTERLEAVED, "ungated": UNGATED}[self.layout]
 
     def numbers(self) -> np.ndarray:
         """alpha, limit and offset, float32 [3]."""

@@ -13,7 +13,7 @@ from specmoe.compute.table import Kernel
 from specmoe.compute.threads import available, pool
 
 MOST_ELEMENTS, FEWEST_ELEMENTS = 1 << 15, 1 << 13
-"""Weights per task: few enough to share the work evenly, enough that taking a task costs nothing beside it."""
+"""Weights per task: few enough to share the work evenly, enough to make the cost of taking a task negligible."""
 
 
 def product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, kernel: Kernel) -> torch.Tensor:

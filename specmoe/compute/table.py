@@ -13,7 +13,7 @@ from bisect import bisect_left
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 
@@ -163,7 +163,7 @@ def _entries() -> list[dict[str, Any]]:
     try:
         entries = json.loads(path().read_text(encoding="utf-8"))
         for entry in entries:
-            known = all(len(k) == len(ROWS) and set(k) <= set(Kernel.__args__) for k in entry["kernels"].values())  # type: ignore[attr-defined]
+            known = all(len(k) == len(ROWS) and set(k) <= set(get_args(Kernel)) for k in entry["kernels"].values())
             if not known or not isinstance(entry["date"], str) or not isinstance(entry["machine"], dict):
                 raise ValueError("an entry is not a table of kernels")
     except FileNotFoundError:

@@ -35,7 +35,7 @@ class Pool:
         for _ in range(threads - 1):
             identity = ctypes.c_ulong()
             if create(ctypes.byref(identity), None, helper, fields.address(self._control)):
-                break  # no more threads to be had: the caller does the work of those missing
+                break  # thread limit reached: the caller does the work of the missing helpers
 
     def run(self, function: int, argument: int) -> None:
         """Call ``void function(int64 argument)`` here and on the helpers that are awake; all calls have returned."""

@@ -1,6 +1,6 @@
-"""The state of a linear-attention layer at each row's committed length, and how rejected tokens leave no trace in it.
+"""The state of a linear-attention layer at each row's committed length, which rejected tokens do not change.
 
-A recurrent state cannot be cut back as keys and values can.  So a pass over several tokens leaves the state as it was
+A recurrent state cannot be truncated as keys and values can.  So a pass over several tokens leaves the state as it was
 and records what the recurrence needs: convolution inputs, keys, values, decays and step sizes of its own positions.
 ``advance`` then runs the recurrence alone over each row's accepted tokens; no projection or expert is computed twice.
 """

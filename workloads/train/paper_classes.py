@@ -18,10 +18,10 @@ EXPERT_PARAMETERS = ("fc1.weight", "fc1.bias", "fc2.weight", "fc2.bias")
 
 
 class NllbMoeBlock(nn.Module):
-    """NLLB-MoE's block with both chosen experts of a token, as published and in transformers 4.
+    """NLLB-MoE's block with both chosen experts of a token: ``follow_router`` of ``specmoe.model.families.nllb_moe``,
+    which also names the fault of transformers, in a form for training.
 
-    ``NllbMoeSparseMLP`` of transformers 5 (5.24 at least) passes a mask of zeros and ones where its experts expect
-    indices, and so computes experts 0 and 1 only.  In training an expert takes at most ``capacity`` first choices, and
+    In training an expert takes at most ``capacity`` first choices, and
     second choices in what they leave, as the class's router does it; evaluation has no limit.  The experts' parameters
     are stacked ([E, ...]): a step over a few hundred small tensors takes a third longer.
     """

@@ -1,4 +1,4 @@
-"""DBRX: the experts of a layer lie below each other in three matrices [E * I, H]."""
+"""DBRX: the experts of a layer are stored as three matrices [E * I, H], one expert's rows after another's."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""ERNIE 4.5 VL: a layer's checkpoint numbers the text experts before the vision experts; text uses the first alone."""
+"""ERNIE 4.5 VL: each layer of a checkpoint has text experts, then vision experts; only text experts are loaded."""
 
 from __future__ import annotations
 

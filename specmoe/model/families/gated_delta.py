@@ -23,10 +23,7 @@ Projected = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
 
 
 class RaggedDeltaNet:
-    """What takes precedence over a gated delta net of transformers, whose parameters and names stay the same.
-
-    A subclass is made of this class and of transformers'.
-    """
+    """Mixin that overrides the forward of transformers' gated delta nets; parameters and their names stay the same."""
 
     functions: Any  # transformers' module of the family, with the rules that its own forward uses
     project: Callable[[Any, torch.Tensor], Projected]

@@ -1,7 +1,7 @@
 """Switch Transformers: an encoder-decoder with one expert per token, relative positions and expert capacity.
 
 Capacity is counted per row of one pass.  In ``generate`` the encoder's pass is a whole padded row, which this engine
-repeats as it is; a decoder's pass is one token per row, which no expert refuses.
+repeats unchanged; a decoder's pass is one token per row, which always fits.
 """
 
 from __future__ import annotations
