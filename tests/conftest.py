@@ -7,6 +7,8 @@ they are used.
 from __future__ import annotations
 
 import gc
+import os
+import tempfile
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -27,8 +29,12 @@ VOCAB = 97
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Without the slow tests, Hypothesis tries fewer examples."""
+    """Without the slow tests, Hypothesis tries fewer examples; tests use an empty cache folder, not the user's."""
     settings.load_profile("fast" if config.option.markexpr == "not slow" else "all")
+    if not hasattr(config, "workerinput"):  # workers inherit the folder of the process that starts them
+        folder = tempfile.TemporaryDirectory(prefix="specmoe-bench-tests-")
+        config.add_cleanup(folder.cleanup)
+        os.environ["SPECMOE_CACHE"] = folder.name
 
 
 def examples(number: int) -> int:
