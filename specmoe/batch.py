@@ -27,7 +27,7 @@ OnTokens = Callable[[int, list[int]], None]
 class Run:
     """The objects that every step of a call works with; ``cache`` holds the committed tokens of the active rows.
 
-    ``forced_first`` is the first token of every row, whatever the model says.
+    ``forced_first`` is the first token of every row, in place of the most likely one.
     """
 
     model: PreTrainedModel

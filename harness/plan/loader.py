@@ -65,7 +65,7 @@ def _find(named: str) -> Path:
 
 
 class _UniqueKeys(yaml.SafeLoader):
-    """Safe YAML in which no mapping names a key twice: PyYAML would keep the last without a word."""
+    """Safe YAML in which no mapping names a key twice: PyYAML would keep the last silently."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()

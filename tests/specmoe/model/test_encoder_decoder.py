@@ -334,5 +334,5 @@ def test_a_warning_says_that_only_two_experts_are_used(tmp_path: Path) -> None:
 
 
 def test_transformers_computes_experts_1_and_0_whatever_its_router_picks() -> None:
-    """When this fails, transformers has repaired it: drop ``experts_follow_router`` and ``follow_router``."""
+    """When this fails, transformers has fixed it: remove ``experts_follow_router`` and ``follow_router``."""
     assert not nllb_moe.transformers_follows_router()
