@@ -18,6 +18,7 @@ MOST_ELEMENTS, FEWEST_ELEMENTS = 1 << 15, 1 << 13
 
 def product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, kernel: Kernel) -> torch.Tensor:
     """``x`` [n, in] times ``weight`` [out, in] plus ``bias``: [n, out] in the dtype of ``x``."""
+    bias = None if bias is None else bias.contiguous()  # neither streaming nor oneDNN looks at strides
     if kernel == "streaming" and weight.is_contiguous() and (bias is None or bias.dtype == weight.dtype):
         return _streamed(x, weight, bias)
     if kernel == "onednn-widened":

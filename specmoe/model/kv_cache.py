@@ -191,7 +191,8 @@ def layer_types(config: PreTrainedConfig) -> set[str]:
     """The attention types of a model's layers, as its code names them when it builds masks.
 
     Raises:
-        UnsupportedModelError: a type other than full, sliding, chunked or (of some families) linear attention.
+        UnsupportedModelError: a type other than full, sliding, chunked or (of some families) linear attention, or a
+            window or chunk of one token.
     """
     declared = getattr(config, "layer_types", None)
     window = getattr(config, "sliding_window", None)
@@ -206,4 +207,11 @@ def layer_types(config: PreTrainedConfig) -> set[str]:
         raise UnsupportedModelError(
             f"attention of type {sorted(unknown)[0]!r} is not supported: use a model with full or sliding attention"
         )
+    for name, kind in (("sliding_window", "sliding_attention"), ("attention_chunk_size", "chunked_attention")):
+        size = getattr(config, name, None)
+        if kind in types and isinstance(size, int) and size < 2:
+            raise UnsupportedModelError(
+                f"{name}={size} leaves no earlier token to attend to, and transformers' cache then keeps all of them: "
+                "set it to at least 2 in config.json"
+            )
     return types

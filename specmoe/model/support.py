@@ -35,6 +35,9 @@ _PARTS = {
 
 _OWN_EXPERTS = ("Experts$", "M[oO][eE]$|M[oO]EBlock$|SparseMoeBlock$")  # class names, the first that matches is named
 
+_PICKS = ("num_experts_per_tok", "moe_topk", "moe_k", "moe_top_k", "top_k_experts")
+"""Config fields that hold the number of experts per token, or one number for each layer."""
+
 
 def expert_modules(model: PreTrainedModel) -> dict[str, Any]:
     """Experts modules by name, in layer order; recognised by the flags of transformers' experts interface."""
@@ -133,9 +136,13 @@ def one_line(error: BaseException) -> str:
 
 def _check_picks(model: PreTrainedModel, experts: dict[str, Any]) -> None:
     """Check that a token can have as many experts as the config says."""
-    picks = getattr(model.config.get_text_config(), "num_experts_per_tok", None)
-    fewest = min(int(module.num_experts) for module in experts.values())
-    if isinstance(picks, int) and not 0 < picks <= fewest:
-        raise UnsupportedModelError(
-            f"num_experts_per_tok is {picks} for layers of {fewest} experts: correct config.json, or download it again"
-        )
+    text = model.config.get_text_config()
+    fewest = min(int(getattr(module, "choices", module.num_experts)) for module in experts.values())
+    for config in (text, getattr(text, "ffn_config", None)):
+        for name in _PICKS:
+            picks = getattr(config, name, None)
+            for number in picks if isinstance(picks, list | tuple) else [picks]:
+                if isinstance(number, int) and not 0 < number <= fewest:
+                    raise UnsupportedModelError(
+                        f"{name} is {number} for layers of {fewest} experts: correct config.json, or download it again"
+                    )

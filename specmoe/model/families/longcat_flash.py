@@ -17,13 +17,14 @@ _EXPERT = re.compile(r"\.mlp\.experts\.(\d+)\.")
 class LongcatExperts(HookedExperts):
     """The experts with weights, ``gate_up_proj`` [E, 2I, H] and ``down_proj`` [E, H, I]; higher picks are identity.
 
-    transformers' ``gate_up_proj`` also has rows for the identity experts, which nothing reads.
+    ``choices`` counts both.  transformers' ``gate_up_proj`` has rows for identity experts too, which nothing reads.
     """
 
     may_skip = True
 
     def __init__(self, original: LongcatFlashExperts) -> None:
         super().__init__(original.num_routed_experts, original.act_fn)
+        self.choices = original.total_experts
         self.gate_up_proj = nn.Parameter(torch.empty(self.num_experts, *original.gate_up_proj.shape[1:]))
         self.down_proj = original.down_proj
 

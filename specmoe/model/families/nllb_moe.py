@@ -159,6 +159,11 @@ def _adapt(model: PreTrainedModel) -> None:
 
 
 def _check_config(config: PreTrainedConfig) -> None:
+    if config.num_experts < _PER_TOKEN:
+        raise UnsupportedModelError(
+            f"num_experts={config.num_experts} leaves no second expert for a token: use a checkpoint with at least two "
+            "experts per layer"
+        )
     if config.second_expert_policy in ("sampling", "random"):
         raise UnsupportedModelError(
             f"second_expert_policy={config.second_expert_policy!r} chooses second experts at random, so no two runs "

@@ -168,6 +168,12 @@ def test_narrow_weights_with_float32_rows_equal_the_widened_weights(dtype: torch
         torch.testing.assert_close(product(x, weight, None, kernel), F.linear(x, weight.float()), rtol=1e-5, atol=1e-5)
 
 
+def test_a_bias_may_have_gaps() -> None:
+    weight, bias, x = torch.randn(33, 20), torch.randn(66)[::2], torch.randn(5, 20)
+    for kernel in candidates(torch.float32):
+        torch.testing.assert_close(product(x, weight, bias, kernel), F.linear(x, weight, bias), rtol=1e-5, atol=1e-5)
+
+
 def test_the_same_rows_give_the_same_bits_every_time() -> None:
     weight, x = torch.randn(500, 600), torch.randn(7, 600)
     before = torch.get_num_threads()
