@@ -11,7 +11,7 @@ from transformers.models.longcat_flash.modeling_longcat_flash import LongcatFlas
 
 from specmoe.model.families.base import Family, HookedExperts, replace_modules
 
-_EXPERT = re.compile(r"\.mlp\.experts\.(\d+)\.")
+_FIRST_PRODUCT = re.compile(r"\.mlp\.experts\.(\d+)\.(?:gate|up)_proj\.")
 
 
 class LongcatExperts(HookedExperts):
@@ -46,9 +46,9 @@ def _adapt(model: PreTrainedModel) -> None:
 
 
 def _ignores(model: PreTrainedModel, key: str) -> str | None:
-    found = _EXPERT.search(key)
-    if found and int(found[1]) >= model.config.n_routed_experts:
-        return "identity experts have no weights"
+    found, config = _FIRST_PRODUCT.search(key), model.config
+    if found and 0 <= int(found[1]) - config.n_routed_experts < (config.zero_expert_num or 0):
+        return "identity experts have no weights"  # a down_proj shows that the expert is none: transformers saves none
     return None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -55,6 +56,14 @@ def test_identity_experts_of_longcat_are_picked_and_not_stored(tmp_path: Path) -
         keys = set(file.keys())
     assert set(ignored) == {k for k in keys if any(f".mlp.experts.{i}." in k for i in (8, 9, 10, 11))}
     assert len(ignored) == 2 * 4 * 2
+
+
+def test_experts_with_weights_are_not_taken_for_identity_experts(tmp_path: Path) -> None:
+    families.build("longcat_flash", tmp_path / "model")
+    path = tmp_path / "model" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"n_routed_experts": 6, "zero_expert_num": 6}))
+    with pytest.raises(UnsupportedModelError, match="expert 6 is one too many"):
+        Checkpoint(tmp_path / "model", build_shell(tmp_path / "model"))
 
 
 def test_merged_slices_are_not_computed_for_picks_of_no_expert(tmp_path: Path) -> None:
