@@ -164,6 +164,9 @@ def _check_config(config: PreTrainedConfig) -> None:
             f"num_experts={config.num_experts} leaves no second expert for a token: use a checkpoint with at least two "
             "experts per layer"
         )
+    flag = getattr(config, _FLAG, False)
+    if not isinstance(flag, bool):
+        raise UnsupportedModelError(f"{_FLAG} is {flag!r} in config.json: write true or false, without quotes")
     if config.second_expert_policy in ("sampling", "random"):
         raise UnsupportedModelError(
             f"second_expert_policy={config.second_expert_policy!r} chooses second experts at random, so no two runs "

@@ -63,6 +63,7 @@ IMPOSSIBLE: dict[str, tuple[str, dict[str, Any], str]] = {
     "more picks by another name": ("gemma4_text", {"top_k_experts": 9}, "top_k_experts is 9 for layers of 8 experts"),
     "more picks in one layer": ("hunyuan_v1_moe", {"moe_topk": [2, 2, 9, 2]}, "is 9 for layers of 8 experts"),
     "more picks than with identity experts": ("longcat_flash", {"moe_topk": 13}, "is 13 for layers of 12 experts"),
+    "a flag in quotes": ("nllb-moe", {"experts_follow_router": "false"}, "is 'false' in config.json: write true or"),
     "one expert where a token has two": ("nllb-moe", {"num_experts": 1}, "num_experts=1 leaves no second expert"),
 }
 
