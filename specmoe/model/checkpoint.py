@@ -73,7 +73,19 @@ def build_shell(path: Path, dtype: torch.dtype | None = None) -> PreTrainedModel
         ) from error
     check_model(model)
     model.generation_config = load_generation_config(path)
+    _return_logits_alone(model)
     return model.eval()
+
+
+def _return_logits_alone(model: PreTrainedModel) -> None:
+    """Leave out what a config asks for beside the logits.
+
+    With router logits transformers computes a training loss, which needs a mask of another shape than decoding has.
+    """
+    for part in (part for part in model.modules() if isinstance(part, PreTrainedModel)):
+        part.config.return_dict = True
+        if getattr(part.config, "output_router_logits", False):
+            part.config.output_router_logits = False
 
 
 def checkpoint_dtype(path: Path) -> torch.dtype:

@@ -174,6 +174,19 @@ def test_an_unusual_checkpoint_gives_the_tokens_of_transformers(case: str, model
         assert torch.equal(engine.generate(ids, mask, **settings).sequences, expected)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("values", [{"output_router_logits": True}, {"return_dict": False}])
+def test_other_outputs_than_logits_that_a_config_asks_for_change_nothing(values: dict[str, bool], model: Path) -> None:
+    """transformers itself generates with neither."""
+    ids = torch.arange(1, 11).view(2, 5)
+    mask = torch.tensor([[0, 0, 1, 1, 1], [1] * 5])
+    found = []
+    for change in ({}, values):
+        configure(**change)(model)
+        with SpecMoE.from_pretrained(model, dtype=torch.float32, gamma=3, draft_experts=2) as engine:
+            found.append(engine.generate(ids, mask, max_new_tokens=8).sequences)
+    assert torch.equal(*found)
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_an_expert_that_is_no_number_is_refused_and_leaves_no_store(value: float, model: Path, cache: Path) -> None:
     tensors(lambda t: t[EXPERT][3].fill_(value))(model)
