@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 from harness.machine.limits import MemoryLimit
 from harness.machine.telemetry import Telemetry
@@ -42,17 +45,18 @@ def run(job: Job, limit: MemoryLimit, timeout_s: float) -> Outcome:
     The limit is in force before what it covers imports anything: the worker, or the engine that the worker starts.
     """
     started = time.monotonic()
-    with limit:
+    with limit, contextlib.ExitStack() as stack:
         ids = Path(f"{job.paths.result}.engines")
         if limit.covers == "engine":
             prefix, groups = limit.entry()
             entry = {"engine_prefix": tuple(prefix), "engine_groups": tuple(groups), "engine_ids": ids}
             job = job.model_copy(update={"limit": job.limit.model_copy(update=entry)})
+        errors = stack.enter_context(tempfile.TemporaryFile("w+", errors="replace"))
         process = subprocess.Popen(
             _COMMAND if limit.covers == "engine" else limit.command(_COMMAND),
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
+            stderr=errors,
             text=True,
             env=WAITING | os.environ,
         )
@@ -62,7 +66,7 @@ def run(job: Job, limit: MemoryLimit, timeout_s: float) -> Outcome:
             limit.add(process.pid)
             telemetry = Telemetry(process.pid, limit.group())
         with telemetry:
-            answer = _communicate(process, job, limit, timeout_s)
+            answer = _communicate(process, job, limit, timeout_s, errors)
         report = limit.report()
     return Outcome(answer, report, telemetry.usage(), time.monotonic() - started)
 
@@ -77,28 +81,31 @@ def _engine(ids: Path, limit: MemoryLimit) -> tuple[int, Path | None] | None:
     return pid, limit.group()
 
 
-def _communicate(process: subprocess.Popen[str], job: Job, limit: MemoryLimit, timeout_s: float) -> Answer:
-    """Send the job and wait for the answer; no process is left afterwards, whatever happens."""
+def _communicate(
+    process: subprocess.Popen[str], job: Job, limit: MemoryLimit, timeout_s: float, errors: IO[str]
+) -> Answer:
+    """Send the job and wait for the worker's end; no process of the limit's group is left, whatever happens.
+
+    ``errors`` is the worker's standard error: a file, since a pipe ends only with the last process that inherits it.
+    """
     try:
-        _, stderr = process.communicate(job.model_dump_json() + "\n", timeout=timeout_s)
+        process.communicate(job.model_dump_json() + "\n", timeout=timeout_s)
     except subprocess.TimeoutExpired:
         process.kill()
-        _end_engines(limit)
-        process.communicate()
+        limit.kill_members()
+        process.wait()
         return Answer("timeout", f"ran longer than {timeout_s:.0f} s: raise timeout_s")
     except BaseException:
         process.kill()
-        _end_engines(limit)
+        limit.kill_members()
         process.wait()
         raise
-    answer = _read_answer(job.paths.result, process.returncode, stderr, limit)
-    answer.notes += [f"{LEFT_BEHIND}process {pid}" for pid in _end_engines(limit) if answer.status == "ok"]
+    errors.seek(0)
+    answer = _read_answer(job.paths.result, process.returncode, errors.read(), limit)
+    killed = limit.kill_members()
+    if limit.covers == "engine" and answer.status == "ok":  # a worker names its own children itself
+        answer.notes += [f"{LEFT_BEHIND}process {pid}" for pid in killed]
     return answer
-
-
-def _end_engines(limit: MemoryLimit) -> list[int]:
-    """Kill what is left of engines; returns their ids."""
-    return limit.kill_members() if limit.covers == "engine" else []
 
 
 def _read_answer(result: Path, returncode: int, stderr: str, limit: MemoryLimit) -> Answer:
