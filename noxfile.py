@@ -24,7 +24,7 @@ def _install(session: nox.Session, *extras: str) -> None:
 
 @nox.session
 def tests(session: nox.Session) -> None:
-    """All tests, the slow ones included; arguments go to pytest (``nox -s tests -- -m "not slow"``)."""
+    """Tests, slow ones too, but those of ``adapters``; arguments go to pytest (``nox -s tests -- -m "not slow"``)."""
     _install(session, "test")
     session.run("pytest", *SIDE_BY_SIDE, *session.posargs)
 
@@ -39,14 +39,14 @@ def wheels(session: nox.Session) -> None:
 
 @nox.session
 def adapters(session: nox.Session) -> None:
-    """The optional systems, DeepSpeed and llama.cpp, compiled from source and held to the contract.
+    """Every system held to the contract, DeepSpeed and llama.cpp, compiled from source, included.
 
     About five CPU minutes for llama.cpp and three for DeepSpeed's C++ parts; needs a C++ compiler, CMake and libaio
     with its headers (without libaio the NVMe variant is skipped, with the reason).
     """
     _install(session, "test", "deepspeed", "llamacpp")
-    chosen = session.posargs or ["-k", "deepspeed or llama or gguf"]
-    session.run("pytest", "tests/baselines", *chosen)
+    session.run("pytest", *SIDE_BY_SIDE, "--dist=loadgroup", "-m", "systems", "tests/baselines", *session.posargs)
+    session.run("pytest", "tests/baselines", "-k", "deepspeed or llama or gguf")
 
 
 @nox.session

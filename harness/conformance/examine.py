@@ -167,7 +167,8 @@ def _refusal(place: _Place, model: Path, budget: int | None) -> Answer:
     process = subprocess.run(
         [sys.executable, "-m", "harness.run"],
         input=job.model_dump_json() + "\n",
-        capture_output=True,
+        stdout=subprocess.DEVNULL,  # a pipe would end only with the last process that inherits it
+        stderr=subprocess.DEVNULL,
         text=True,
         timeout=WORKER_TIMEOUT_S,
         check=False,

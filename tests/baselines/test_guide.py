@@ -70,6 +70,7 @@ def test_the_guides_adapter_refuses_bad_input_with_a_reason(system: Any, tmp_pat
 
 
 @pytest.mark.slow
+@pytest.mark.systems
 def test_the_guides_adapter_passes_the_conformance_suite(adapter: Path, tmp_path: Path) -> None:
     outcome = run_cli("conformance", "my-system", "--work", str(tmp_path), path=adapter.parent)
     assert outcome.returncode == 0, outcome.stdout + outcome.stderr

@@ -68,8 +68,8 @@ class RoutedBlock(nn.Module):
 def _sharpened(module: nn.Module) -> None:
     """Larger weights, so that routing and experts matter, and values that bfloat16 holds."""
     with torch.no_grad():
-        for parameter in module.parameters():
-            parameter.add_(torch.randn_like(parameter) * 0.1).copy_(parameter.bfloat16())
+        for parameter in module.parameters():  # a block of its own has experts that nothing has initialised
+            parameter.nan_to_num_(0.0).clamp_(-1, 1).add_(torch.randn_like(parameter) * 0.1).copy_(parameter.bfloat16())
 
 
 def _ids() -> tuple[torch.Tensor, torch.Tensor]:

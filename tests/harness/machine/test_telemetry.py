@@ -18,7 +18,7 @@ from harness.machine.telemetry import Telemetry
 
 
 def test_the_peak_of_a_child_is_seen_from_outside() -> None:
-    code = "import time; x = bytearray(150 << 20); time.sleep(0.3); del x; time.sleep(0.2)"
+    code = "import time; x = bytearray(150 << 20); time.sleep(1.5); del x; time.sleep(0.2)"
     process = subprocess.Popen([sys.executable, "-c", code])
     with Telemetry(process.pid, period_s=0.01) as telemetry:
         process.wait()

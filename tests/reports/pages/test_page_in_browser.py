@@ -13,6 +13,7 @@ import pytest
 
 from reports import ReportPaths
 
+pytestmark = pytest.mark.slow
 PHONE, DESKTOP = 390, 1280
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 

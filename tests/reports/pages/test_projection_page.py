@@ -52,6 +52,7 @@ def test_large_errors_come_with_a_reason() -> None:
         assert row["title"] in told
 
 
+@pytest.mark.slow
 def test_a_part_has_tables_and_figures_with_their_data(tmp_path: Path) -> None:
     first, second = projection.parts([COMMITTED, COMMITTED], tmp_path / "figures")
     assert (first.anchor, second.anchor) == ("projection", "projection-2")

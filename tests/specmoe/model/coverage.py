@@ -131,7 +131,7 @@ EXPECTED: dict[str, Row] = {
     "mistral_large4": WRAPPER,
     "mixtral": EXACT,
     "muse_spark": WRAPPER,
-    "nemo_speechlm": WRAPPER_CONFIG,
+    "nemo_speechlm": Row(refused=STATES.refused, note=STATES.note, has_model=False),
     "nemotron_h": STATES,
     "nllb-moe": NLLB,
     "olmoe": EXACT,
