@@ -24,6 +24,7 @@ def test_the_script_decodes_the_same_tokens_with_and_without_speculation(capsys:
     assert float(re.search(r"([\d.]+) tokens/pass", speculative)[1]) > 1
 
 
+@pytest.mark.slow
 def test_the_notebook_reads_a_result_file_and_draws_one_figure() -> None:
     notebook = nbformat.read(EXAMPLES / "results.ipynb", as_version=4)
     assert not any(cell.get("outputs") for cell in notebook.cells), "commit the notebook without outputs"

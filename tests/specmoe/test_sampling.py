@@ -241,10 +241,7 @@ def _draw(wordy: tuple[Path, PreTrainedModel], **options: object) -> tuple[torch
 
 @pytest.mark.parametrize(
     "name",
-    [
-        pytest.param(name, marks=[] if name in ("affinity, gamma 3", "lookup and draft") else pytest.mark.slow)
-        for name in CONFIGURATIONS
-    ],
+    [pytest.param(name, marks=[] if name == "lookup and draft" else pytest.mark.slow) for name in CONFIGURATIONS],
 )
 def test_speculation_draws_what_the_reference_model_would(name: str, wordy: tuple[Path, PreTrainedModel]) -> None:
     _check_distribution(wordy, **CONFIGURATIONS[name])

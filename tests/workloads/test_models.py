@@ -86,6 +86,7 @@ def _trained(spec: ModelSpec) -> tuple[PreTrainedModel, PreTrainedTokenizerFast,
     return load_trained(RECIPES[spec.name], spec.folder()), tokenizer, prompt_sets.FOLDER / f"{spec.prompts}.jsonl"
 
 
+@pytest.mark.slow
 @IN_PAPER_CLASSES
 def test_weights_in_the_papers_classes_have_the_loss_that_their_card_states(spec: ModelSpec) -> None:
     card, result = spec.card(), json.loads((spec.folder() / "result.json").read_text())
@@ -96,6 +97,7 @@ def test_weights_in_the_papers_classes_have_the_loss_that_their_card_states(spec
     assert card.prompts_loss_nats == pytest.approx(card.held_out_loss_nats, abs=0.6)  # prompts are longer than most
 
 
+@pytest.mark.slow
 @IN_PAPER_CLASSES
 def test_what_a_card_shows_is_what_generate_gives(spec: ModelSpec, tmp_path: Path) -> None:
     model, tokenizer, file = _trained(spec)
@@ -107,6 +109,7 @@ def test_what_a_card_shows_is_what_generate_gives(spec: ModelSpec, tmp_path: Pat
         assert sample.continuation.strip().replace("|", "\\|") in page
 
 
+@pytest.mark.slow
 @IN_PAPER_CLASSES
 def test_widened_models_in_the_papers_classes_write_the_same_text(spec: ModelSpec, cache: Path) -> None:
     wide = models.path(f"{spec.name}-x2")
@@ -165,7 +168,7 @@ def test_trained_models_run_token_for_token_through_the_engine(spec: ModelSpec, 
     assert output.sequences.tolist() == reference(model, ids, mask, 12).tolist()
 
 
-@pytest.mark.parametrize("gamma", [0, 4])
+@pytest.mark.parametrize("gamma", [pytest.param(0, marks=pytest.mark.slow), 4])
 def test_the_translator_runs_token_for_token_through_the_engine(gamma: int, tmp_path: Path) -> None:
     spec = models.find("nllb-moe-like")
     model: PreTrainedModel = AutoModelForSeq2SeqLM.from_pretrained(spec.folder(), dtype=torch.float32).eval()
