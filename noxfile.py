@@ -45,7 +45,7 @@ def adapters(session: nox.Session) -> None:
     with its headers (without libaio the NVMe variant is skipped, with the reason).
     """
     _install(session, "test", "deepspeed", "llamacpp")
-    session.run("pytest", *SIDE_BY_SIDE, "--dist=loadgroup", "-m", "systems", "tests/baselines", *session.posargs)
+    session.run("pytest", *SIDE_BY_SIDE, "-m", "systems", "tests/baselines", *session.posargs)
     session.run("pytest", "tests/baselines", "-k", "deepspeed or llama or gguf")
 
 

@@ -29,7 +29,7 @@ GPU_ONLY = ("vllm", "sglang", "ktransformers", "moe-infinity")
 
 def _system(name: str, *packages: str, **options: Any) -> Any:
     title = "-".join([name, *map(str, options.values())])
-    marks = [pytest.mark.conformance(name, **options), pytest.mark.xdist_group(title), *map(needs, packages)]
+    marks = [pytest.mark.conformance(name, **options), *map(needs, packages)]
     return pytest.param(name, id=title, marks=marks)
 
 
@@ -83,7 +83,6 @@ def records(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Record]:
 
 @pytest.mark.slow
 @pytest.mark.systems
-@pytest.mark.xdist_group("together")
 class TestTogether:
     def test_whole_layer_streaming_moves_every_expert_of_every_layer_at_every_pass(
         self, records: dict[str, Record]

@@ -54,7 +54,6 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.systems
-@pytest.mark.xdist_group("external package")
 class TestAnExternalPackage:
     """The guide's example, installed as a user would and driven from outside."""
 
