@@ -36,7 +36,6 @@ def replace_linears(model: nn.Module, table: KernelTable, smallest: int = SMALL)
     replaced = set()
     for name, module in list(model.named_modules()):
         if type(module) is nn.Linear and not module.weight.is_meta and module.weight.numel() >= smallest:
-            parent, _, child = name.rpartition(".")
-            setattr(model.get_submodule(parent), child, KernelLinear.of(module, table))
+            model.set_submodule(name, KernelLinear.of(module, table))
             replaced.add(module.weight.dtype)
     return replaced

@@ -8,38 +8,32 @@ differ, it says how the checkpoint's keys become these modules' parameters.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from importlib import import_module
+from typing import Any
 
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.core_model_loading import WeightTransform
 
-from specmoe.model.families import (
-    dbrx,
-    ernie4_5_vl,
-    gated_delta,
-    jetmoe,
-    llama4,
-    longcat_flash,
-    nllb_moe,
-    switch_transformers,
-)
 from specmoe.model.families.base import Family
 from specmoe.model.families.encoder_decoder import EncoderDecoder
 
-FAMILIES: dict[str, Family] = {
-    "dbrx": dbrx.FAMILY,
-    "ernie4_5_vl_moe": ernie4_5_vl.FAMILY,
-    "jetmoe": jetmoe.FAMILY,
-    "llama4_text": llama4.FAMILY,
-    "longcat_flash": longcat_flash.FAMILY,
-    **gated_delta.FAMILIES,
-    "nllb-moe": nllb_moe.FAMILY,
-    "switch_transformers": switch_transformers.FAMILY,
+FAMILIES: dict[str, tuple[str, str]] = {
+    "dbrx": ("dbrx", "FAMILY"),
+    "ernie4_5_vl_moe": ("ernie4_5_vl", "FAMILY"),
+    "jetmoe": ("jetmoe", "FAMILY"),
+    "lara_mini": ("gated_delta", "LARA_MINI"),
+    "llama4_text": ("llama4", "FAMILY"),
+    "longcat_flash": ("longcat_flash", "FAMILY"),
+    "nllb-moe": ("nllb_moe", "FAMILY"),
+    "qwen3_5_moe_text": ("gated_delta", "QWEN3_5_MOE"),
+    "qwen3_next": ("gated_delta", "QWEN3_NEXT"),
+    "switch_transformers": ("switch_transformers", "FAMILY"),
 }
-"""By ``model_type`` of a model or of a part of it."""
+"""By ``model_type`` of a model or of a part of it: module and name.  Only those in use are imported."""
 
-ENCODER_DECODERS: dict[str, EncoderDecoder] = {
-    "nllb-moe": nllb_moe.ENCODER_DECODER,
-    "switch_transformers": switch_transformers.ENCODER_DECODER,
+ENCODER_DECODERS: dict[str, tuple[str, str]] = {
+    "nllb-moe": ("nllb_moe", "ENCODER_DECODER"),
+    "switch_transformers": ("switch_transformers", "ENCODER_DECODER"),
 }
 
 
@@ -62,12 +56,22 @@ def ignores(model: PreTrainedModel) -> Callable[[str], str | None]:
 
 def restores_state(config: PreTrainedConfig) -> bool:
     """Whether the state of a family's recurrent layers can go back to the last accepted token."""
-    return config.model_type in FAMILIES and FAMILIES[config.model_type].restores_state
+    family: Family | None = _find(FAMILIES, config.model_type)
+    return family is not None and family.restores_state
 
 
 def encoder_decoder(config: PreTrainedConfig) -> EncoderDecoder | None:
     """What a model of ``config`` adds to a decoder, or None."""
-    return ENCODER_DECODERS.get(config.model_type)
+    found: EncoderDecoder | None = _find(ENCODER_DECODERS, config.model_type)
+    return found
+
+
+def _find(registry: dict[str, tuple[str, str]], model_type: str) -> Any:
+    """What ``registry`` has for a model type, or None."""
+    if model_type not in registry:
+        return None
+    module, name = registry[model_type]
+    return getattr(import_module(f"{__name__}.{module}"), name)
 
 
 def _parts(model: PreTrainedModel) -> Iterator[tuple[PreTrainedModel, Family]]:
@@ -75,6 +79,7 @@ def _parts(model: PreTrainedModel) -> Iterator[tuple[PreTrainedModel, Family]]:
     seen: set[str] = set()
     for part in [m for m in model.modules() if isinstance(m, PreTrainedModel)]:
         model_type = part.config.model_type
-        if model_type in FAMILIES and model_type not in seen:
+        family: Family | None = None if model_type in seen else _find(FAMILIES, model_type)
+        if family is not None:
             seen.add(model_type)
-            yield part, FAMILIES[model_type]
+            yield part, family

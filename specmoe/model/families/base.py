@@ -88,5 +88,4 @@ def replace_modules(model: nn.Module, kind: type[nn.Module], make: Callable[[Any
     """Replace every module of ``model`` of exactly the class ``kind`` by what ``make`` makes of it."""
     for name, module in list(model.named_modules()):
         if type(module) is kind:
-            parent, _, child = name.rpartition(".")
-            setattr(model.get_submodule(parent), child, make(module))
+            model.set_submodule(name, make(module))

@@ -114,8 +114,6 @@ def _family(module: str, name: str, project: Callable[[Any, torch.Tensor], Proje
     return Family(adapt, restores_state=True)
 
 
-FAMILIES = {
-    "qwen3_next": _family("qwen3_next", "Qwen3NextGatedDeltaNet", _joint_projections),
-    "qwen3_5_moe_text": _family("qwen3_5_moe", "Qwen3_5MoeGatedDeltaNet", _separate_projections),
-    "lara_mini": _family("lara_mini", "LaraMiniGatedDeltaNet", _separate_projections),
-}
+QWEN3_NEXT = _family("qwen3_next", "Qwen3NextGatedDeltaNet", _joint_projections)
+QWEN3_5_MOE = _family("qwen3_5_moe", "Qwen3_5MoeGatedDeltaNet", _separate_projections)
+LARA_MINI = _family("lara_mini", "LaraMiniGatedDeltaNet", _separate_projections)
