@@ -34,11 +34,14 @@ class AccelerateCpuSystem(GreedySystem):
 
     def prepare(self, setting: Setting) -> None:
         store = ExpertStore.open(setting.store_path)
-        check_fits_limit(setting, store.total_bytes, self.card.name)
+        check_fits_limit(setting, fused.computed_bytes(store.total_bytes, store, setting.dtype), self.card.name)
         device = accelerator()
         model = shell_without_experts(setting, device)
         modules = expert_modules(model)
         for spec, tensors in fused.layers(store):
-            held = {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}
+            held = {
+                name: tensor.to(setting.dtype, memory_format=torch.contiguous_format, copy=True)
+                for name, tensor in tensors.items()
+            }
             cpu_offload(modules[spec.module], execution_device=device, state_dict=held)
         self._model = model

@@ -100,7 +100,8 @@ class Setting:
     and ``scratch`` a folder of the system's own that outlives the process.  ``process_limit_bytes`` is the
     kernel's limit for this process (or its engine), page cache included; None where there is none.
     ``calibration_texts`` are prompts a system may profile the model with in ``build``; they are never among the
-    measured ones.  ``start_engine`` is for cards with ``own_process``; its default starts without a limit.
+    measured ones.  Systems compute in ``dtype``; the experts of the store are in ``stored``.  ``start_engine`` is for
+    cards with ``own_process``; its default starts without a limit.
 
     Any other field is filled from the field of the same name of the cell (``reports.results.record.Cell``).
     """
@@ -111,9 +112,15 @@ class Setting:
     dtype: torch.dtype
     expert_budget_bytes: int | None
     threads: int
+    stored_dtype: torch.dtype | None = None
     calibration_texts: tuple[str, ...] = ()
     process_limit_bytes: int | None = None
     start_engine: StartEngine = _start_unlimited
+
+    @property
+    def stored(self) -> torch.dtype:
+        """The dtype of the expert store: ``stored_dtype``, or ``dtype`` where that is None."""
+        return self.stored_dtype or self.dtype
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from typing import ClassVar
 
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from baselines import fused
 from baselines.contract import CapabilityCard, NotSupported, Setting, SystemOptions, require
 from baselines.deepspeed_common import EXTRA, DeepSpeedSystem
 from baselines.hf import check_fits_limit
@@ -54,7 +55,8 @@ class DeepSpeedInferenceSystem(DeepSpeedSystem):
         deepspeed = require("deepspeed", EXTRA)
         if self.options.kernel_inject:
             _check_policy(setting.model_path)
-        check_fits_limit(setting, ExpertStore.open(setting.store_path).total_bytes, self.card.name)
+        store = ExpertStore.open(setting.store_path)
+        check_fits_limit(setting, fused.computed_bytes(store.total_bytes, store, setting.dtype), self.card.name)
         self.open_group(setting)
         model = AutoModelForCausalLM.from_pretrained(setting.model_path, dtype=setting.dtype)
         engine = deepspeed.init_inference(

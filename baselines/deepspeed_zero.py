@@ -27,9 +27,9 @@ from specmoe.offload.store import ExpertStore
 _MIN_READ_BYTES, _MAX_READ_BYTES = 1 << 20, 8 << 20  # DeepSpeed swaps no parameter below the first
 
 
-def read_bytes(store: ExpertStore) -> int:
+def read_bytes(store: ExpertStore, dtype: torch.dtype) -> int:
     """Size of one ``async_io`` read: the largest power of two, within bounds, that the smallest parameter fills."""
-    smallest = min(t.nbytes for _, tensors in fused.layers(store) for t in tensors.values())
+    smallest = min(t.numel() * dtype.itemsize for _, tensors in fused.layers(store) for t in tensors.values())
     return int(min(max(1 << (smallest.bit_length() - 1), _MIN_READ_BYTES), _MAX_READ_BYTES))
 
 
@@ -57,7 +57,12 @@ def config(model: PreTrainedModel, setting: Setting, store: ExpertStore, options
             "stage3_prefetch_bucket_size": block if options.prefetch else 0,
             "stage3_param_persistence_threshold": min(rest, min(map(min, sizes)) - 1),
         },
-        "aio": {"block_size": read_bytes(store), "queue_depth": 8, "intra_op_parallelism": 1, "overlap_events": True},
+        "aio": {
+            "block_size": read_bytes(store, setting.dtype),
+            "queue_depth": 8,
+            "intra_op_parallelism": 1,
+            "overlap_events": True,
+        },
     }
 
 
@@ -92,7 +97,8 @@ class DeepSpeedZeroSystem(DeepSpeedSystem):
         deepspeed = require("deepspeed", EXTRA)
         store = ExpertStore.open(setting.store_path)
         if self.options.offload == "cpu":
-            check_fits_limit(setting, store.total_bytes, f"{self.card.name} with offload=cpu")
+            nbytes = fused.computed_bytes(store.total_bytes, store, setting.dtype)
+            check_fits_limit(setting, nbytes, f"{self.card.name} with offload=cpu")
         self.open_group(setting)
         self._swap = setting.scratch / "zero_stage_3"
         model = shell_without_experts(setting, torch.device("cpu"))
@@ -101,7 +107,7 @@ class DeepSpeedZeroSystem(DeepSpeedSystem):
         modules, swapper = expert_modules(model), None
         for spec, tensors in fused.layers(store):  # one block in memory at a time
             module = modules[spec.module]
-            place_experts(module, {name: tensor.contiguous() for name, tensor in tensors.items()})
+            place_experts(module, {name: tensor.to(setting.dtype).contiguous() for name, tensor in tensors.items()})
             # the dtype comes from the config: given as an argument, float32 becomes bfloat16 on CPUs without fp16
             swapper = deepspeed.zero.Init(
                 module=module, config_dict_or_path=chosen, param_swapper=swapper

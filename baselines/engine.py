@@ -42,13 +42,14 @@ class _EngineSystem:
         raise NotImplementedError
 
     def build(self, setting: Setting) -> None:
-        open_or_build(setting.model_path, setting.store_path, setting.dtype)
+        open_or_build(setting.model_path, setting.store_path, setting.stored, compute_dtype=setting.dtype)
 
     def prepare(self, setting: Setting) -> None:
         self._engine = SpecMoE.from_pretrained(
             setting.model_path,
             expert_budget=setting.expert_budget_bytes,
             dtype=setting.dtype,
+            stored_dtype=setting.stored,
             store=setting.store_path,
             **self.arguments(),
         )
@@ -128,7 +129,12 @@ class SpecMoESystem(_EngineSystem):
             tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
             encoded = tokenizer(list(setting.calibration_texts), return_tensors="pt", padding=True)
             with SpecMoE.from_pretrained(
-                setting.model_path, gamma=0, expert_budget="50%", dtype=setting.dtype, store=setting.store_path
+                setting.model_path,
+                gamma=0,
+                expert_budget="50%",
+                dtype=setting.dtype,
+                stored_dtype=setting.stored,
+                store=setting.store_path,
             ) as engine:
                 engine.calibrate(encoded["input_ids"], encoded["attention_mask"])
 

@@ -1,7 +1,11 @@
-"""The experts of a store as transformers' fused tensors [E, ...], mapped from its files, layer by layer."""
+"""The experts of a store as transformers' fused tensors [E, ...], mapped from its files, layer by layer.
+
+transformers computes with one dtype only: systems on it widen experts that are stored in a narrower one.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import torch
@@ -30,6 +34,22 @@ def views(spec: LayerSpec, raw: torch.Tensor, dtype: torch.dtype) -> dict[str, t
     return fused
 
 
+def widened(spec: LayerSpec, buffer: torch.Tensor, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    """Fused tensors of a layer in ``dtype``, one after another in ``buffer`` (uint8), not filled yet."""
+    start, found = 0, {}
+    for tensor in spec.tensors:
+        shape = (spec.experts, *tensor.shape)
+        nbytes = dtype.itemsize * math.prod(shape)
+        found[tensor.name] = buffer[start : start + nbytes].view(dtype).view(shape)
+        start += nbytes
+    return found
+
+
 def layer_bytes(store: ExpertStore) -> int:
     """Bytes of the largest MoE layer, padding included."""
     return max(spec.experts * spec.stride_bytes for spec in store.layers)
+
+
+def computed_bytes(nbytes: int, store: ExpertStore, dtype: torch.dtype) -> int:
+    """What ``nbytes`` of a store's experts take in ``dtype``."""
+    return nbytes // store.dtype.itemsize * dtype.itemsize

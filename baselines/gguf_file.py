@@ -1,7 +1,8 @@
 """A GGUF file of a Qwen3-MoE checkpoint for llama.cpp, written layer by layer from the expert store.
 
-Weights keep the cell's dtype; norms and routers are float32, as llama.cpp expects.  The vocabulary is a placeholder of
-the right size (``tokenizer.ggml.model = none``), because token ids are passed directly.
+Weights keep the store's dtype where it is theirs, else the cell's; norms and routers are float32, as llama.cpp expects.
+The vocabulary is a placeholder of the right size (``tokenizer.ggml.model = none``), because token ids are passed
+directly.
 """
 
 from __future__ import annotations
@@ -41,8 +42,8 @@ _LAYER = {
 _FLOAT32 = ("norm.weight", "ffn_gate_inp.weight")
 
 
-def write(model_path: Path, store: ExpertStore, out: Path) -> None:
-    """Write ``out``; it appears under its name only when complete.
+def write(model_path: Path, store: ExpertStore, out: Path, dtype: torch.dtype) -> None:
+    """Write ``out`` for a cell of ``dtype``; it appears under its name only when complete.
 
     Raises:
         NotSupported: another model family, or a Qwen3-MoE variant that llama.cpp's graph does not implement.
@@ -60,14 +61,16 @@ def write(model_path: Path, store: ExpertStore, out: Path) -> None:
         writer = gguf.GGUFWriter(partial, ARCH)
         _add_settings(writer, model.config)
         for name, tensor in _tensors(checkpoint, store):
-            kept = _dtype(name, store.dtype)
+            kept = _dtype(name, tensor, store, dtype)
             nbytes = tensor.numel() * kept.itemsize
             writer.add_tensor_info(name, tensor.shape, np.dtype(np.float32), nbytes, types[kept])
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
         for name, tensor in _tensors(checkpoint, store):
-            writer.write_tensor_data(tensor.to(_dtype(name, store.dtype)).contiguous().view(torch.uint8).numpy())
+            writer.write_tensor_data(
+                tensor.to(_dtype(name, tensor, store, dtype)).contiguous().view(torch.uint8).numpy()
+            )
         writer.close()
 
 
@@ -124,5 +127,7 @@ def _name(key: str) -> str:
     return f"blk.{layer}.{_LAYER[part]}.weight"
 
 
-def _dtype(name: str, dtype: torch.dtype) -> torch.dtype:
-    return torch.float32 if name.endswith(_FLOAT32) else dtype
+def _dtype(name: str, tensor: torch.Tensor, store: ExpertStore, dtype: torch.dtype) -> torch.dtype:
+    if name.endswith(_FLOAT32):
+        return torch.float32
+    return store.dtype if tensor.dtype == store.dtype else dtype

@@ -96,7 +96,7 @@ class GreedySystem:
         self._model: Any = None
 
     def build(self, setting: Setting) -> None:
-        open_or_build(setting.model_path, setting.store_path, setting.dtype)
+        open_or_build(setting.model_path, setting.store_path, setting.stored, compute_dtype=setting.dtype)
 
     def generate(self, request: Request) -> Generation:
         return greedy(prepared(self._model), request)

@@ -98,9 +98,9 @@ class LlamaCppSystem:
         require("llama_cpp", "llamacpp")
         out = setting.scratch / _FILE
         if not out.exists():
-            gguf_file.write(
-                setting.model_path, open_or_build(setting.model_path, setting.store_path, setting.dtype), out
-            )
+            dtype = setting.dtype
+            store = open_or_build(setting.model_path, setting.store_path, setting.stored, compute_dtype=dtype)
+            gguf_file.write(setting.model_path, store, out, dtype)
 
     def prepare(self, setting: Setting) -> None:
         dtype = str(setting.dtype).removeprefix("torch.")

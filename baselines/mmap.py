@@ -1,7 +1,7 @@
 """transformers over memory-mapped safetensors: the kernel's page cache, under the limit, decides what moves.
 
 Checkpoints on the hub hold one key per expert, which the loader would copy into fused tensors.  ``build`` writes them
-fused, so that the mapped file is the parameter and nothing is copied.
+fused, so that the mapped file is the parameter and nothing is copied; for the same reason in the compute dtype.
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ class MmapSystem(GreedySystem):
         folder = setting.scratch / _FOLDER
         if folder.exists():
             return
-        store = open_or_build(setting.model_path, setting.store_path, setting.dtype)
+        store = open_or_build(setting.model_path, setting.store_path, setting.stored, compute_dtype=setting.dtype)
         with folder_appears(folder) as partial:
             for spec, tensors in fused.layers(store):
-                named = {f"{spec.module}.{name}": tensor.contiguous() for name, tensor in tensors.items()}
+                named = {f"{spec.module}.{name}": t.to(setting.dtype).contiguous() for name, t in tensors.items()}
                 save_file(named, partial / f"layer_{spec.model_layer:03d}.safetensors")
 
     def prepare(self, setting: Setting) -> None:

@@ -1,12 +1,14 @@
 """Whole-layer streaming: every pass of a MoE layer copies all its experts, used or not.
 
 All layers share one buffer of the size of the largest layer.  A hook fills it through ``specmoe``'s link before each
-experts module runs; transformers' own experts function then computes on views of that buffer.
+experts module runs; transformers' own experts function then computes on views of that buffer.  Experts that are stored
+in a narrower dtype than the cell's pass through some slots beside it, and are widened into it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -25,9 +27,11 @@ from baselines.hf import ExpertsOptions, GreedySystem, place_experts, shell_with
 from baselines.registry import register
 from specmoe.model.checkpoint import expert_modules
 from specmoe.offload.device import open_device
-from specmoe.offload.link import Link
+from specmoe.offload.link import Link, Transfer
 from specmoe.offload.sources import DiskSource
 from specmoe.offload.store import ExpertStore
+
+_SLOTS = 4  # through which experts pass that are widened
 
 
 def _copy_layer(store: ExpertStore, link: Link, buffer: torch.Tensor, layer: int) -> Callable[..., None]:
@@ -38,6 +42,27 @@ def _copy_layer(store: ExpertStore, link: Link, buffer: torch.Tensor, layer: int
     def hook(module: Any, args: Any) -> None:
         for transfer in [link.submit(layer, expert, slot) for expert, slot in enumerate(slots)]:
             link.wait(transfer)
+
+    return hook
+
+
+def _widen_layer(
+    store: ExpertStore, link: Link, slots: Sequence[torch.Tensor], wide: dict[str, torch.Tensor], layer: int
+) -> Callable[..., None]:
+    """A forward pre-hook that copies all experts of ``layer`` through ``slots`` into ``wide`` ([E, ...] by name)."""
+    spec = store.layers[layer]
+
+    def submit(expert: int) -> Transfer:
+        return link.submit(layer, expert, slots[expert % len(slots)][: spec.stride_bytes])
+
+    def hook(module: Any, args: Any) -> None:
+        transfers = deque(submit(expert) for expert in range(min(len(slots), spec.experts)))
+        for expert in range(spec.experts):
+            link.wait(transfers.popleft())
+            for name, tensor in store.tensors(layer, slots[expert % len(slots)]).items():
+                wide[name][expert] = tensor
+            if expert + len(slots) < spec.experts:
+                transfers.append(submit(expert + len(slots)))
 
     return hook
 
@@ -62,21 +87,31 @@ class NaiveSystem(GreedySystem):
 
     def prepare(self, setting: Setting) -> None:
         store = ExpertStore.open(setting.store_path)
-        self._layer_bytes = fused.layer_bytes(store)
+        widens = store.dtype != setting.dtype
+        largest, staging = fused.layer_bytes(store), _SLOTS * store.slot_bytes if widens else 0
+        self._layer_bytes = fused.computed_bytes(largest, store, setting.dtype) + staging
         budget = setting.expert_budget_bytes
         if budget is not None and budget < self._layer_bytes:
             raise NotSupported(
-                f"one whole layer takes {self._layer_bytes} bytes, the expert budget is {budget}: raise expert_budget"
+                f"one whole layer in {str(setting.dtype).removeprefix('torch.')} takes {self._layer_bytes} bytes, the "
+                f"expert budget is {budget}: raise expert_budget"
             )
         device = open_device("cpu")
         buffer = device.allocate(self._layer_bytes)
         self._link = Link(DiskSource(store), store, device)
         model = shell_without_experts(setting, device.torch_device)
         modules = expert_modules(model)
+        slots, rest = buffer[:staging].split(store.slot_bytes), buffer[staging:]
         for layer, spec in enumerate(store.layers):
             module = modules[spec.module]
-            place_experts(module, fused.views(spec, buffer, store.dtype))
-            module.register_forward_pre_hook(_copy_layer(store, self._link, buffer, layer))
+            if widens:
+                tensors = fused.widened(spec, rest, setting.dtype)
+                hook = _widen_layer(store, self._link, slots, tensors, layer)
+            else:
+                tensors = fused.views(spec, rest, store.dtype)
+                hook = _copy_layer(store, self._link, rest, layer)
+            place_experts(module, tensors)
+            module.register_forward_pre_hook(hook)
         model.set_experts_implementation(self.options.experts)
         self._model = model
 

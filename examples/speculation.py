@@ -17,10 +17,10 @@ OPTIONS = {"expert_budget": "5%", "draft_experts": 2, "draft_pool": "resident", 
 
 def decode(name: str, new_tokens: int, gamma: int) -> GenerateOutput:
     """Continue 16 prompts with ``gamma`` draft tokens per cycle; 0 turns speculation off and leaves a plain cache."""
-    path, store = models.path(name), models.store_path(name, "float32")
+    path = models.path(name)
     tokenizer = AutoTokenizer.from_pretrained(path, padding_side="left")
     batch = tokenizer([f"import {module}\n" for module in MODULES.split(",")], return_tensors="pt", padding=True)
-    with SpecMoE.from_pretrained(path, store=store, dtype=torch.float32, gamma=gamma, **OPTIONS) as model:
+    with SpecMoE.from_pretrained(path, dtype=torch.float32, gamma=gamma, **OPTIONS) as model:
         return model.generate(batch["input_ids"], batch["attention_mask"], max_new_tokens=new_tokens)
 
 

@@ -27,6 +27,11 @@ def percent(value: Any) -> str:
     return "99.9 %" if text == "100.0" and value < 1 else f"{text} %"
 
 
+def dtypes(computed: str, stored: str | None) -> str:
+    """The dtype computed in, with that of the stored experts where it is another."""
+    return computed if stored in (None, computed) else f"{computed}, experts stored in {stored}"
+
+
 def _missing(value: Any) -> bool:
     return value is None or bool(value != value)  # NaN; without pandas, which is heavy
 

@@ -23,6 +23,7 @@ from specmoe.meter import Meter
 from specmoe.model.assemble import Assembly, assemble
 from specmoe.model.checkpoint import Checkpoint, build_shell, checkpoint_dtype
 from specmoe.model.convert import Progress, default_store, open_or_build
+from specmoe.model.stored_dtype import choose
 from specmoe.offload.arena import ExpertArena
 from specmoe.offload.device import open_device
 from specmoe.offload.link import Link
@@ -73,6 +74,7 @@ class SpecMoE:
         expert_budget: int | str | None = None,
         options: SpecOptions | None = None,
         dtype: torch.dtype | None = None,
+        stored_dtype: torch.dtype | None = None,
         device: str = "cpu",
         slow_tier: Literal["disk", "host"] = "disk",
         store: str | Path | None = None,
@@ -88,11 +90,14 @@ class SpecMoE:
                 experts; default is all of them.
             options: all options of the algorithm; single ones may be given by name instead or in addition:
                 ``gamma=5, draft_experts=8, ...`` (the fields of ``SpecOptions``).
-            dtype: compute and storage dtype; default the checkpoint's.
+            dtype: compute dtype; default the checkpoint's.
+            stored_dtype: dtype in which experts are stored, cross the link and fill the budget; default the
+                checkpoint's own where widening it to ``dtype`` is exact (bfloat16 or float16 to float32), else
+                ``dtype``. The result is that of ``dtype`` in either case.
             device: ``cpu`` or ``cuda``.
             slow_tier: ``disk`` reads from the store past the page cache, ``host`` holds it in (pinned) RAM.
             store: folder of the expert store, built on first use; default one in the cache folder
-                (``SPECMOE_CACHE``, else ``~/.cache/specmoe-bench``) for this path and dtype.
+                (``SPECMOE_CACHE``, else ``~/.cache/specmoe-bench``) for this path and stored dtype.
             progress: called with (experts converted, experts in all) while the store is built; by default it is shown
                 on stderr after two seconds.
 
@@ -100,7 +105,8 @@ class SpecMoE:
             UnsupportedModelError: a family or checkpoint layout that cannot be offloaded.
             StoreError: a damaged store.
             BudgetError: a budget that cannot hold the draft experts and one more.
-            OptionError: an unknown option, one out of range, or one that needs a calibration first.
+            OptionError: an unknown option, one out of range, one that needs a calibration first, or a stored dtype that
+                would change the result.
             ValueError: an unknown device, a malformed budget, or a hub id that cannot be fetched.
         """
         path = hub.resolve(path)
@@ -112,9 +118,10 @@ class SpecMoE:
             parse_bytes(expert_budget, 1 << 60, "expert budget")  # a malformed one is refused before the store is built
         dtype = dtype or checkpoint_dtype(path)
         model = build_shell(path, dtype)
-        folder = Path(store) if store is not None else default_store(path, dtype)
         checkpoint = Checkpoint(path, model)
-        expert_store = open_or_build(path, folder, dtype, progress)
+        stored_dtype = choose(checkpoint, dtype, stored_dtype)
+        folder = Path(store) if store is not None else default_store(path, stored_dtype)
+        expert_store = open_or_build(path, folder, stored_dtype, progress, dtype)
         budget = expert_store.budget_bytes(expert_budget)
         checkpoint.load_non_experts(tier.torch_device)
         return cls(model, expert_store, options, assemble(model, expert_store, options, budget, tier, slow_tier))

@@ -2,9 +2,9 @@
 
 Every intermediate neuron of an expert is replicated ``factor`` times and its output weights are divided by
 ``factor``.  The activation of each replica is the same and the down projection sums the replicas, so the expert's
-function is unchanged.  With a power of two the division is exact, and only the order of summation, and so its
-rounding, can differ.  Routers, attention and embeddings are copied unchanged, and so are shared experts and dense
-layers unless their width is the routed experts' by the family's config (Llama 4's shared expert, NLLB-MoE's dense
+function is unchanged.  With a power of two the division is exact, also in bfloat16, and only the order of summation,
+and so its rounding, can differ.  Routers, attention and embeddings are copied unchanged, and so are shared experts and
+dense layers unless their width is the routed experts' by the family's config (Llama 4's shared expert, NLLB-MoE's dense
 layers): these are widened too.
 """
 
@@ -67,6 +67,8 @@ FAMILIES = {
     ),
 }
 """By model type."""
+VERSION = 2
+"""Of what is written: changes whenever ``inflated`` would make other files of the same source."""
 _LAYER = re.compile(r"\.layers\.(\d+)\.")
 
 
@@ -83,9 +85,10 @@ def widen(family: Widening, key: str, weight: torch.Tensor, factor: int) -> torc
     return weight
 
 
-def inflated(source: Path, out: Path, factor: int, dtype: torch.dtype = torch.float32) -> Path:
+def inflated(source: Path, out: Path, factor: int, dtype: torch.dtype | None = None) -> Path:
     """Write the widened model to ``out`` unless it exists; returns ``out``.
 
+    ``dtype`` is that of the weights; default bfloat16, else float16, where it holds every value exactly, else float32.
     It writes one safetensors shard per layer, so it needs the memory of one layer.  The folder appears under its name
     only when complete.
 
@@ -99,6 +102,7 @@ def inflated(source: Path, out: Path, factor: int, dtype: torch.dtype = torch.fl
         return out
     config = json.loads((source / "config.json").read_text())
     family = _family(config, source)
+    dtype = dtype or _exact_dtype(source, family, factor)
     with folder_appears(out) as partial:
         _write_shards(source, partial, family, factor, dtype)
         for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json"):
@@ -106,6 +110,17 @@ def inflated(source: Path, out: Path, factor: int, dtype: torch.dtype = torch.fl
                 shutil.copy(source / name, partial / name)
         _write_config(config, source, partial, family, factor, dtype)
     return out
+
+
+def _exact_dtype(source: Path, family: Widening, factor: int) -> torch.dtype:
+    """bfloat16 or float16, the first that holds every widened value exactly; float32 where neither does."""
+    exact = [torch.bfloat16, torch.float16]
+    for file in checkpoint_files(source):
+        opened = open_shard(file)
+        for key in opened.keys():  # noqa: SIM118 (safe_open is no mapping)
+            divided = opened.get_tensor(key).float() / (factor if family.down.search(key) else 1)
+            exact = [dtype for dtype in exact if torch.equal(divided.to(dtype).float(), divided)]
+    return next(iter(exact), torch.float32)
 
 
 def _write_shards(source: Path, out: Path, family: Widening, factor: int, dtype: torch.dtype) -> None:
@@ -150,9 +165,9 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--source", type=Path, default=Path(__file__).parent / "embedded")
     parser.add_argument("--factor", type=int, default=32)
-    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], help="default: the narrowest exact one")
     args = parser.parse_args()
-    print(inflated(args.source, args.out, args.factor, getattr(torch, args.dtype)))
+    print(inflated(args.source, args.out, args.factor, getattr(torch, args.dtype) if args.dtype else None))
 
 
 if __name__ == "__main__":

@@ -204,7 +204,7 @@ def _widened(base: ModelSpec, factor: int) -> ModelSpec:
         base.licence,
         constructed=True,
         prompts=base.prompts,
-        revision=base.revision,
+        revision=f"{base.revision}-{inflate.VERSION}",
         builder=build,
         on_use=True,
     )

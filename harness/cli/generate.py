@@ -82,20 +82,21 @@ def _generate(
     """Load the engine, generate, print the text, write the timeline."""
     import torch
 
+    from harness.run.model_files import ModelFiles
     from specmoe import SpecMoE, Timeline
-    from workloads import models, requests, tokenizers
+    from workloads import requests, tokenizers
 
-    folder = models.path(engine.model)
-    tokenizer = tokenizers.load(folder)
+    files = ModelFiles.of(engine.model, "float32")
+    tokenizer = tokenizers.load(files.checkpoint)
     input_ids, attention_mask = requests.pad(tokenizer(prompts)["input_ids"], tokenizer)
     timeline = Timeline(enabled=timeline_file is not None)
     forced: dict[str, Any] = {} if forced_bos is None else {"forced_bos_token_id": _token(tokenizer, forced_bos)}
     with SpecMoE.from_pretrained(
-        folder,
+        files.checkpoint,
         expert_budget=engine.expert_budget,
         options=engine.options,
         dtype=torch.float32,
-        store=models.store_path(engine.model, "float32"),
+        store=files.store,
     ) as model:
         has_encoder = bool(model.model.config.is_encoder_decoder)
         printer = _Printer(tokenizer, "" if has_encoder else prompts[0]) if len(prompts) == 1 else None

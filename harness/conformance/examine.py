@@ -96,7 +96,7 @@ class _Place:
 
     @property
     def files(self) -> ModelFiles:
-        return ModelFiles.of(self.model, "float32")
+        return ModelFiles.of(self.model, "float32", "float32")
 
     def folders(self) -> list[Path]:
         return self.files.folders(self.system)
@@ -112,6 +112,7 @@ def _run(place: _Place, run: str, evidence: Evidence, batch: int, budget: str, n
     experiment = {
         "name": "conformance",
         "model": place.model,
+        "stored_dtype": "float32",
         "systems": [{"system": place.system, "options": place.options}],
         "batch_sizes": [batch],
         "expert_budget": budget,

@@ -118,7 +118,9 @@ def config_of(records: list[Record]) -> dict[str, Any]:
         raise RecordError(
             f"the baseline holds {len(known)} configurations, one is needed: give a results.jsonl of one experiment"
         )
-    experiment = validate(json.loads(known.pop()) | {"rounds": 1}, "the baseline")
+    config = json.loads(known.pop())
+    config.setdefault("stored_dtype", config.get("dtype"))  # a baseline from before experts had a dtype of their own
+    experiment = validate(config | {"rounds": 1}, "the baseline")
     return experiment.model_dump(mode="json", exclude_defaults=True)  # fields that an older revision may not know
 
 
@@ -137,13 +139,19 @@ def _for_another_folder(payload: dict[str, Any]) -> dict[str, Any]:
 def _one_round(code: Path, payload: dict[str, Any], number: int, out: Path) -> list[Record]:
     out.mkdir(parents=True, exist_ok=False)
     experiment = out / "experiment.yaml"
-    experiment.write_text(json.dumps(payload | {"rounds": 1, "seed": number}), encoding="utf-8")
+    known = payload if _has_stored_dtype(code) else {k: v for k, v in payload.items() if k != "stored_dtype"}
+    experiment.write_text(json.dumps(known | {"rounds": 1, "seed": number}), encoding="utf-8")
     command = [sys.executable, "-m", "harness.cli", "run", str(experiment.resolve()), "--out", str(out.resolve())]
     done = subprocess.run(command, cwd=code, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, check=False)
     if done.returncode not in (0, 1):  # 1: cells failed; their records say so
         last = done.stderr.strip().splitlines()[-1] if done.stderr.strip() else "no message"
         raise RunError(f"the run of {code.name} ended with {done.returncode}: {last}")
     return [r.model_copy(update={"round": number}) for r in counted(ResultFile(out / "results.jsonl").read())]
+
+
+def _has_stored_dtype(code: Path) -> bool:
+    """Whether the experiments of a revision have the field; before it, experts were stored in the compute dtype."""
+    return "stored_dtype" in (code / "harness" / "plan" / "experiment.py").read_text(encoding="utf-8")
 
 
 def _git(folder: Path, *arguments: str) -> None:

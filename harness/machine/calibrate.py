@@ -75,8 +75,8 @@ def calibrate_kernels(threads: int, show: Callable[[str], None] = print) -> Path
     torch.set_num_threads(threads)
     try:
         table = measure.measure()
-        for dtype in DTYPES:
-            show(f"{'kernels, ' + dtype:24} {table.describe(getattr(torch, dtype))}")
+        for stored, dtype in kernel_table.PAIRS:
+            show(f"{kernel_table.key('experts', dtype, stored):24} {table.describe(dtype, stored)}")
         return kernel_table.save(table, now())
     finally:
         torch.set_num_threads(before)

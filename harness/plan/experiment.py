@@ -12,11 +12,13 @@ from pydantic.fields import FieldInfo
 
 from baselines import registry
 from harness.plan.errors import Assigned, ConfigError, config_error
+from harness.plan.sizes import ExpertSizes
 from reports.results.record import Cell
 from specmoe.sizes import parse_bytes
 from workloads.lengths import Fixed, Length
 
 Bytes = int | str
+Dtype = Literal["float32", "bfloat16", "float16"]
 
 T = TypeVar("T")
 _SWEPT = "swept"
@@ -55,6 +57,8 @@ class Experiment(BaseModel):
 
     Options of systems and the fields typed ``Swept`` may be lists, which are swept in every combination.
     ``expert_budget`` holds for every system that has none of its own: bytes, ``"256MB"`` or ``"25%"`` of all experts.
+    Systems compute in ``dtype``; ``stored_dtype`` is that of the experts in the slow tier, whose bytes budgets count:
+    null is the checkpoint's own where widening it to ``dtype`` is exact, else ``dtype``.
     ``process_overhead`` plus the largest budget is the kernel's memory limit, the same for every process; null means
     no limit.  Upper bounds that hold everything in memory (card ``limited=False``) run without it, and their records
     say so.  ``disk_read_limit`` (``"500MB"``, per second) has the kernel throttle reads, to emulate a slower disk;
@@ -69,7 +73,8 @@ class Experiment(BaseModel):
     name: str = Field(min_length=1)
     title: str | None = None
     model: str
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    dtype: Dtype = "float32"
+    stored_dtype: Swept[Dtype | None] = Field(default=[None])
     systems: list[SystemEntry] = Field(min_length=1)
     batch_sizes: Annotated[list[int], _SWEPT] = Field(min_length=1)
     new_tokens: Swept[Length] = Field(default=[Fixed(32)], validation_alias=AliasChoices("new_tokens", "output_tokens"))
@@ -112,17 +117,18 @@ class PlannedCell(BaseModel):
     cell: Cell
 
 
-def plan(experiment: Experiment, slot_bytes: int, total_slots: int) -> list[PlannedCell]:
-    """Expand an experiment into cells for a model with ``total_slots`` experts of ``slot_bytes``.
+def plan(experiment: Experiment, sizes: ExpertSizes) -> list[PlannedCell]:
+    """Expand an experiment into cells for a model with experts of ``sizes``.
 
     Raises:
         ConfigError: an unknown system or option, a malformed budget, or two equal cells.
     """
-    everything = slot_bytes * total_slots
     fixed = {name: getattr(experiment, name) for name in Cell.model_fields if name in Experiment.model_fields}
-    fixed["process_limit_bytes"] = _process_limit(experiment, everything)
     planned = []
-    for entry, settings in expand(experiment):
+    for entry, chosen in expand(experiment):
+        settings = chosen | {"stored_dtype": chosen["stored_dtype"] or sizes.own}
+        everything = sizes.total_bytes(settings["stored_dtype"])
+        fixed["process_limit_bytes"] = _process_limit(experiment, everything)
         swept = {key: value for name in settings for key, value in _to_cell(name, settings[name], everything).items()}
         for options in _variants(experiment, entry):
             cell = Cell(system=entry.system, options=options, **fixed | swept)

@@ -59,14 +59,15 @@ def load(results: Sequence[Path]) -> list[MeasuredCell]:
     """All finished cells of the engine's systems that can be replayed, in the order of the files.
 
     Left out are cells with the controller, with merged experts or with a prefetch that changes the draft experts, since
-    these depend on time or weights, and emulated cells, which represent another machine.
+    these depend on time or weights, emulated cells, which represent another machine, and cells whose experts are stored
+    in another dtype than they are computed in, since traces hold bytes of the latter.
 
     Raises:
         RecordError: a file cannot be read.
     """
     found: dict[str, list[Record]] = {}
     for entry in counted(line for path in results for line in ResultFile(path).read()):
-        measured = entry.status == "ok" and entry.kind == "measured"
+        measured = entry.status == "ok" and entry.kind == "measured" and entry.cell.stored == entry.cell.dtype
         if measured and entry.cell.system in ENGINE_SYSTEMS and replayable(options_of(entry.cell)):
             found.setdefault(f"{entry.config.get('name')} {entry.cell.cell_id}", []).append(entry)
     return [_median_cell(records) for records in found.values()]

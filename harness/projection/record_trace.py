@@ -47,6 +47,7 @@ def record(run: RunToRecord) -> Trace:
         expert_budget=run.expert_budget,
         options=options,
         dtype=torch.float32,
+        stored_dtype=torch.float32,
         store=models.store_path(run.model, "float32"),
     ) as engine:
         if engine.model.config.is_encoder_decoder:

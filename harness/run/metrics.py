@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from reports.results.metrics import Context, Metrics, combine
 from reports.results.record import Ceilings, Cell, Usage
 from reports.results.repetition import Repetition
@@ -17,18 +19,19 @@ from specmoe.offload.store import ExpertStore
 
 @dataclass(frozen=True)
 class Weights:
-    """Bytes of a model in the dtype it runs in: one expert, and everything that is not an expert."""
+    """Bytes of a model: one expert as stored, and everything that is not an expert, in the dtype it is computed in."""
 
     expert_bytes: int
     other_bytes: int
 
     @classmethod
-    def of(cls, model_path: Path, store: ExpertStore) -> Weights:
+    def of(cls, model_path: Path, store: ExpertStore, dtype: str) -> Weights:
         """Sizes from the store and from the headers of the checkpoint's safetensors files."""
         elements = sum(_elements(file) for file in sorted(model_path.glob("*.safetensors")))
+        others = max(0, elements - store.total_bytes // store.dtype.itemsize)
         return cls(
             expert_bytes=store.total_bytes // store.total_experts,
-            other_bytes=max(0, elements * store.dtype.itemsize - store.total_bytes),
+            other_bytes=others * getattr(torch, dtype).itemsize,
         )
 
 

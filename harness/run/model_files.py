@@ -15,40 +15,56 @@ from specmoe.files import cache_dir
 from specmoe.model.checkpoint import checkpoint_files
 from specmoe.model.convert import open_or_build
 from specmoe.model.identity import checksum_of, content, identify
+from specmoe.model.stored_dtype import choose_for
 from specmoe.offload.store import ExpertStore
 from workloads import models, prompts
 
 
 @dataclass(frozen=True)
 class ModelFiles:
-    """Folders of one model in one dtype; ``default_prompts`` is the prompt set that the model is measured on."""
+    """Folders of one model with its experts in ``stored_dtype``, computed in ``dtype``.
+
+    ``default_prompts`` is the prompt set that the model is measured on.
+    """
 
     checkpoint: Path
     store: Path
     default_prompts: str
+    dtype: str
+    stored_dtype: str
 
     @classmethod
-    def of(cls, model: str, dtype: str) -> ModelFiles:
+    def of(cls, model: str, dtype: str, stored_dtype: str | None = None) -> ModelFiles:
         """Find a model by name, folder or hub id; it is built or fetched if it has to be.
 
-        Raises:
-            ValueError: no such model, or it cannot be built here.
-        """
-        return cls(models.path(model), models.store_path(model, dtype), models.find(model).prompts)
+        Args:
+            model: the name, folder or id.
+            dtype: computed in.
+            stored_dtype: of the experts; default the checkpoint's own where widening it to ``dtype`` is exact.
 
-    def open_store(self, dtype: str) -> ExpertStore:
+        Raises:
+            ValueError: no such model, or it cannot be built here, or experts stored so would change the result.
+            UnsupportedModelError: a checkpoint that cannot be loaded.
+        """
+        path, asked = models.path(model), None if stored_dtype is None else getattr(torch, stored_dtype)
+        stored = str(choose_for(path, getattr(torch, dtype), asked)).removeprefix("torch.")
+        return cls(path, models.store_path(model, stored), models.find(model).prompts, dtype, stored)
+
+    def open_store(self) -> ExpertStore:
         """The expert store, built if it is missing.
 
         Raises:
             StoreError: the store is damaged or cannot be written.
         """
-        return open_or_build(self.checkpoint, self.store, getattr(torch, dtype))
+        stored, dtype = getattr(torch, self.stored_dtype), getattr(torch, self.dtype)
+        return open_or_build(self.checkpoint, self.store, stored, compute_dtype=dtype)
 
     def scratch(self, system: str) -> Path:
-        """A system's own folder for this checkpoint and dtype; other weights of the same name get another."""
+        """A system's own folder for this checkpoint and dtypes; other weights of the same name get another."""
+        computed = "" if self.stored_dtype == self.dtype else f"-in-{self.dtype}"
         files = [[f.name, f.stat().st_size, f.stat().st_mtime_ns] for f in checkpoint_files(self.checkpoint)]
         identity = hashlib.sha256(json.dumps([str(self.checkpoint.resolve()), *files]).encode()).hexdigest()[:8]
-        return cache_dir() / "scratch" / f"{self.store.name}-{identity}-{system}"
+        return cache_dir() / "scratch" / f"{self.store.name}{computed}-{identity}-{system}"
 
     def folders(self, system: str) -> list[Path]:
         """Every folder that a system reads experts or its own files from."""

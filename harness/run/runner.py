@@ -23,6 +23,7 @@ from harness.machine.throttle import Throttle
 from harness.plan import schedule
 from harness.plan.experiment import Experiment, PlannedCell, plan
 from harness.plan.schedule import Unit
+from harness.plan.sizes import ExpertSizes
 from harness.run import launch, manifest
 from harness.run.executor import Executor, LocalExecutor
 from harness.run.job import Action, Answer, Job, Paths, WorkerLimit
@@ -46,12 +47,13 @@ class RunError(RuntimeError):
 class Runner:
     """One experiment, ready to run into one folder: ``results.jsonl``, ``manifest.json`` and reference tokens.
 
-    ``builds`` holds the answers to builds that are done, by system and options; those in it are not repeated.
+    ``files`` are the model's by stored dtype.  ``builds`` holds the answers to builds that are done, by system, options
+    and stored dtype; those in it are not repeated.
     """
 
     experiment: Experiment
     out: Path
-    files: ModelFiles
+    files: dict[str, ModelFiles]
     cells: list[PlannedCell]
     session: Session
     executor: Executor = field(default_factory=LocalExecutor)
@@ -84,15 +86,22 @@ class Runner:
             ValueError: no such model or prompt set.
             StoreError: the expert store is damaged or cannot be written.
         """
-        files = ModelFiles.of(experiment.model, experiment.dtype)
-        tokenizers.load(files.checkpoint)  # one that is missing is refused here rather than in every worker
-        show(f"model {experiment.model}: experts in {files.store}")
-        store = files.open_store(experiment.dtype)
-        show(f"{store.total_bytes / 1e6:.0f} MB of experts, {table_bytes(store) / 1e3:.0f} kB of affinity tables")
-        cells = plan(experiment, store.slot_bytes, store.total_experts)
+        asked = {dtype: ModelFiles.of(experiment.model, experiment.dtype, dtype) for dtype in experiment.stored_dtype}
+        files = {found.stored_dtype: found for found in asked.values()}
+        first = next(iter(files.values()))
+        tokenizers.load(first.checkpoint)  # one that is missing is refused here rather than in every worker
+        stores = {}
+        for dtype, found in files.items():
+            show(f"model {experiment.model}: experts in {found.store}")
+            store = stores[dtype] = found.open_store()
+            show(f"{store.total_bytes / 1e6:.0f} MB of experts, {table_bytes(store) / 1e3:.0f} kB of affinity tables")
+        own = asked[None].stored_dtype if None in asked else first.stored_dtype
+        slot_bytes = {dtype: store.slot_bytes for dtype, store in stores.items()}
+        cells = plan(experiment, ExpertSizes(stores[own].total_experts, slot_bytes, own))
         for name in set(experiment.prompts):  # a missing prompt set is refused here rather than in every worker
-            prompts.load(files.prompts(name))
-        session = Session.start(experiment, Weights.of(files.checkpoint, store), files.store, command)
+            prompts.load(first.prompts(name))
+        weights = {dtype: Weights.of(first.checkpoint, store, experiment.dtype) for dtype, store in stores.items()}
+        session = Session.start(experiment, weights, first.store, command)
         known = {} if builds is None else builds
         return cls(experiment, out, files, cells, session, executor or LocalExecutor(), show, known)
 
@@ -147,8 +156,9 @@ class Runner:
             ThrottleError: a disk limit cannot be enforced here.
         """
         clean_stale_groups(detect())
+        store = next(iter(self.files.values())).store  # they are beside each other
         for rate in {u.planned.cell.disk_read_limit_bytes_s for u in units} - {None}:
-            with MemoryLimit(None, "probe", throttle=Throttle.of(self.files.store, rate)):
+            with MemoryLimit(None, "probe", throttle=Throttle.of(store, rate)):
                 pass  # a throttle that cannot be enforced is refused here rather than after the first references
         for key, planned in {_build_key(u.planned): u.planned for u in units}.items():
             self._build(key, planned)
@@ -188,7 +198,10 @@ class Runner:
             )
 
     def _reference_path(self, planned: PlannedCell) -> Path:
-        return self.files.reference(planned.cell, self.out / "references")
+        return self._files(planned).reference(planned.cell, self.out / "references")
+
+    def _files(self, planned: PlannedCell) -> ModelFiles:
+        return self.files[planned.cell.stored]
 
     def _measure(self, unit: Unit, attempt: int) -> Record:
         started_at = now()
@@ -196,7 +209,7 @@ class Runner:
         built = self.builds.get(_build_key(unit.planned), Answer())
         if built.status != "ok":
             return self.session.record(unit, attempt, started_at, not_measured(built, "not started"))
-        drop_page_cache(self.files.folders(cell.system))
+        drop_page_cache(self._files(unit.planned).folders(cell.system))
         limited = registry.systems()[cell.system].card.limited
         limit_bytes = cell.process_limit_bytes if limited else None
         outcome = self._work("measure", unit.planned, limit_bytes, self.experiment.timeout_s)
@@ -207,7 +220,7 @@ class Runner:
         cell = planned.cell
         measuring = action == "measure"
         own_process = registry.systems()[cell.system].card.own_process
-        throttle = Throttle.of(self.files.store, cell.disk_read_limit_bytes_s if measuring else None)
+        throttle = Throttle.of(self._files(planned).store, cell.disk_read_limit_bytes_s if measuring else None)
         covers: Covers = "engine" if measuring and own_process else "worker"
         limit = MemoryLimit(limit_bytes, action, throttle=throttle, covers=covers)
         with tempfile.TemporaryDirectory(prefix="specmoe-bench-") as folder:
@@ -215,23 +228,23 @@ class Runner:
             return launch.run(job, limit, timeout_s)
 
     def _job(self, action: Action, planned: PlannedCell, limit_bytes: int | None, result: Path) -> Job:
-        cell = planned.cell
+        cell, files = planned.cell, self._files(planned)
         paths = Paths(
-            model=self.files.checkpoint,
-            store=self.files.store,
-            scratch=self.files.scratch(cell.system),
+            model=files.checkpoint,
+            store=files.store,
+            scratch=files.scratch(cell.system),
             reference=self._reference_path(planned),
             result=result,
         )
-        named = cell.model_copy(update={"prompts": self.files.prompts(cell.prompts)})
+        named = cell.model_copy(update={"prompts": files.prompts(cell.prompts)})
         return Job(action=action, cell=named, paths=paths, limit=WorkerLimit(process_limit_bytes=limit_bytes))
 
 
 def _build_key(planned: PlannedCell) -> str:
-    """Cells of equal key share one build: the same system, and the same options that its card lists for builds."""
-    card = registry.systems()[planned.cell.system].card
-    options = {name: planned.cell.options.get(name) for name in card.build_options}
-    return json.dumps([planned.cell.system, options], sort_keys=True)
+    """Cells of equal key share one build: the same system, dtypes, and options that its card lists for builds."""
+    cell = planned.cell
+    options = {name: cell.options.get(name) for name in registry.systems()[cell.system].card.build_options}
+    return json.dumps([cell.system, options, cell.dtype, cell.stored], sort_keys=True)
 
 
 def _headline(record: Record) -> str:

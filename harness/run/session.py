@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import uuid
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,16 +25,16 @@ from reports.results.tier import not_from_disk
 
 @dataclass(frozen=True)
 class Session:
-    """What is the same for every record of one runner process."""
+    """What is the same for every record of one runner process; ``weights`` by stored dtype."""
 
     experiment: Experiment
     environment: dict[str, Any]
     ceilings: Ceilings | None
-    weights: Weights
+    weights: Mapping[str, Weights]
     session_id: str = field(default_factory=lambda: uuid.uuid4().hex[:12])
 
     @classmethod
-    def start(cls, experiment: Experiment, weights: Weights, store: Path, command: str | None) -> Session:
+    def start(cls, experiment: Experiment, weights: Mapping[str, Weights], store: Path, command: str | None) -> Session:
         """Capture the environment, with the file system of ``store``; ``command`` is what a user would type."""
         facts = environment.capture() | {"seed": experiment.seed} | ({"command": command} if command else {})
         facts["store_filesystem"] = str(Storage.of(store))
@@ -83,7 +84,7 @@ class Session:
             return [], None
         try:
             repetitions = [Repetition(**r) for r in answer.repetitions]
-            return repetitions, measured(repetitions, cell, outcome.usage, self.ceilings, self.weights)
+            return repetitions, measured(repetitions, cell, outcome.usage, self.ceilings, self.weights[cell.stored])
         except (ValueError, TypeError, ArithmeticError) as error:
             answer.status = "failed"
             answer.error = f"the system reported invalid figures ({' '.join(str(error).split())}): fix its adapter"

@@ -98,6 +98,7 @@ def setting_of(job: Job, engines: Engines) -> Setting:
         "store_path": job.paths.store,
         "scratch": job.paths.scratch,
         "dtype": getattr(torch, job.cell.dtype),
+        "stored_dtype": getattr(torch, job.cell.stored),
         "calibration_texts": _calibration_texts(job) if job.action == "build" else (),
         "process_limit_bytes": job.limit.process_limit_bytes,
         "start_engine": engines.start,

@@ -86,9 +86,10 @@ def _section(records: pd.DataFrame, title: str) -> str:
     cell = records["record"].iloc[0]["cell"]
     commands = ", ".join(f"`{command}`" for command in measured_by(records))
     budget = f"{cell['expert_budget_bytes'] / 1e6:.0f} MB for experts"
+    dtype = text.dtypes(cell["dtype"], cell.get("stored_dtype"))
     texts = [
         f"### {title}",
-        f"{commands}: {cell['model']}, {cell['dtype']}, {cell['new_tokens']} new tokens, {budget}.",
+        f"{commands}: {cell['model']}, {dtype}, {cell['new_tokens']} new tokens, {budget}.",
     ]
     batches = sorted(records["batch_size"].unique())
     for batch in batches:

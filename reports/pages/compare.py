@@ -19,11 +19,11 @@ from reports.results.load import ReportError, configured_order, finished, load
 from reports.results.metrics import METRICS
 from reports.results.roles import REFERENCE, Row
 from reports.results.stats import Ratio, bootstrap, quotient
-from reports.text import NONE, number
+from reports.text import NONE, dtypes, number
 from reports.wording.tables import Table, TableCell, markdown, plain
 
 _PLACE = ["kind", "model", "dtype", "new_tokens", "prompt_offset", "threads", "disk_read_limit_bytes_s", "batch_size"]
-_PLACE += ["prompts", "lengths"]
+_PLACE += ["prompts", "lengths", "stored_dtype"]
 _MACHINE = ("cpu", "cores", "ram_bytes", "gpu")
 _EVER_NEW = ("date", "command", "seed")  # differ between any two runs, or belong to the configuration
 _SIDE = "AB"
@@ -125,9 +125,8 @@ def _cell(key: tuple[Any, ...], frames: list[pd.DataFrame], reference: str, same
     throttle = facts["disk_read_limit_bytes_s"]
     request = "".join(f", {facts[name]}" for name in ("prompts", "lengths") if facts[name])
     disk = "" if throttle is None else f", disk throttled to {throttle / 1e9:.3g} GB/s"
-    caption = (
-        f"{facts['model']}, {facts['dtype']}, {facts['new_tokens']} tokens, batch {facts['batch_size']}{request}{disk}"
-    )
+    dtype = dtypes(facts["dtype"], facts["stored_dtype"])
+    caption = f"{facts['model']}, {dtype}, {facts['new_tokens']} tokens, batch {facts['batch_size']}{request}{disk}"
     caption += "" if facts["kind"] == "measured" else f" ({facts['kind']})"
     return Table(str(facts["kind"]), f"{caption}; reference: {over or 'none in both'}", headers, rows)
 

@@ -10,7 +10,7 @@ import pandas as pd
 from reports.figures import Figure
 from reports.results.commands import measured_by
 from reports.results.roles import Row
-from reports.text import NONE, number
+from reports.text import NONE, dtypes, number
 from reports.wording.details import Detail, details
 from reports.wording.headline import Headline, headline
 from reports.wording.tables import Table, mark_budgets, tables
@@ -96,7 +96,7 @@ def _setup(summary: pd.DataFrame, frame: pd.DataFrame) -> list[tuple[str, str]]:
     budgets = sorted(set(summary["expert_budget_bytes"].dropna()))
     facts = [
         ("Model", str(first["model"])),
-        ("Data type", str(first["dtype"] or NONE)),
+        ("Data type", dtypes(str(first["dtype"] or NONE), first["stored_dtype"])),
         ("Expert byte budget", ", ".join(f"{number(b / 1e6)} MB" for b in budgets) or "none"),
         ("Memory limit of the process", _limit(frame)),
         ("Prompt tokens per row (mean)", prompts),

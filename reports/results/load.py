@@ -18,6 +18,7 @@ from reports.results.metrics import METRICS
 from reports.results.migrate import SCHEMA
 from reports.results.record import Cell, Limit, Record
 from reports.results.rounds import IDENTITY, counted_lines
+from reports.text import dtypes
 
 _NOT_COLUMNS = {"schema_version", "cell", "limit", "metrics", "repetitions", "phases_s", "notes", "environment"}
 _NOT_COLUMNS |= {"config", "usage", "ceilings"}
@@ -87,7 +88,7 @@ def workload_names(frame: pd.DataFrame) -> dict[str, str]:
     facts = pd.DataFrame(
         {
             "model": first["model"].astype(str),
-            "dtype": first["dtype"].astype(str),
+            "dtype": pd.Series(map(dtypes, first["dtype"].astype(str), first["stored_dtype"]), first.index),
             "length": first["new_tokens"].map(lambda n: f"{n} new tokens"),
             "set": first["prompts"].map(lambda name: f"{name or 'default'} prompts"),
             "lengths": first["lengths"],
@@ -147,6 +148,7 @@ def _row(path: Path, number: int, record: dict[str, Any]) -> dict[str, Any]:
     experiment, host = str(config.get("name") or ""), _host(environment)
     row: dict[str, Any] = {"file": str(path), "line": number, "record": record}
     row |= _values(record, _TOP) | _values(cell, Cell.model_fields)
+    row["stored_dtype"] = _stored(cell)
     row["options"] = json.dumps(cell.get("options") or {}, sort_keys=True)
     row |= {name: metrics.get(name) for name in METRICS}
     row |= {f"limit_{name.removeprefix('limit_')}": value for name, value in _values(limit, Limit.model_fields).items()}
@@ -170,9 +172,14 @@ def _host(environment: dict[str, Any]) -> str:
 
 def _workload(experiment: str, host: str, cell: dict[str, Any]) -> str:
     """Equal for records that belong in one table: of one experiment and host, with every other setting equal."""
-    rest = [name for name in Cell.model_fields if name not in {*_WITHIN_WORKLOAD, *_SAME_WORKLOAD}]
-    same = [cell.get(name) for name in _SAME_WORKLOAD]
+    rest = [name for name in Cell.model_fields if name not in {*_WITHIN_WORKLOAD, *_SAME_WORKLOAD, "stored_dtype"}]
+    same = [*(cell.get(name) for name in _SAME_WORKLOAD), _stored(cell)]
     return json.dumps([experiment, host, *same, {name: cell[name] for name in rest if cell.get(name)}])
+
+
+def _stored(cell: dict[str, Any]) -> Any:
+    """The dtype of the stored experts; before it was recorded they were stored in the one computed in."""
+    return cell.get("stored_dtype") or cell.get("dtype") or Cell.model_fields["dtype"].default
 
 
 def _lengths(cell: dict[str, Any]) -> str:

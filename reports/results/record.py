@@ -59,6 +59,13 @@ class Cell(Strict):
     """Distribution of output lengths, of which ``new_tokens`` is the longest; None is ``new_tokens`` for every row."""
     request_seed: int = 0
     """Of the lengths drawn from distributions."""
+    stored_dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    """Dtype in which experts rest in the slow tier and cross the link; None, as in older records, is ``dtype``."""
+
+    @property
+    def stored(self) -> str:
+        """The dtype of the stored experts."""
+        return self.stored_dtype or self.dtype
 
     @property
     def shape(self) -> RequestShape:
@@ -77,13 +84,18 @@ class Cell(Strict):
     @property
     def conditions(self) -> str:
         """Every field but the system, its options and its budget: only cells of equal conditions are compared."""
-        return self.model_dump_json(exclude={"system", "options", "expert_budget_bytes"})
+        same = self.model_copy(update={"stored_dtype": self.stored})
+        return same.model_dump_json(exclude={"system", "options", "expert_budget_bytes"})
 
     @property
     def cell_id(self) -> str:
-        """Twelve hex digits that depend on every field; fields newer than the schema count once they are set."""
-        fields = type(self).model_fields
-        counted = {k: v for k, v in self.model_dump().items() if k in _ALWAYS_COUNTED or v != fields[k].default}
+        """Twelve hex digits that depend on every field; fields newer than the schema count once they are set.
+
+        ``stored_dtype`` counts where it is not ``dtype``: experts were stored in that before the field was added.
+        """
+        defaults = {name: field.default for name, field in type(self).model_fields.items()}
+        values = self.model_dump() | ({"stored_dtype": None} if self.stored == self.dtype else {})
+        counted = {k: v for k, v in values.items() if k in _ALWAYS_COUNTED or v != defaults[k]}
         return hashlib.sha256(json.dumps(counted, sort_keys=True).encode()).hexdigest()[:12]
 
 

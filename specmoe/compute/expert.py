@@ -13,6 +13,7 @@ import torch
 
 from specmoe.compute.products import product
 from specmoe.compute.table import Kernel
+from specmoe.compute.widening import Widening
 
 
 @dataclass(frozen=True)
@@ -34,24 +35,34 @@ class ExpertTraits:
 
 
 def expert_mlp(
-    x: torch.Tensor, weights: Mapping[str, torch.Tensor], traits: ExpertTraits, kernel: Kernel = "torch"
+    x: torch.Tensor,
+    weights: Mapping[str, torch.Tensor],
+    traits: ExpertTraits,
+    kernel: Kernel = "torch",
+    widening: Widening | None = None,
 ) -> torch.Tensor:
-    """One expert on its tokens: [n, H] -> [n, H].
+    """One expert on its tokens: [n, H] -> [n, H] in the dtype of ``x``.
 
     Args:
         x: hidden states.
         weights: ``gate_up_proj`` or ``up_proj``, ``down_proj``, and each one's ``NAME_bias`` where the family has them.
         traits: of the expert's module.
         kernel: of both products.
+        widening: memory for weights in a narrower dtype than ``x``; without it they are widened in new memory.
     """
     first = "gate_up_proj" if traits.has_gate else "up_proj"
-    hidden = traits.activation(_linear(x, weights, first, traits.is_transposed, kernel))
-    return _linear(hidden, weights, "down_proj", traits.is_transposed, kernel)
+    hidden = traits.activation(_linear(x, weights, first, traits.is_transposed, kernel, widening))
+    return _linear(hidden, weights, "down_proj", traits.is_transposed, kernel, widening)
 
 
 def _linear(
-    x: torch.Tensor, weights: Mapping[str, torch.Tensor], name: str, is_transposed: bool, kernel: Kernel
+    x: torch.Tensor,
+    weights: Mapping[str, torch.Tensor],
+    name: str,
+    is_transposed: bool,
+    kernel: Kernel,
+    widening: Widening | None,
 ) -> torch.Tensor:
     """``x`` [n, in] times one weight matrix: [n, out]."""
     weight = weights[name].t() if is_transposed else weights[name]
-    return product(x, weight, weights.get(f"{name}_bias"), "torch" if is_transposed else kernel)
+    return product(x, weight, weights.get(f"{name}_bias"), "torch" if is_transposed else kernel, widening)

@@ -13,8 +13,9 @@ from specmoe.compute import fields
 from specmoe.compute.expert import ExpertTraits, expert_mlp
 from specmoe.compute.gate import Gate
 from specmoe.compute.products import streamed, task_rows
-from specmoe.compute.table import KernelTable
+from specmoe.compute.table import Kernel, KernelTable
 from specmoe.compute.threads import available, pool
+from specmoe.compute.widening import Widening
 
 Tensors = Mapping[str, torch.Tensor]
 
@@ -60,9 +61,13 @@ class ExpertKernels:
 
     Args:
         gate: of the experts, where the streaming kernel knows it; without it every expert is computed by itself.
+        widening: memory in which other kernels widen weights that rest in a narrower dtype than the hidden states'.
     """
 
-    def __init__(self, traits: ExpertTraits, gate: Gate | None, table: KernelTable) -> None:
+    def __init__(
+        self, traits: ExpertTraits, gate: Gate | None, table: KernelTable, widening: Widening | None = None
+    ) -> None:
+        self._widening = widening
         self._traits, self._gate, self._table = traits, gate, table
         self._first = "gate_up_proj" if traits.has_gate else "up_proj"
         self._numbers = gate.numbers() if gate is not None else None
@@ -78,28 +83,33 @@ class ExpertKernels:
             if expert not in routed.bounds:  # a newly pinned expert may have no tokens
                 continue
             start, end = routed.bounds[expert]
-            dtype = tensors["down_proj"].dtype
+            stored = tensors["down_proj"].dtype
             if not streamed_now:
-                most = self._most_streamed(routed, dtype)
+                most = self._most_streamed(routed, stored)
             if end - start <= most:
                 streamed_now.append((tensors, start, end))
                 continue
-            kernel = (
-                self._table.choose("experts", dtype, end - start) if routed.hidden.device.type == "cpu" else "torch"
-            )
-            kernel = "torch" if kernel == "streaming" else kernel
+            kernel = self._kernel(routed, stored, end - start)
             rows = routed.order[start:end]
-            out[rows] = expert_mlp(routed.input(start, end), tensors, self._traits, kernel).to(out.dtype)
+            x = routed.input(start, end)
+            out[rows] = expert_mlp(x, tensors, self._traits, kernel, self._widening).to(out.dtype)
         if streamed_now:
             self._stream(streamed_now, routed, out)
 
-    def _most_streamed(self, routed: Routed, dtype: torch.dtype) -> int:
+    def _kernel(self, routed: Routed, stored: torch.dtype, rows: int) -> Kernel:
+        """The kernel of an expert that is not streamed."""
+        if routed.hidden.device.type != "cpu":
+            return "torch"
+        kernel = self._table.choose("experts", routed.hidden.dtype, rows, stored)
+        return "torch" if kernel == "streaming" else kernel
+
+    def _most_streamed(self, routed: Routed, stored: torch.dtype) -> int:
         """Most tokens of an expert that the streaming kernel takes in this pass; 0 for none."""
         if self._gate is None or self._traits.is_transposed or routed.scales is not None:
             return 0
         if routed.hidden.device.type != "cpu" or not available():
             return 0
-        return self._table.streamed_rows("experts", dtype)
+        return self._table.streamed_rows("experts", routed.hidden.dtype, stored)
 
     def _stream(self, experts: list[tuple[Tensors, int, int]], routed: Routed, out: torch.Tensor) -> None:
         threads = torch.get_num_threads()

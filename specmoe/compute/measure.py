@@ -13,7 +13,8 @@ from specmoe.compute.expert import ExpertTraits, expert_mlp
 from specmoe.compute.gate import Gate
 from specmoe.compute.layer import ExpertKernels, Routed
 from specmoe.compute.products import product
-from specmoe.compute.table import DTYPES, ROWS, Kernel, KernelTable, Product, candidates, name_of
+from specmoe.compute.table import PAIRS, ROWS, Kernel, KernelTable, Product, candidates, key
+from specmoe.compute.widening import Widening
 
 WIDTH, INNER = 512, 640  # H and I: 3.9 MB in float32
 HOPELESS = 4.0
@@ -22,7 +23,7 @@ Run = Callable[[], object]
 
 
 def measure(budget_s: float = 0.05, footprint_bytes: int = 128 << 20) -> KernelTable:
-    """The fastest kernel for each product, dtype and number of rows, with torch's current number of threads.
+    """The fastest kernel for each product, pair of dtypes and number of rows, with torch's current number of threads.
 
     Args:
         budget_s: time for each kernel and number of rows; at least five runs are made.
@@ -30,11 +31,12 @@ def measure(budget_s: float = 0.05, footprint_bytes: int = 128 << 20) -> KernelT
     """
     kernels: dict[str, list[Kernel]] = {}
     with torch.inference_mode():
-        for dtype in DTYPES:
-            copies = max(2, footprint_bytes // (3 * WIDTH * INNER * dtype.itemsize))
-            weights = [expert(dtype) for _ in range(copies)]
-            for what in ("experts", "linear"):
-                kernels[f"{what} {name_of(dtype)}"] = list(_fastest(what, dtype, weights, budget_s))  # type: ignore[arg-type]
+        products: tuple[Product, ...] = ("experts", "linear")
+        for stored, dtype in PAIRS:
+            copies = max(2, footprint_bytes // (3 * WIDTH * INNER * stored.itemsize))
+            weights = [expert(stored) for _ in range(copies)]
+            for what in products:
+                kernels[key(what, dtype, stored)] = list(_fastest(what, dtype, weights, budget_s))
     return KernelTable("measured now", kernels)
 
 
@@ -46,7 +48,7 @@ def times_s(
     kernels: list[Kernel],
     budget_s: float,
 ) -> dict[Kernel, list[float]]:
-    """Seconds of each run of each kernel; kernels take turns, and each run takes the next weights."""
+    """Seconds of each run of each kernel on rows of ``dtype``; kernels take turns, each run takes the next weights."""
     x = torch.randn(rows, WIDTH, generator=torch.Generator().manual_seed(rows)).to(dtype)
     turn = cycle(weights)
     actions: dict[Kernel, Run] = {kernel: _action(what, kernel, x, turn) for kernel in kernels}
@@ -66,7 +68,7 @@ def times_s(
 def _fastest(
     what: Product, dtype: torch.dtype, weights: list[dict[str, torch.Tensor]], budget_s: float
 ) -> Iterator[Kernel]:
-    tried = candidates(dtype)
+    tried = candidates(dtype, weights[0]["down_proj"].dtype)
     for rows in ROWS:
         shortest = {k: min(t) for k, t in times_s(what, rows, dtype, weights, tried, budget_s).items()}
         best = min(tried, key=shortest.__getitem__)
@@ -75,12 +77,14 @@ def _fastest(
 
 
 def _action(what: Product, kernel: Kernel, x: torch.Tensor, turn: Iterator[dict[str, torch.Tensor]]) -> Run:
+    widening = Widening()
     if what == "linear":
-        return lambda: product(x, next(turn)["gate_up_proj"], None, kernel)
+        return lambda: product(x, next(turn)["gate_up_proj"], None, kernel, widening)
     traits = ExpertTraits(True, False, _swiglu)
     if kernel != "streaming":
-        return lambda: expert_mlp(x, next(turn), traits, kernel)
-    only = KernelTable("measured now", {f"experts {name_of(x.dtype)}": ["streaming"] * len(ROWS)})
+        return lambda: expert_mlp(x, next(turn), traits, kernel, widening)
+    stored = next(turn)["down_proj"].dtype
+    only = KernelTable("measured now", {key("experts", x.dtype, stored): ["streaming"] * len(ROWS)})
     experts = ExpertKernels(traits, Gate("silu"), only)
     order, out = torch.arange(len(x)), torch.empty_like(x)
     return lambda: experts.compute([(0, next(turn))], Routed(x, order, {0: (0, len(x))}, 1), out)

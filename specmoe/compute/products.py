@@ -11,23 +11,32 @@ import torch.nn.functional as F
 from specmoe.compute import fields
 from specmoe.compute.table import Kernel
 from specmoe.compute.threads import available, pool
+from specmoe.compute.widening import Widening
 
 MOST_ELEMENTS, FEWEST_ELEMENTS = 1 << 15, 1 << 13
 """Weights per task: few enough to share the work evenly, enough to make the cost of taking a task negligible."""
 
 
-def product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, kernel: Kernel) -> torch.Tensor:
-    """``x`` [n, in] times ``weight`` [out, in] plus ``bias``: [n, out] in the dtype of ``x``."""
+def product(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    kernel: Kernel,
+    widening: Widening | None = None,
+) -> torch.Tensor:
+    """``x`` [n, in] times ``weight`` [out, in] plus ``bias``: [n, out] in the dtype of ``x``.
+
+    ``x`` is never rounded: narrower weights are widened, in the memory of ``widening`` if it is given.
+    """
     bias = None if bias is None else bias.contiguous()  # neither streaming nor oneDNN looks at strides
     if kernel == "streaming" and weight.is_contiguous() and (bias is None or bias.dtype == weight.dtype):
         return _streamed(x, weight, bias)
-    if kernel == "onednn-widened":
-        added = None if bias is None else bias.float()
-        return _onednn(x.float(), weight.float(), added).to(x.dtype)
-    if weight.dtype != x.dtype:
-        weight, bias = weight.to(x.dtype), None if bias is None else bias.to(x.dtype)
-    if kernel == "onednn":
-        return _onednn(x, weight, bias)
+    dtype = torch.float32 if kernel == "onednn-widened" else x.dtype
+    if weight.dtype != dtype:
+        weight = weight.to(dtype) if widening is None else widening(weight, dtype)
+    bias = None if bias is None else bias.to(dtype)
+    if kernel in ("onednn", "onednn-widened"):
+        return _onednn(x.to(dtype), weight, bias).to(x.dtype)
     if bias is None and 2 <= len(x) <= 4 and x.device.type == "cpu" and x.dtype == torch.float32:
         # The same product transposed: the GEMM library then reads the weights 1.5 times as fast, and with so few
         # tokens per expert the time is that of reading them.

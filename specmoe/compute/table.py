@@ -1,4 +1,6 @@
-"""Which kernel multiplies: a table by what is multiplied, dtype and number of rows, measured once per machine.
+"""Which kernel multiplies: a table by what is multiplied, dtypes and number of rows, measured once per machine.
+
+Weights may rest in a narrower dtype than the one computed in, so a product has two: ``stored`` and that of its rows.
 
 ``specmoe-bench calibrate`` measures it.  Without a measurement a rule decides, never a measurement at load: one taken
 beside other work would choose badly for as long as the file exists, and two runs could choose differently.
@@ -25,6 +27,8 @@ Kernel = Literal["streaming", "onednn", "onednn-widened", "torch"]
 Product = Literal["experts", "linear"]
 ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+PAIRS = (*((d, d) for d in DTYPES), (torch.bfloat16, torch.float32), (torch.float16, torch.float32))
+"""(dtype of the weights, dtype computed in)."""
 WAIT_VARIABLES = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
 STREAMED_ROWS = 16
 """Most rows that the rule gives to the streaming kernel; four times as many where oneDNN has to widen weights."""
@@ -34,27 +38,34 @@ SMALL = 1 << 16
 
 @dataclass(frozen=True)
 class KernelTable:
-    """Kernels by ``"PRODUCT DTYPE"``, one for each of ``ROWS``; ``origin`` says where the table comes from."""
+    """Kernels by product and dtypes (``key``), one for each of ``ROWS``; ``origin`` says where the table comes from."""
 
     origin: str
     kernels: dict[str, list[Kernel]] = field(default_factory=dict)
 
-    def choose(self, product: Product, dtype: torch.dtype, rows: int) -> Kernel:
-        """The kernel measured with the least number of rows that is not below ``rows``, else the last."""
-        measured = self.kernels.get(f"{product} {name_of(dtype)}")
+    def choose(self, product: Product, dtype: torch.dtype, rows: int, stored: torch.dtype | None = None) -> Kernel:
+        """The kernel measured with the least number of rows that is not below ``rows``, else the last.
+
+        ``stored`` is the dtype of the weights, by default ``dtype``, which is computed in.
+        """
+        measured = self.kernels.get(key(product, dtype, stored))
         if measured is None:
             return "torch"
         return measured[min(bisect_left(ROWS, rows), len(ROWS) - 1)]
 
-    def streamed_rows(self, product: Product, dtype: torch.dtype) -> int:
+    def streamed_rows(self, product: Product, dtype: torch.dtype, stored: torch.dtype | None = None) -> int:
         """Most rows that the streaming kernel takes; 0 when it takes none."""
-        return max((n for n in ROWS if self.choose(product, dtype, n) == "streaming"), default=0)
+        return max((n for n in ROWS if self.choose(product, dtype, n, stored) == "streaming"), default=0)
 
-    def describe(self, dtype: torch.dtype) -> str:
-        """The kernels by rows, the table's origin, and how threads wait for work, for a record."""
+    def describe(self, dtype: torch.dtype, stored: torch.dtype | None = None) -> str:
+        """The kernels by rows, the table's origin, and how threads wait for work, for a record.
+
+        ``stored`` is the dtype of the experts, by default ``dtype``.
+        """
         parts = []
-        for product in ("experts", "linear"):
-            chosen = [self.choose(product, dtype, rows) for rows in ROWS]
+        uses: tuple[tuple[Product, torch.dtype | None], ...] = (("experts", stored), ("linear", None))
+        for product, resting in uses:
+            chosen = [self.choose(product, dtype, rows, resting) for rows in ROWS]
             starts = [i for i, kernel in enumerate(chosen) if not i or kernel != chosen[i - 1]]
             ends = [f"to {ROWS[following - 1]} rows" for following in starts[1:]] + ["above" if starts[1:] else ""]
             steps = ", ".join(f"{chosen[i]} {end}".strip() for i, end in zip(starts, ends, strict=True))
@@ -71,31 +82,36 @@ TORCH = KernelTable("kernels=torch", {})
 def rule() -> KernelTable:
     """The kernels for a machine that was not measured: streaming for few rows, oneDNN above on x86."""
     kernels: dict[str, list[Kernel]] = {}
-    for dtype in DTYPES:
+    products: tuple[Product, ...] = ("experts", "linear")
+    for stored, dtype in PAIRS:
         few: Kernel = "streaming" if available() else "torch"
-        many = _for_many_rows(dtype)
+        many = _for_many_rows(dtype, stored)
         most = 4 * STREAMED_ROWS if many == "onednn-widened" else STREAMED_ROWS
-        kernels |= {
-            f"{product} {name_of(dtype)}": [few if n <= most else many for n in ROWS]
-            for product in ("experts", "linear")
-        }
+        kernels |= {key(product, dtype, stored): [few if n <= most else many for n in ROWS] for product in products}
     return KernelTable("default rule", kernels)
 
 
-def candidates(dtype: torch.dtype) -> list[Kernel]:
-    """The kernels that this machine can run on ``dtype``."""
+def key(product: Product, dtype: torch.dtype, stored: torch.dtype | None = None) -> str:
+    """``experts float32``, or ``experts bfloat16 in float32`` where the weights' dtype is another."""
+    if stored is None or stored == dtype:
+        return f"{product} {name_of(dtype)}"
+    return f"{product} {name_of(stored)} in {name_of(dtype)}"
+
+
+def candidates(dtype: torch.dtype, stored: torch.dtype | None = None) -> list[Kernel]:
+    """The kernels that this machine can run on weights of ``stored`` (by default ``dtype``) without rounding rows."""
     streaming: list[Kernel] = ["streaming"] if available() else []
     onednn: list[Kernel] = []
     if _on_x86():
-        onednn = ["onednn"] if _onednn_runs(dtype) else []
-        onednn += ["onednn-widened"] if dtype != torch.float32 else []
+        onednn = ["onednn"] if stored in (None, dtype) and _onednn_runs(dtype) else []
+        onednn += ["onednn-widened"] if (stored or dtype) != torch.float32 else []
     return [*streaming, *onednn, "torch"]
 
 
-def _for_many_rows(dtype: torch.dtype) -> Kernel:
+def _for_many_rows(dtype: torch.dtype, stored: torch.dtype) -> Kernel:
     if not _on_x86():
         return "torch"
-    return "onednn" if _onednn_runs(dtype) else "onednn-widened"
+    return "onednn" if stored == dtype and _onednn_runs(dtype) else "onednn-widened"
 
 
 def _on_x86() -> bool:
@@ -143,7 +159,9 @@ def load() -> KernelTable:
     if not measured:
         return rule()
     usable = {name: list(kernels) for name, kernels in measured[-1]["kernels"].items()}
-    return KernelTable(f"measured {measured[-1]['date']}", usable)
+    others = {name: kernels for name, kernels in rule().kernels.items() if name not in usable}
+    origin = f"measured {measured[-1]['date']}" + (", what was not measured by the default rule" if others else "")
+    return KernelTable(origin, usable | others)
 
 
 def save(table: KernelTable, date: str) -> Path:

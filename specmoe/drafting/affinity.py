@@ -37,7 +37,7 @@ def build_table(layer_file: Path, spec: LayerSpec, dtype: torch.dtype) -> None:
         UnsupportedModelError: an expert holds NaN or infinite weights.
     """
     experts = np.memmap(layer_file, dtype=np.uint8, mode="r").reshape(spec.experts, spec.stride_bytes)
-    columns = max(1, _CHUNK_BYTES // spec.experts // dtype.itemsize)
+    columns = max(1, _CHUNK_BYTES // spec.experts // torch.float32.itemsize)  # the same sums for every stored dtype
     stored = torch.empty(spec.experts, columns, dtype=dtype)
     values = torch.empty(spec.experts, columns)
     gram = torch.zeros(spec.experts, spec.experts, dtype=torch.float64)

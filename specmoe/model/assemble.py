@@ -92,18 +92,20 @@ def assemble(
     state = PassState(options, residency, chosen.placement, chosen.selection, tables, slices, prefetcher)
     table = prepare_kernels(model, store.dtype, options, device)
     attach(model, modules, state, table)
-    return Assembly(state, arena, link, chosen.most_draft_experts, table.describe(store.dtype))
+    kernels = table.describe(model.config.dtype, store.dtype)
+    return Assembly(state, arena, link, chosen.most_draft_experts, kernels)
 
 
-def prepare_kernels(model: PreTrainedModel, dtype: torch.dtype, options: SpecOptions, device: Device) -> KernelTable:
-    """The kernels of experts (``dtype``) and linear layers, ready to run; replaces the linear layers of ``model``."""
+def prepare_kernels(model: PreTrainedModel, stored: torch.dtype, options: SpecOptions, device: Device) -> KernelTable:
+    """The kernels of experts (``stored``) and linear layers, ready to run; replaces the linear layers of ``model``."""
     if options.kernels == "torch" or device.torch_device.type != "cpu":
         return kernel_tables.TORCH
     table = kernel_tables.load()
-    for used in {dtype, *replace_linears(model, table)}:
-        if table.streamed_rows("experts", used) or table.streamed_rows("linear", used):
-            streamed(used)
-            pool(torch.get_num_threads())
+    used = {dtype for dtype in replace_linears(model, table) if table.streamed_rows("linear", dtype)}
+    used |= {stored} if table.streamed_rows("experts", model.config.dtype, stored) else set()
+    for dtype in used:
+        streamed(dtype)
+        pool(torch.get_num_threads())
     return table
 
 

@@ -57,9 +57,16 @@ def build_store(
 
 
 def open_or_build(
-    checkpoint: str | Path, out: str | Path, dtype: torch.dtype | None = None, progress: Progress | None = None
+    checkpoint: str | Path,
+    out: str | Path,
+    dtype: torch.dtype | None = None,
+    progress: Progress | None = None,
+    compute_dtype: torch.dtype | None = None,
 ) -> ExpertStore:
     """The store at ``out``, built if it does not exist yet; a second process waits for the first one's conversion.
+
+    ``compute_dtype`` is the one that the model is loaded in, where it is not that of the stored experts
+    (``specmoe.model.stored_dtype``).
 
     A store of other weights, or of a release that did not identify them in full, is rebuilt if ``out`` is in the cache
     folder (``specmoe.files.cache_dir``) and refused elsewhere.
@@ -71,7 +78,7 @@ def open_or_build(
     checkpoint, out = Path(checkpoint), Path(out)
     if out.exists() and (store := _open_checked(checkpoint, out, dtype)) is not None:
         return store
-    plan = _plan(checkpoint, dtype)
+    plan = _plan(checkpoint, dtype, compute_dtype)
     with _only_converter(out):
         if out.exists():
             if (store := _open_checked(checkpoint, out, dtype)) is not None:
@@ -115,7 +122,9 @@ def _open_checked(checkpoint: Path, out: Path, dtype: torch.dtype | None) -> Exp
     """
     store = ExpertStore.open(out)
     if dtype is not None and store.dtype != dtype:
-        raise StoreError(f"{out} holds {store.dtype}, not {dtype}: delete it or choose another folder")
+        raise StoreError(
+            f"{out} holds {store.dtype}, not {dtype}: delete it, choose another folder, or ask for that stored_dtype"
+        )
     found = identify(checkpoint, store.source)
     if content(found) == content(store.source):
         if not found.items() <= store.source.items():
@@ -152,16 +161,17 @@ class _Plan:
         return values * self.dtype.itemsize
 
 
-def _plan(checkpoint: Path, dtype: torch.dtype | None) -> _Plan:
-    """Check a checkpoint in full; nothing is written.
+def _plan(checkpoint: Path, dtype: torch.dtype | None, compute_dtype: torch.dtype | None = None) -> _Plan:
+    """Check a checkpoint in full, as it is loaded in ``compute_dtype`` (default ``dtype``); nothing is written.
 
     Raises:
         UnsupportedModelError: it cannot be converted.
     """
     dtype = dtype or checkpoint_dtype(checkpoint)
-    model = build_shell(checkpoint, dtype)
+    compute_dtype = compute_dtype or dtype
+    model = build_shell(checkpoint, compute_dtype)
     reader = Checkpoint(checkpoint, model)
-    _check_dtypes(reader, model, dtype)
+    _check_dtypes(reader, model, compute_dtype)
     return _Plan(reader, model, dtype)
 
 
@@ -190,7 +200,7 @@ _ELSEWHERE = "choose another folder (store=, or SPECMOE_CACHE for the cache fold
 
 
 def _check_dtypes(reader: Checkpoint, model: PreTrainedModel, dtype: torch.dtype) -> None:
-    """Check that every expert tensor has the store's dtype.
+    """Check that every expert tensor is computed in ``dtype``.
 
     Raises:
         UnsupportedModelError: ``from_pretrained`` keeps an expert tensor in another dtype.

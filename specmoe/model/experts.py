@@ -19,6 +19,7 @@ from specmoe.compute.expert import ExpertTraits, expert_mlp
 from specmoe.compute.gate import recognise
 from specmoe.compute.layer import ExpertKernels, Routed
 from specmoe.compute.table import TORCH, KernelTable
+from specmoe.compute.widening import Widening
 from specmoe.drafting.substitution import Picks
 from specmoe.errors import UnsupportedModelError
 from specmoe.model.families.base import HookedExperts
@@ -31,7 +32,7 @@ NAME = "specmoe"
 class ExpertsLayer:
     """The experts of one MoE layer: routing in, weighted sum out."""
 
-    def __init__(self, state: PassState, layer: int, module: Any, table: KernelTable) -> None:
+    def __init__(self, state: PassState, layer: int, module: Any, table: KernelTable, widening: Widening) -> None:
         if module.has_post_expert_norm:
             raise UnsupportedModelError(
                 f"{type(module).__name__} normalises after each expert, which is not supported: use another model"
@@ -39,7 +40,8 @@ class ExpertsLayer:
         self.layer = layer
         self.router_logits: torch.Tensor | None = None
         self._state, self._experts, self._traits = state, int(module.num_experts), ExpertTraits.of(module)
-        self._kernels = ExpertKernels(self._traits, recognise(self._traits, module), table)
+        self._kernels = ExpertKernels(self._traits, recognise(self._traits, module), table, widening)
+        self._widening = widening
         self._scales_input = bool(getattr(module, "scales_input", False))
         self._may_skip = bool(getattr(module, "may_skip", False))
 
@@ -95,7 +97,7 @@ class ExpertsLayer:
         """Every expert of the layer on the same tokens: [S, H] -> [E, S, H]; loads the whole layer."""
         outputs = hidden.new_empty(self._experts, *hidden.shape)
         for expert, tensors in self._state.residency.stream(self.layer, list(range(self._experts))):
-            outputs[expert] = expert_mlp(hidden, tensors, self._traits)
+            outputs[expert] = expert_mlp(hidden, tensors, self._traits, widening=self._widening)
         return outputs
 
 
@@ -118,8 +120,9 @@ def specmoe_experts_forward(
 def attach(model: PreTrainedModel, modules: dict[str, Any], state: PassState, table: KernelTable = TORCH) -> None:
     """Route every experts module of ``model`` through ``state``; ``modules`` in store order, kernels by ``table``."""
     ALL_EXPERTS_FUNCTIONS.register(NAME, specmoe_experts_forward)
+    widening = Widening()  # layers are computed one after another
     for layer, (name, module) in enumerate(modules.items()):
-        module.specmoe_layer = ExpertsLayer(state, layer, module, table)
+        module.specmoe_layer = ExpertsLayer(state, layer, module, table, widening)
         if state.options.substitution == "best-gate":
             _watch_router(model.get_submodule(name.rpartition(".")[0]), module)
     if any(not isinstance(module, HookedExperts) for module in modules.values()):

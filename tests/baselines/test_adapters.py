@@ -23,6 +23,7 @@ from specmoe.model.checkpoint import expert_modules
 from specmoe.model.convert import open_or_build
 from tests.baselines.builders import needs, setting_of
 from tests.conftest import build
+from tests.specmoe.model.checkpoints import edit
 
 GPU_ONLY = ("vllm", "sglang", "ktransformers", "moe-infinity")
 
@@ -63,6 +64,7 @@ def _records(out: Path, systems: list[dict[str, Any]], **changes: Any) -> dict[s
     experiment = {
         "name": "adapters",
         "model": "embedded",
+        "stored_dtype": "float32",
         "systems": systems,
         "batch_sizes": [2],
         "new_tokens": 6,
@@ -123,6 +125,21 @@ class TestTogether:
 
 
 @pytest.mark.slow
+@pytest.mark.systems
+def test_systems_compute_in_float32_with_experts_stored_in_bfloat16(tmp_path: Path) -> None:
+    names = ("naive", "mmap", "accelerate-cpu", "accelerate-disk", "hf-resident", "on-demand", "caching", "specmoe")
+    systems = [{"system": name} for name in names]
+    narrow = _records(tmp_path / "narrow", systems, stored_dtype=None, expert_budget="60%")
+    assert {record.cell.stored_dtype for record in narrow.values()} == {"bfloat16"}
+    assert {name: (r.status, r.error) for name, r in narrow.items() if r.status != "ok"} == {}
+    assert {name: record.metrics.fidelity for name, record in narrow.items()} == dict.fromkeys(names, 1.0)
+    wide = _records(tmp_path / "wide", [{"system": "naive"}, {"system": "on-demand"}], expert_budget="60%")
+    for name, record in wide.items():
+        assert record.cell.expert_budget_bytes == 2 * narrow[name].cell.expert_budget_bytes
+        assert record.metrics.link_bytes == 2 * narrow[name].metrics.link_bytes
+
+
+@pytest.mark.slow
 @needs("deepspeed")
 def test_zero_reads_every_swapped_parameter_in_full_from_the_disk(tmp_path: Path) -> None:
     """In the cell's dtype: by default DeepSpeed swaps float32 as bfloat16, half the bytes."""
@@ -141,7 +158,7 @@ def test_zero_reads_every_swapped_parameter_in_full_from_the_disk(tmp_path: Path
 def test_other_weights_under_the_same_name_get_another_scratch_folder(tmp_path: Path) -> None:
     folder = tmp_path / "model"
     build("qwen3", folder)
-    files = ModelFiles(folder, tmp_path / "store", "embedded")
+    files = ModelFiles(folder, tmp_path / "store", "embedded", "float32", "float32")
     before = files.scratch("mmap")
     assert before == files.scratch("mmap")
     build("qwen3", folder)
@@ -169,6 +186,34 @@ def test_a_system_that_keeps_all_experts_in_memory_is_refused_under_a_smaller_li
         system.prepare(setting)
 
 
+def test_whole_layers_that_are_widened_need_the_budget_of_the_wider_dtype(tmp_path: Path) -> None:
+    build("qwen3", tmp_path / "model")
+    edit(tmp_path / "model", lambda t: {k: v.bfloat16() for k, v in t.items()}, dtype="bfloat16")
+    store = open_or_build(tmp_path / "model", tmp_path / "model" / "store", torch.bfloat16, compute_dtype=torch.float32)
+    system = registry.create("naive", {})
+    budget = fused.layer_bytes(store)
+    setting = setting_of(
+        tmp_path / "model", tmp_path, stored_dtype=torch.bfloat16, expert_budget_bytes=budget, threads=1
+    )
+    with pytest.raises(NotSupported, match="one whole layer in float32 takes"):
+        system.prepare(setting)
+    system.close()
+
+
+@needs("gguf")
+def test_a_gguf_file_holds_weights_in_the_dtype_of_the_store(tmp_path: Path) -> None:
+    from gguf import GGUFReader
+
+    build("qwen3", tmp_path / "model")
+    edit(tmp_path / "model", lambda t: {k: v.bfloat16() for k, v in t.items()}, dtype="bfloat16")
+    for stored, name in ((torch.bfloat16, "BF16"), (torch.float32, "F32")):
+        store = open_or_build(tmp_path / "model", tmp_path / str(stored), stored, compute_dtype=torch.float32)
+        gguf_file.write(tmp_path / "model", store, tmp_path / f"{name}.gguf", torch.float32)
+        types = {tensor.name: tensor.tensor_type.name for tensor in GGUFReader(tmp_path / f"{name}.gguf").tensors}
+        assert types["blk.0.ffn_up_exps.weight"] == types["output.weight"] == name
+        assert types["blk.0.ffn_gate_inp.weight"] == types["output_norm.weight"] == "F32"
+
+
 def test_fused_tensors_of_the_store_are_the_models_own(tiny: tuple[Path, PreTrainedModel]) -> None:
     folder, model = tiny
     store = open_or_build(folder, folder / "store")
@@ -189,7 +234,7 @@ def test_gguf_is_written_only_for_models_that_llama_cpp_implements(family: str, 
     build(family, tmp_path)
     store = open_or_build(tmp_path, tmp_path / "store")
     with pytest.raises(NotSupported, match=reason):
-        gguf_file.write(tmp_path, store, tmp_path / "model.gguf")
+        gguf_file.write(tmp_path, store, tmp_path / "model.gguf", torch.float32)
     assert not list(tmp_path.glob("model.*.gguf"))
 
 

@@ -22,7 +22,7 @@ from harness.machine import environment
 from harness.timestamp import now
 from specmoe import SpecMoE
 from specmoe.compute import measure
-from specmoe.compute.table import ROWS, load, name_of
+from specmoe.compute.table import PAIRS, ROWS, key, load
 from specmoe.generation import plain_settings
 from tests import ROOT
 from workloads import models, prompts
@@ -47,13 +47,13 @@ def _seconds(action: Any) -> float:
     return time.perf_counter() - started
 
 
-def _kernels(dtype: torch.dtype) -> dict[str, Any]:
-    """Milliseconds per expert of the chosen kernel and of ``F.linear``, by number of rows, in turns."""
+def _kernels(dtype: torch.dtype, stored: torch.dtype) -> dict[str, Any]:
+    """Milliseconds per expert in ``stored`` of the chosen kernel and of ``F.linear``, by number of rows, in turns."""
     table, found = load(), {}
-    weights = [measure.expert(dtype) for _ in range(FOOTPRINT_BYTES // (3 * 512 * 640 * dtype.itemsize))]
+    weights = [measure.expert(stored) for _ in range(FOOTPRINT_BYTES // (3 * 512 * 640 * stored.itemsize))]
     nbytes = sum(w.numel() * w.element_size() for w in weights[0].values())
     for rows in ROWS:
-        chosen = table.choose("experts", dtype, rows)
+        chosen = table.choose("experts", dtype, rows, stored)
         with torch.inference_mode():
             taken = measure.times_s("experts", rows, dtype, weights, list(dict.fromkeys([chosen, "torch"])), 1.0)
         ours, theirs = taken[chosen], taken["torch"]
@@ -88,7 +88,7 @@ def _resident(folder: Path, batch: int) -> dict[str, Any]:
         speeds[name] = min(_seconds(theirs) for _ in range(2))
     fastest = min(speeds, key=speeds.__getitem__)
     model.set_experts_implementation(fastest)
-    with SpecMoE.from_pretrained(folder, dtype=torch.float32, gamma=0) as engine:
+    with SpecMoE.from_pretrained(folder, dtype=torch.float32, stored_dtype=torch.float32, gamma=0) as engine:
 
         def ours() -> None:
             engine.generate(ids, mask, max_new_tokens=NEW_TOKENS, **plain_settings())
@@ -118,13 +118,13 @@ def test_kernels_reach_the_memory_rate_and_the_engine_beats_transformers() -> No
             "threads": 2,
             "memory_read_gb_s": round(rate, 2),
             "table": load().describe(torch.float32),
-            "kernels": {name_of(dtype): _kernels(dtype) for dtype in (torch.float32, torch.bfloat16)},
+            "kernels": {key("experts", dtype, stored): _kernels(dtype, stored) for stored, dtype in PAIRS},
             "resident": {str(batch): _resident(folder, batch) for batch in BATCHES},
         }
     finally:
         torch.set_num_threads(before)
     RECORD.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    single = record["kernels"]["float32"]
+    single = record["kernels"]["experts float32"]
     assert all(single[str(rows)]["read_gb_s"] >= 0.8 * rate for rows in (1, 2, 4))
     assert all(single[str(rows)]["speedup"] >= 1.6 for rows in ROWS if rows >= 8)
     assert all(record["resident"][str(batch)]["ratio"] <= 0.6 for batch in BATCHES)

@@ -8,10 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, Qwen3MoeForCausalLM
 
 from tests.conftest import build, reference
 from tests.conftest import prompts as random_prompts
+from tests.specmoe.model.checkpoints import edit
 from workloads import inflate, models, prompts
 
 
@@ -106,6 +108,30 @@ def test_a_family_whose_width_field_is_unknown_is_refused(tmp_path: Path) -> Non
     with pytest.raises(ValueError, match=r"is a deepseek_v3 model: only qwen2_moe, .* can be widened"):
         inflate.inflated(tmp_path / "narrow", tmp_path / "wide", 2)
     assert not (tmp_path / "wide").exists()
+
+
+def test_weights_are_written_in_bfloat16_where_that_is_exact(tmp_path: Path) -> None:
+    build("qwen3", tmp_path / "narrow")
+    edit(tmp_path / "narrow", lambda t: {k: v.bfloat16() for k, v in t.items()}, dtype="bfloat16")
+    out = inflate.inflated(tmp_path / "narrow", tmp_path / "wide", 8)
+    wide = inflate.inflated(tmp_path / "narrow", tmp_path / "float32", 8, torch.float32)
+    for name in ("model-layer-001.safetensors", "model-rest.safetensors"):
+        exact, found = load_file(wide / name), load_file(out / name)
+        assert {t.dtype for t in found.values()} == {torch.bfloat16}
+        assert all(torch.equal(found[key].float(), exact[key]) for key in exact)
+    assert json.loads((out / "config.json").read_text())["dtype"] == "bfloat16"
+
+
+@pytest.mark.parametrize("value", [1 + 2**-12, 2.0**-133])  # needs more digits, or is lost when it is divided by 8
+def test_one_value_that_bfloat16_does_not_hold_keeps_a_model_wider(value: float, tmp_path: Path) -> None:
+    key = "model.layers.1.mlp.experts.3.down_proj.weight"
+    build("qwen3", tmp_path / "narrow")
+    edit(tmp_path / "narrow", lambda t: {k: v.bfloat16().float() for k, v in t.items()})
+    edit(tmp_path / "narrow", lambda t: t | {key: torch.full_like(t[key], value)})
+    out = inflate.inflated(tmp_path / "narrow", tmp_path / "wide", 8)
+    found = load_file(out / "model-layer-001.safetensors")[key]
+    assert found.dtype == torch.float32
+    assert bool((found == value / 8).all())
 
 
 def _shapes(folder: Path) -> dict[str, list[int]]:

@@ -30,7 +30,7 @@ from specmoe.errors import StoreError
 from specmoe.model.convert import build_store
 from specmoe.offload.store import INDEX, ExpertStore
 from tests.conftest import VOCAB, examples
-from tests.harness.experiments import MINIMAL
+from tests.harness.experiments import MINIMAL, SIZES
 from tests.reports.records import bare_record
 from workloads.models import store_path
 
@@ -116,7 +116,7 @@ class TestExperiments:
     @given(mutated(FULL | {"model": "m"}))
     def test_planning_a_changed_field_gives_cells_or_one_kind_of_error(self, payload: Any) -> None:
         with contextlib.suppress(ConfigError):
-            assert plan(validate(payload, "fuzz"), 1000, 100)
+            assert plan(validate(payload, "fuzz"), SIZES)
 
     @FUZZ
     @given(st.binary(max_size=200))

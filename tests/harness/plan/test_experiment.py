@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harness.plan.errors import ConfigError
-from harness.plan.experiment import validate
+from harness.plan.experiment import plan, validate
+from harness.plan.sizes import ExpertSizes
 from tests.harness.experiments import MINIMAL, planned
 
 
@@ -51,6 +52,22 @@ def test_every_process_gets_the_same_limit_above_the_largest_budget() -> None:
     assert {p.cell.process_limit_bytes for p in planned(process_overhead=None)} == {None}
 
 
+def test_budgets_and_limits_are_of_the_experts_bytes_in_their_stored_dtype() -> None:
+    cells = [p.cell for p in planned(stored_dtype=["float32", "bfloat16"], process_overhead="1MB")]
+    assert [(c.stored_dtype, c.expert_budget_bytes) for c in cells] == [("float32", 25_000), ("bfloat16", 12_500)]
+    assert [c.process_limit_bytes for c in cells] == [1_025_000, 1_012_500]
+    assert len({c.cell_id for c in cells}) == 2
+
+
+def test_a_cell_names_the_stored_dtype_that_null_stands_for() -> None:
+    experiment = validate(MINIMAL, "test")
+    sizes = ExpertSizes(100, {"bfloat16": 500}, own="bfloat16")
+    (planned_cell,) = plan(experiment, sizes)
+    assert planned_cell.cell.stored_dtype == "bfloat16"
+    with pytest.raises(ConfigError, match="same cell twice"):
+        plan(validate(MINIMAL | {"stored_dtype": [None, "bfloat16"]}, "test"), sizes)
+
+
 def test_a_disk_limit_is_bytes_per_second_and_never_a_share() -> None:
     assert [p.cell.disk_read_limit_bytes_s for p in planned(disk_read_limit=[None, "500MB"])] == [None, 500_000_000]
     with pytest.raises(ConfigError, match="is a share, but this field has no whole"):
@@ -67,6 +84,7 @@ def test_a_disk_limit_is_bytes_per_second_and_never_a_share() -> None:
         ({"systems": [{"system": "on-demand", "labl": "x"}]}, r"systems\.0\.labl: .*did you mean 'label'"),
         ({"new_tokens": 1}, "new_tokens"),
         ({"dtype": "int4"}, "dtype"),
+        ({"stored_dtype": "int4"}, "stored_dtype"),
         ({"systems": [{"system": "no-such"}]}, "unknown system 'no-such': use one of .*specmoe"),
         ({"systems": [{"system": "specmoe", "options": {"gama": 3}}]}, "option gama.*options: gamma"),
         ({"systems": [{"system": "specmoe", "options": {"gamma": 65}}]}, "option gamma"),

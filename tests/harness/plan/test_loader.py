@@ -11,7 +11,7 @@ import yaml
 from harness.plan.errors import ConfigError
 from harness.plan.experiment import Experiment, plan
 from harness.plan.loader import load, presets, suites
-from tests.harness.experiments import MINIMAL, suite_file
+from tests.harness.experiments import MINIMAL, SIZES, suite_file
 
 
 @pytest.fixture
@@ -23,7 +23,7 @@ def file(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("name", presets())
 def test_presets_are_valid(name: str) -> None:
-    assert len(plan(presets()[name], 1000, 100)) >= 2
+    assert len(plan(presets()[name], SIZES)) >= 2
 
 
 @pytest.mark.parametrize("name", suites())
@@ -31,7 +31,7 @@ def test_packaged_suites_name_systems_and_options_that_exist(name: str) -> None:
     suite = load(name)
     assert suite.name == name
     for experiment in suite.experiments:
-        assert plan(experiment, slot_bytes=1000, total_slots=1000)
+        assert plan(experiment, SIZES)
 
 
 @pytest.mark.parametrize("text", ["", "- 1", "smoke"])

@@ -7,7 +7,7 @@ import pytest
 from harness.plan import overrides
 from harness.plan.experiment import plan, validate
 from harness.plan.overrides import OverrideError
-from tests.harness.experiments import MINIMAL
+from tests.harness.experiments import MINIMAL, SIZES
 
 TWO = {"systems": [{"system": "on-demand"}, {"system": "specmoe", "options": {"gamma": 5}}], "title": None}
 
@@ -60,7 +60,7 @@ def test_assignments_sweep() -> None:
     changes = ["rounds=7", "systems.0.options.gamma=[2, 4]", "new_tokens=[8, 16]", "expert_budget=[10%, 20%]"]
     payload = MINIMAL | {"systems": [{"system": "specmoe"}]}
     experiment = validate(overrides.apply(payload, changes), "test")
-    planned = plan(experiment, 1000, 100)
+    planned = plan(experiment, SIZES)
     assert experiment.rounds == 7
     assert len(planned) == len({p.cell.cell_id for p in planned}) == 8
     assert {p.cell.process_limit_bytes for p in planned} == {900_020_000}, "the limit is the same for all"

@@ -10,7 +10,7 @@ from harness.plan import estimate
 from harness.plan.errors import ConfigError
 from harness.plan.experiment import plan
 from harness.plan.loader import load
-from tests.harness.experiments import MINIMAL, suite_file
+from tests.harness.experiments import MINIMAL, SIZES, suite_file
 
 
 def test_the_full_suite_is_estimated_under_three_hours() -> None:
@@ -33,7 +33,7 @@ def test_an_estimate_counts_the_cells_that_are_planned(tmp_path: Path) -> None:
         {"system": "on-demand", "expert_budget": "9%"},
     ]
     (experiment,) = load(str(suite_file(tmp_path / "s.yaml", swept))).experiments
-    assert len(estimate.cells(experiment)) == len(plan(experiment, 1000, 1000)) == 28
+    assert len(estimate.cells(experiment)) == len(plan(experiment, SIZES)) == 28
 
 
 def test_one_experiment_of_a_suite_can_be_chosen(tmp_path: Path) -> None:

@@ -34,6 +34,7 @@ import torch
 
 from baselines import contract, registry
 from harness.plan.experiment import plan, validate
+from harness.plan.sizes import ExpertSizes
 from harness.run.job import Job, Paths
 from harness.run.worker import work
 
@@ -52,7 +53,8 @@ class Probe:
 
 
 experiment = validate(json.loads(sys.argv[1]), "probe")
-for number, planned in enumerate(plan(experiment, 1000, 100)):
+sizes = ExpertSizes(100, {"float32": 1000}, "float32")
+for number, planned in enumerate(plan(experiment, sizes)):
     folder = Path(sys.argv[2]) / str(number)
     here = dict.fromkeys(("model", "store", "scratch", "reference"), folder)
     job = Job(action="measure", cell=planned.cell, paths=Paths(**here, result=folder / "answer.json"))

@@ -15,7 +15,7 @@ from harness.plan.schedule import todo
 from harness.run.ray_executor import SLOT, RayExecutor, _groups
 from harness.run.runner import Runner
 from reports.results.record import Record
-from tests.harness.experiments import MINIMAL
+from tests.harness.experiments import MINIMAL, SIZES
 
 ray = pytest.importorskip("ray")
 
@@ -123,7 +123,7 @@ def test_a_round_s_cells_of_one_workload_stay_together() -> None:
     from harness.plan.experiment import plan
 
     systems = [{"system": "on-demand"}, {"system": "caching"}]
-    cells = plan(validate(MINIMAL | {"systems": systems, "batch_sizes": [1, 2]}, "test"), 1000, 100)
+    cells = plan(validate(MINIMAL | {"systems": systems, "batch_sizes": [1, 2]}, "test"), SIZES)
     groups = _groups(todo(cells, 3, 0, []))
     assert [len(group) for group in groups] == [2] * 6
     for group in groups:

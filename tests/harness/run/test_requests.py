@@ -14,6 +14,7 @@ from harness.run.job import Job, Paths
 from harness.run.worker import _check_lengths
 from reports.results.record import Cell
 from tests.conftest import prompts as random_prompts
+from tests.harness.experiments import SIZES
 from workloads import models, prompts
 
 EXPERIMENT = {"name": "x", "model": "embedded", "systems": [{"system": "on-demand"}], "batch_sizes": [4]}
@@ -30,7 +31,7 @@ def test_a_worker_makes_the_batch_of_its_cell() -> None:
     changes = {"batch_sizes": [256], "prompt_tokens": {"distribution": "uniform", "low": 10, "high": 90}}
     output = {"distribution": "lognormal", "median": 20, "sigma": 0.7, "max": 64}
     experiment = validate(EXPERIMENT | changes | {"output_tokens": output, "request_seed": 3}, "test")
-    (planned,) = plan(experiment, 1000, 100)
+    (planned,) = plan(experiment, SIZES)
     batch = worker.batch(_job(planned.cell, "questions"))
     assert batch.attention_mask.sum(1).tolist() == planned.cell.shape.prompt_lengths(256)
     assert list(batch.output_tokens) == planned.cell.shape.output_lengths(256)
@@ -38,13 +39,13 @@ def test_a_worker_makes_the_batch_of_its_cell() -> None:
 
 
 def test_prompts_that_exceed_the_model_fail_before_it_is_loaded() -> None:
-    (planned,) = plan(validate(EXPERIMENT | {"new_tokens": 900}, "test"), 1000, 100)
+    (planned,) = plan(validate(EXPERIMENT | {"new_tokens": 900}, "test"), SIZES)
     with pytest.raises(ValueError, match="the model has 1024 positions"):
         worker.batch(_job(planned.cell, "summarisation"))
 
 
 def test_a_model_is_profiled_with_rendered_calibration_prompts() -> None:
-    (planned,) = plan(validate(EXPERIMENT, "test"), 1000, 100)
+    (planned,) = plan(validate(EXPERIMENT, "test"), SIZES)
     texts = worker._calibration_texts(_job(planned.cell, "embedded"))
     assert texts == tuple(p.text for p in prompts.load()[-prompts.CALIBRATION :])
 

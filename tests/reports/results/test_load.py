@@ -24,6 +24,18 @@ def test_every_record_becomes_a_row_with_its_parsed_line(tmp_path: Path) -> None
     assert frame["limit_enforced"].all()
 
 
+def test_stored_dtypes_are_tables_of_their_own_and_named(tmp_path: Path) -> None:
+    one = record("on-demand", 4)
+    cells = [one.cell.model_copy(update={"stored_dtype": stored}) for stored in (None, "float32", "bfloat16")]
+    changed = [one.model_copy(update={"cell": cell, "cell_id": cell.cell_id}) for cell in cells]
+    frame = load([write(tmp_path / f"{number}.jsonl", one) for number, one in enumerate(changed[1:])])
+    older = load([write(tmp_path / "older.jsonl", changed[0])])
+    assert older["workload"][0] == frame["workload"][0] != frame["workload"][1]
+    assert list(frame["stored_dtype"]) == ["float32", "bfloat16"]
+    names = list(workload_names(frame).values())
+    assert names == ["embedded, float32, 16 new tokens", "embedded, float32, experts stored in bfloat16, 16 new tokens"]
+
+
 def test_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(ReportError, match=r"nowhere\.jsonl"):
         load([tmp_path / "nowhere.jsonl"])

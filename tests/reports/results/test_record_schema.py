@@ -56,6 +56,18 @@ def test_lines_of_the_first_release_are_read_and_keep_their_cell_id() -> None:
     assert len(load([FIRST])) == 1
 
 
+def test_experts_of_older_lines_were_stored_in_the_dtype_computed_in() -> None:
+    (record,) = ResultFile(FIRST).read()
+    cell = record.cell
+    assert cell.stored_dtype is None
+    assert cell.stored == "float32"
+    same = cell.model_copy(update={"stored_dtype": "float32"})
+    assert (same.cell_id, same.conditions) == (cell.cell_id, cell.conditions)
+    narrower = cell.model_copy(update={"stored_dtype": "bfloat16"})
+    assert narrower.cell_id != cell.cell_id
+    assert narrower.conditions != cell.conditions
+
+
 def test_the_reason_of_a_cycle_is_read_under_its_older_name(tmp_path: Path) -> None:
     first = json.loads(FIRST.read_text())
     first["repetitions"][0]["cycles"] = [{"gamma": 2, "why": "fixed"}]

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from specmoe.compute import table
-from specmoe.compute.table import DTYPES, ROWS, TORCH, Kernel, KernelTable
+from specmoe.compute.table import PAIRS, ROWS, TORCH, Kernel, KernelTable, Product
 
 FEW: list[Kernel] = ["streaming"] * 4 + ["onednn"] * 4 + ["torch"]
 
@@ -40,9 +40,19 @@ def test_a_record_names_kernels_their_origin_and_threads(monkeypatch: pytest.Mon
 def test_the_rule_uses_only_kernels_that_run_here(cache: Path) -> None:
     chosen = table.load()
     assert chosen.origin == "default rule"
-    for dtype in DTYPES:
-        for product in ("experts", "linear"):
-            assert {chosen.choose(product, dtype, rows) for rows in ROWS} <= set(table.candidates(dtype))  # type: ignore[arg-type]
+    products: tuple[Product, ...] = ("experts", "linear")
+    for stored, dtype in PAIRS:
+        for product in products:
+            kernels = {chosen.choose(product, dtype, rows, stored) for rows in ROWS}
+            assert kernels <= set(table.candidates(dtype, stored))
+
+
+def test_narrow_weights_in_float32_have_entries_of_their_own() -> None:
+    one = KernelTable("test", {"experts float32": FEW, "experts bfloat16 in float32": ["streaming"] * len(ROWS)})
+    assert one.choose("experts", torch.float32, 999, torch.bfloat16) == "streaming"
+    assert one.choose("experts", torch.float32, 999, torch.float32) == "torch"
+    assert one.choose("experts", torch.float32, 1, torch.float16) == "torch", "there is no entry for it"
+    assert one.describe(torch.float32, torch.bfloat16).startswith("experts: streaming; linear: torch (test;")
 
 
 def test_a_measured_table_is_kept_per_machine_and_number_of_threads(cache: Path) -> None:
@@ -52,7 +62,10 @@ def test_a_measured_table_is_kept_per_machine_and_number_of_threads(cache: Path)
         torch.set_num_threads(2)
         table.save(KernelTable("first", {"experts float32": ["torch"] * len(ROWS)}), "2026-01-01")
         table.save(measured, "2026-01-02")
-        assert table.load() == KernelTable("measured 2026-01-02", measured.kernels)
+        kernels = table.rule().kernels | measured.kernels
+        assert table.load() == KernelTable("measured 2026-01-02, what was not measured by the default rule", kernels)
+        table.save(KernelTable("now", kernels), "2026-01-03")
+        assert table.load() == KernelTable("measured 2026-01-03", kernels)
         torch.set_num_threads(1)
         assert table.load().origin == "default rule"
     finally:

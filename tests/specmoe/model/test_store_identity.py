@@ -41,7 +41,7 @@ def edit_one_expert(model: Path) -> None:
 
 
 def reference(model: Path, store: Path) -> Path:
-    return ModelFiles(model, store, "embedded").reference(CELL, Path("references"))
+    return ModelFiles(model, store, "embedded", "float32", "float32").reference(CELL, Path("references"))
 
 
 def test_one_edited_expert_is_noticed_by_the_store_and_by_the_reference_tokens(model: Path, tmp_path: Path) -> None:
