@@ -59,11 +59,13 @@ class Gate:
 def recognise(traits: ExpertTraits, module: Any) -> Gate | None:
     """The gate that computes what the module's activation does on a range of values; None when there is none.
 
-    Limits and factors are read from the module's attributes.
+    Limits and factors are read from the module's attributes.  Values are float64, as float32 functions of torch differ
+    by processor and memory layout.
     """
     limits = [n for n in (_number(module, "limit"), _number(module, "swiglu_limit")) if n is not None]
     largest = math.log10(4 * max([8.0, *limits]))  # values on both sides of a limit
     x = torch.randn(64, 64, generator=torch.Generator().manual_seed(0)) * torch.logspace(-2, largest, 64)[:, None]
+    x = x.double()
     try:
         with torch.inference_mode():
             expected = traits.activation(x)
