@@ -31,7 +31,8 @@ PAIRS = (*((d, d) for d in DTYPES), (torch.bfloat16, torch.float32), (torch.floa
 """(dtype of the weights, dtype computed in)."""
 WAIT_VARIABLES = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
 STREAMED_ROWS = 16
-"""Most rows that the rule gives to the streaming kernel; four times as many where oneDNN has to widen weights."""
+"""Most rows that the rule gives to the streaming kernel; twice as many of narrow weights in float32, and four times as
+many where oneDNN has to widen rows and weights."""
 SMALL = 1 << 16
 """Linear layers with fewer weights are left to torch: calling it costs less than reading them saves."""
 
@@ -86,7 +87,7 @@ def rule() -> KernelTable:
     for stored, dtype in PAIRS:
         few: Kernel = "streaming" if available() else "torch"
         many = _for_many_rows(dtype, stored)
-        most = 4 * STREAMED_ROWS if many == "onednn-widened" else STREAMED_ROWS
+        most = STREAMED_ROWS * (2 if stored != dtype else 4 if many == "onednn-widened" else 1)
         kernels |= {key(product, dtype, stored): [few if n <= most else many for n in ROWS] for product in products}
     return KernelTable("default rule", kernels)
 
