@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
@@ -43,6 +44,11 @@ def ratio(median: float | None, low: float | None = None, high: float | None = N
     if low is None or high is None:
         return f"{median:.2f}× (n=1)"
     return f"{median:.2f}× [{low:.2f}, {high:.2f}]"
+
+
+def filled(paragraph: str) -> str:
+    """A paragraph of markdown in lines of at most 118 characters; words are never broken."""
+    return textwrap.fill(paragraph, 118, break_on_hyphens=False, break_long_words=False)
 
 
 def plain(headers: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

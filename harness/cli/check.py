@@ -12,11 +12,17 @@ from reports.results.roles import REFERENCE
 
 
 def command(
-    against: Annotated[Path, typer.Option(metavar="BASELINE", help="Baseline results.jsonl to compare with.")],
+    against: Annotated[
+        Path | None, typer.Option(metavar="BASELINE", help="Baseline results.jsonl to compare with.")
+    ] = None,
     max_slowdown: Annotated[str, typer.Option(help="Allowed slowdown.")] = "5%",
     results: Annotated[Path | None, typer.Option(help="Compare this result file instead of running anything.")] = None,
     revision: Annotated[str | None, typer.Option(help="Run this git revision and the present code in turns.")] = None,
     reference: Reference = REFERENCE,
+    floor: Annotated[
+        str | None,
+        typer.Option(help="Instead of a baseline: least speed of the automatic setting over its best rival."),
+    ] = None,
     max_rounds: Annotated[int, typer.Option(help="Stop undecided after this many rounds.")] = 20,
     out: Annotated[Path | None, typer.Option(help="Folder for new results (default: results/check/TIME).")] = None,
 ) -> int:
@@ -24,8 +30,17 @@ def command(
 
     Exit code 0: passed, 1: regression, 2: cannot tell.
     """
+    from harness.gate import floor as floors
     from harness.gate import judge, sources
 
+    if floor is not None:
+        if results is None or against is not None:
+            raise ValueError("--floor judges one result file: give it with --results, and no --against")
+        judgement = floors.judge(results, judge.percentage(floor))
+        print(judgement)
+        return judge.EXIT_CODES[judgement.verdict]
+    if against is None:
+        raise ValueError("nothing to compare with: give --against BASELINE, or --floor 0.97 with --results FILE")
     allowed = judge.percentage(max_slowdown)
     found = sources.of(against, results=results, revision=revision, reference=reference, max_rounds=max_rounds, out=out)
     judgement = judge.gate(found, allowed)

@@ -34,6 +34,7 @@ COMMANDS = (  # in the order of the help, which shows commands with actions last
     "project",
     "conformance",
     "ablation",
+    "performance",
     "options",
     "models",
     "trace",

@@ -51,6 +51,7 @@ def calibrate(threads: int, size_bytes: int = 1 << 30, show: Callable[[str], Non
             disk_read_gb_s=_shown(show, "disk, O_DIRECT", "GB/s", disk_read_gb_s(cache_dir(), size_bytes)),
             dram_copy_gb_s=_shown(show, "memory copy", "GB/s", dram_copy_gb_s(size_bytes // 4)),
             memory_gb_s=_shown(show, "memory traffic (triad)", "GB/s", memory_gb_s(size_bytes // 4)),
+            memory_read_gb_s=_shown(show, "memory read", "GB/s", memory_read_gb_s(size_bytes // 2)),
             pcie_to_gpu_gb_s=_shown(show, "to the GPU", "GB/s", pcie_gb_s(size_bytes // 4, True) if on_gpu else None),
             pcie_from_gpu_gb_s=_shown(
                 show, "from the GPU", "GB/s", pcie_gb_s(size_bytes // 4, False) if on_gpu else None
@@ -147,6 +148,12 @@ def memory_gb_s(nbytes: int) -> float:
     """Bytes read and written per second by ``a = b + 2 c`` (STREAM triad), in GB/s; write-allocate is not counted."""
     a, b, c = (torch.ones(nbytes // 4, dtype=torch.float32) for _ in range(3))
     return 3 * nbytes / _best_s(lambda: torch.add(b, c, alpha=2.0, out=a)) / 1e9
+
+
+def memory_read_gb_s(nbytes: int) -> float:
+    """Bytes read per second by torch's threads, as the sum of a float32 tensor, in GB/s."""
+    x = torch.ones(nbytes // 4, dtype=torch.float32)
+    return nbytes / _best_s(x.sum) / 1e9
 
 
 def pcie_gb_s(nbytes: int, to_gpu: bool) -> float:

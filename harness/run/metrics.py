@@ -52,6 +52,7 @@ def measured(
         link_ceiling_gb_s=_link_ceiling(cell, ceilings, disk),
         disk_ceiling_gb_s=disk,
         memory_ceiling_gb_s=ceilings.memory_gb_s if ceilings else None,
+        memory_read_ceiling_gb_s=ceilings.memory_read_gb_s if ceilings else None,
     )
     return combine(repetitions, context)
 

@@ -55,7 +55,7 @@ def draw(
 def missing(drawn: Sequence[Figure]) -> list[Spec]:
     """Figures of measured records that are not among ``drawn``, for lack of records."""
     known = {figure.id for figure in drawn}
-    specs = [spec for spec in all_specs() if spec.scope != "projection" and spec.listed_if_missing]
+    specs = [spec for spec in all_specs() if spec.scope in ("section", "across") and spec.listed_if_missing]
     return [spec for spec in specs if spec.id not in known]
 
 

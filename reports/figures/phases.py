@@ -17,10 +17,11 @@ _WHOLE = "not split"
 _COLUMNS = ["kind", "title", "system", "batch_size", "phase", "ms_per_token", "total_ms"]
 
 
-def _data(material: Material) -> pd.DataFrame:
+def split(finished: pd.DataFrame) -> pd.DataFrame:
+    """Milliseconds per token of each phase and in total, by title and batch size; empty if none was split."""
     rows = []
     by = ["kind", "title", "system", "batch_size"]
-    for names, part in material.finished.groupby(by, sort=False):
+    for names, part in finished.groupby(by, sort=False):
         found: dict[str, list[float]] = {}
         totals = []
         for record in part["record"]:
@@ -38,11 +39,16 @@ def _data(material: Material) -> pd.DataFrame:
             for text, value in medians.items()
         ]
     data = pd.DataFrame(rows, columns=[*_COLUMNS, "total_ms_low", "total_ms_high", "n"])
-    split = data["phase"] != _WHOLE
-    return data if split.any() else data.iloc[:0]
+    is_split = data["phase"] != _WHOLE
+    return data if is_split.any() else data.iloc[:0]
 
 
-def _paint(data: pd.DataFrame, looks: Looks) -> Any:
+def _data(material: Material) -> pd.DataFrame:
+    return split(material.finished)
+
+
+def paint_bars(data: pd.DataFrame, looks: Looks) -> Any:
+    """A panel for each batch size, a bar for each title."""
     batches = sorted(data["batch_size"].unique())
     most = max(part["title"].nunique() for _, part in data.groupby("batch_size"))
     figure, grid = paint.panels(len(batches), 1 if len(batches) < 4 else 2, 0.62 + 0.26 * most)
@@ -71,7 +77,8 @@ def _paint(data: pd.DataFrame, looks: Looks) -> Any:
     return figure
 
 
-def _alt(data: pd.DataFrame) -> str:
+def describe(data: pd.DataFrame) -> str:
+    """The bars in words."""
     return f"Milliseconds of decode time per token, by phase. {splits_text(data, 'phase', 'ms_per_token')}."
 
 
@@ -86,7 +93,7 @@ SPECS = (
         needs="finished cells of a system that measures its phases",
         command="nox -s reproduce",
         data=_data,
-        paint=_paint,
-        alt=_alt,
+        paint=paint_bars,
+        alt=describe,
     ),
 )

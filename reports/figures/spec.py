@@ -10,10 +10,11 @@ from typing import Any, Literal
 import pandas as pd
 
 from reports.figures.style import Looks
+from reports.results.kernels import KernelRecord
 from reports.results.load import finished
 from reports.results.projection import Document
 
-Scope = Literal["section", "across", "projection"]
+Scope = Literal["section", "across", "projection", "performance"]
 
 GROUPS: dict[str, Scope] = {
     "speed": "section",
@@ -24,8 +25,9 @@ GROUPS: dict[str, Scope] = {
     "resources": "section",
     "across": "across",
     "projection": "projection",
+    "performance": "performance",
 }
-"""Groups of figures in page order, each with its scope: one experiment, all experiments, or a projection."""
+"""Groups of figures in page order, each with its scope: one experiment, all experiments, or a document of its own."""
 
 
 @dataclass(frozen=True)
@@ -36,11 +38,13 @@ class Material:
         records: of ``reports.results.load``: one workload for figures of a section, everything for figures across.
         summary: of ``reports.results.aggregate.summarize``, of the same records.
         projection: of ``reports.results.projection.load``, for figures of a projection.
+        kernels: of ``reports.results.kernels.load``, for the figures of the performance page.
     """
 
     records: pd.DataFrame = field(default_factory=pd.DataFrame)
     summary: pd.DataFrame = field(default_factory=pd.DataFrame)
     projection: Document = field(default_factory=dict)
+    kernels: KernelRecord | None = None
 
     @property
     def finished(self) -> pd.DataFrame:

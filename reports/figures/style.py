@@ -148,7 +148,7 @@ def look_of(key: str, among: Iterable[str] = ()) -> tuple[str, str]:
 def key_of(title: str, system: str) -> str:
     """The known name of a title such as ``caching 10%``, else the adapter's name."""
     slug = re.sub(r"[^a-z0-9]+", "-", re.sub(r"\s*%", "pct", title.lower())).strip("-")
-    if system == "specmoe" and "controller" in slug:
+    if system == "specmoe" and ("controller" in slug or "automatic" in slug):
         return "specmoe-controller"
     return slug if slug.startswith(system) and _has_own_look(slug) else system
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -48,7 +47,7 @@ def write_ablation(results: Sequence[Path], out: Path) -> Path:
 def _opening(frame: pd.DataFrame, out: Path) -> list[str]:
     """The table of choices with its note."""
     choices = ablation_overview.table(frame)
-    return [_filled(_GENERATED.format(out=out.name)), markdown(choices), _filled(choices.note)]
+    return [text.filled(_GENERATED.format(out=out.name)), markdown(choices), text.filled(choices.note)]
 
 
 def _about(frame: pd.DataFrame) -> str:
@@ -59,11 +58,7 @@ def _about(frame: pd.DataFrame) -> str:
         rounds=span_text([str(n) for n in rounds]),
         exceptions="" if not len(inexact) else f", except {', '.join(inexact)}",
     )
-    return _filled(about)
-
-
-def _filled(paragraph: str) -> str:
-    return textwrap.fill(paragraph, 118, break_on_hyphens=False, break_long_words=False)
+    return text.filled(about)
 
 
 def _appendix(frame: pd.DataFrame) -> list[str]:

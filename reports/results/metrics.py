@@ -30,6 +30,7 @@ class Context:
     link_ceiling_gb_s: float | None = None
     disk_ceiling_gb_s: float | None = None
     memory_ceiling_gb_s: float | None = None
+    memory_read_ceiling_gb_s: float | None = None
 
 
 @dataclass(frozen=True)
@@ -102,11 +103,37 @@ def _kernel_gb_s(sample: Sample) -> float | None:
     return _decode_gb_s(sample.raw.decode_kernel_read_bytes, sample)
 
 
-def _memory_gb_s(sample: Sample) -> float | None:
+def _verified_bytes(sample: Sample) -> int | None:
+    """Weights that target passes read: everything but experts once a pass, and each expert that a pass asked for."""
     raw, cell = sample.raw, sample.cell
     if raw.expert_requests is None:
         return None
-    return _decode_gb_s(raw.decode_steps * cell.other_bytes + raw.expert_requests * cell.expert_bytes, sample)
+    return raw.decode_steps * cell.other_bytes + raw.expert_requests * cell.expert_bytes
+
+
+def _memory_gb_s(sample: Sample) -> float | None:
+    return _decode_gb_s(_verified_bytes(sample), sample)
+
+
+def _limit_s(sample: Sample) -> float | None:
+    """The least time for the bytes that a repetition moved and read: at the link's or at the memory's full rate."""
+    raw, cell = sample.raw, sample.cell
+    verified, moved = _verified_bytes(sample), raw.decode_link_bytes
+    if verified is None or moved is None or not cell.link_ceiling_gb_s or not cell.memory_read_ceiling_gb_s:
+        return None
+    draft_steps = sum(int(cycle.get("gamma", 0)) for cycle in raw.cycles)
+    read = verified + draft_steps * cell.other_bytes
+    return max(moved / cell.link_ceiling_gb_s, read / cell.memory_read_ceiling_gb_s) / 1e9
+
+
+def _io_bound_gb_s(sample: Sample) -> float | None:
+    """Bytes over time of the cycles in which the link was busy for longer than the processor."""
+    moved, seconds = 0, 0.0
+    for cycle in sample.raw.cycles:
+        spent = sum(cycle.get(name, 0.0) for name in ("draft_s", "verify_s", "other_s"))
+        if cycle.get("busy_s", 0.0) > spent - cycle.get("wait_s", 0.0):
+            moved, seconds = moved + cycle["moved_bytes"], seconds + spent
+    return moved / seconds / 1e9 if seconds else None
 
 
 class Metrics(Strict):
@@ -210,6 +237,19 @@ class Metrics(Strict):
         ),
     ] = None
     """``modelled_memory_gb_s`` over the calibrated memory bandwidth."""
+    achieved_over_limit: Annotated[
+        float | None,
+        Metric(lambda s: _over(_limit_s(s), s.raw.decode_s), "share", "achieved over limit", text=percent),
+    ] = None
+    """The least decode time that the machine allows, over decode time. The least time is the larger of link bytes over
+    the calibrated link rate and weight bytes read over the calibrated memory read rate; experts read by drafts are not
+    counted."""
+    io_bound_link_of_ceiling: Annotated[
+        float | None,
+        Metric(lambda s: _over(_io_bound_gb_s(s), s.cell.link_ceiling_gb_s), "share", text=percent),
+    ] = None
+    """Link bytes over the whole time of I/O-bound cycles (the link was busy for longer than the processor), over the
+    calibrated link rate."""
 
 
 METRICS: dict[str, Metric] = {

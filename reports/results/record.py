@@ -162,6 +162,8 @@ class Ceilings(Strict):
     disk_read_gb_s: float | None = None
     dram_copy_gb_s: float | None = None
     memory_gb_s: float | None = None
+    memory_read_gb_s: float | None = None
+    """Of memory that is only read, as weights are; ``memory_gb_s`` is of reads and writes together."""
     pcie_to_gpu_gb_s: float | None = None
     pcie_from_gpu_gb_s: float | None = None
     gemm_tflop_s: dict[str, float] = Field(default_factory=dict)

@@ -119,7 +119,7 @@ def test_help_is_plain_text_and_says_what_the_command_does(name: str, capsys: py
         (["--debug", "reprot"], "No such command 'reprot'. Did you mean 'report'"),
         (["trace", "rekord"], "(see specmoe-bench trace --help)"),
         (["run"], "Missing argument 'experiment' (see specmoe-bench run --help)"),
-        (["check"], "Missing option '--against' (see specmoe-bench check --help)"),
+        (["check"], "nothing to compare with: give --against BASELINE, or --floor 0.97 with --results FILE"),
         (["run", "quick", "--rounds", "5"], "No such option: --rounds"),
         (["run", "quick", "--executor", "slurm"], "'slurm' is not one of 'local', 'ray'"),
         (["generate", "x", "--gamma", "many"], "'--gamma'"),

@@ -19,9 +19,10 @@ def test_a_calibration_measures_every_ceiling_and_cleans_up(cache: Path) -> None
     measured = calibrate.calibrate(1, size_bytes=32 << 20, show=lines.append)
     assert measured.dram_copy_gb_s > 0.05
     assert measured.memory_gb_s > measured.dram_copy_gb_s * 0.5
+    assert measured.memory_read_gb_s > measured.dram_copy_gb_s * 0.5
     assert set(measured.gemm_tflop_s) == {"float32", "bfloat16", "float16"}
     assert (measured.pcie_to_gpu_gb_s is not None) == torch.cuda.is_available()
-    assert len(lines) == 9
+    assert len(lines) == 10
     assert f"{cache} is on " in lines[0]
     assert list(cache.iterdir()) == []
 

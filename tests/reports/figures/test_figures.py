@@ -12,12 +12,15 @@ import pytest
 
 from reports import figures
 from reports.figures import GROUPS, Material, all_specs, looks_of
+from reports.figures.spec import Scope
 from reports.figures.style import KINDS, KNOWN, assign, bar_marks, line_marks
 from reports.results import aggregate
+from reports.results.kernels import load as load_kernels
 from reports.results.load import configured_order, load
 from reports.results.projection import load as load_projection
 from reports.results.stats import bootstrap
 from tests import ROOT
+from tests.reports.performance_records import comparison, kernel_record
 from tests.reports.records import write
 from tests.reports.sample_report import everything
 
@@ -28,6 +31,7 @@ PAGE_ORDER = [
     *("tokens_per_step", "hit_rate", "acceptance_by_position", "controller", "prefetch", "memory", "link_rate"),
     *("low_hotness", "ssd_tier"),
     *("projection-paper", "projection-validation", "projection-sensitivity", "projection-link", "projection-batch"),
+    *("performance-kernels", "performance-speed", "performance-cycle", "performance-limit"),
 ]
 
 
@@ -57,8 +61,11 @@ def drawn(frame: pd.DataFrame, tmp_path_factory: pytest.TempPathFactory) -> dict
     materials += [_of(frame, experiment) for experiment in frame["experiment"].unique()]
     found: dict[str, tuple[Material, figures.Figure]] = {}
     materials.append(Material(projection=load_projection(ROOT / "docs" / "records" / "projection.json")))
+    suite = load([write(folder / "performance.jsonl", *comparison())])
+    materials.append(Material(suite, kernels=load_kernels(kernel_record(folder / "kernels.json"))))
     for one in materials:
-        scope = "projection" if one.projection else "across" if len(one.summary) else "section"
+        scope: Scope = "projection" if one.projection else "across" if len(one.summary) else "section"
+        scope = "performance" if one.kernels else scope
         wanted = [spec for spec in SPECS if spec.id not in found]
         found |= {figure.id: (one, figure) for figure in figures.draw(one, folder, scope=scope, specs=wanted)}
     return found
@@ -95,7 +102,8 @@ def test_every_figure_is_drawn_in_both_formats_with_its_data(drawn: dict, id: st
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "id", ["throughput", "controller", "projection-batch", "speedup", "phases", "selection", "ssd_tier"]
+    "id",
+    ["throughput", "controller", "projection-batch", "speedup", "phases", "selection", "ssd_tier", "performance-speed"],
 )
 def test_a_picture_needs_nothing_but_its_csv(id: str, drawn: dict, tmp_path: Path) -> None:
     material, figure = drawn[id]
@@ -109,7 +117,7 @@ def test_a_picture_needs_nothing_but_its_csv(id: str, drawn: dict, tmp_path: Pat
 def test_every_figure_states_its_question_the_records_it_needs_and_their_command(spec: figures.Spec) -> None:
     assert spec.question.endswith("?")
     assert spec.needs
-    assert spec.command.startswith(("nox -s reproduce", "specmoe-bench "))
+    assert spec.command.startswith(("nox -s reproduce", "nox -s bench", "specmoe-bench "))
 
 
 def test_axes_carry_units_and_the_interval_is_drawn(material: Material) -> None:
