@@ -1,8 +1,8 @@
 """Kernels against ``F.linear`` and the memory rate, and the engine with everything resident against transformers.
 
 Each writes its part of ``docs/records/kernels.json``.  Bars, in float32: at least 80 % of the rate at which memory is
-read here at 1 to 4 rows; 1.6 times as fast as ``F.linear`` at 8 to 256 rows; a generation with all experts resident takes
-at most 0.6 of the time of ``transformers.generate`` with its fastest experts implementation, at batch 1, 8 and 32.
+read here at 1 to 4 rows; 1.6 times as fast as ``F.linear`` at 8 to 256 rows; a generation with all experts resident
+takes at most 0.6 of the time of ``transformers.generate`` with its fastest experts implementation, at batch 1, 8, 32.
 """
 
 from __future__ import annotations
