@@ -47,15 +47,16 @@ def _paint(data: pd.DataFrame, looks: Looks) -> Any:
         axes.tick_params(axis="x", labelsize=9.5)
         axes.grid(axis="x", visible=False)
         axes.set_xlabel("rows (tokens of one expert)")
-        axes.set_ylim(0, 1.12 * max(memory, data["read_gb_s"].max()))
-    grid[0].set_ylabel("GB/s of weights read")
+        axes.set_yscale("log")
+        paint.plain_log(axes.yaxis, 1.0)
+    grid[0].set_ylabel("GB/s of weights read (log scale)")
     paint.legend(figure, _handles(data))
     return figure
 
 
 def _handles(data: pd.DataFrame) -> list[Line2D]:
     used = dict.fromkeys(data[data["title"] == CHOSEN]["kernel"])
-    marks = {"markersize": 6.5, "linewidth": 1.6}
+    marks: dict[str, Any] = {"markersize": 6.5, "linewidth": 1.6}
     return [
         *(
             Line2D(
@@ -69,10 +70,11 @@ def _handles(data: pd.DataFrame) -> list[Line2D]:
 
 
 def _alt(data: pd.DataFrame) -> str:
+    """Both ends of every line."""
     parts = []
     for (dtype, title), part in data.groupby(["dtype", "title"], sort=False):
-        rates = [f"{number(row['read_gb_s'])} at {row['rows']}" for row in part.to_dict("records")]
-        parts.append(f"{title}, {dtype}: {', '.join(rates)} rows")
+        ends = [f"{number(row['read_gb_s'])} at {row['rows']} rows" for row in part.iloc[[0, -1]].to_dict("records")]
+        parts.append(f"{title}, {dtype}: {', '.join(ends)}")
     return f"GB/s of weights read. {'; '.join(parts)}. Memory: {number(data['memory_read_gb_s'].iloc[0])}."
 
 

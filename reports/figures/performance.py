@@ -24,11 +24,10 @@ _MOST_PANELS = 6
 
 def _by_setting(column: str, scale: float, material: Material) -> pd.DataFrame:
     """Medians of a column by setting (model, stored dtype, budget): of the largest comparison of systems on each."""
-    done = material.finished
-    if done.empty or not done[column].notna().any():
+    if material.records.empty:
         return pd.DataFrame(columns=["kind"])
-    records = with_settings(done[done[column].notna()])
-    records = records[records["budget"] != ""]
+    records = with_settings(material.finished)
+    records = records[records[column].notna() & (records["budget"] != "")]
     largest: dict[tuple[str, str, str], pd.DataFrame] = {}
     for (model, stored, budget, _), part in records.groupby(["model", "stored", "budget", "workload"]):
         setting = (str(model), str(stored), str(budget))
@@ -59,22 +58,22 @@ def _panels(column: str, label: str, top: float | None, data: pd.DataFrame, look
     return figure
 
 
-def _describe(column: str, unit: str, title: str, data: pd.DataFrame) -> str:
-    """The range over systems at each end, which is what a reader sees first; every value is in the CSV."""
-    best = data.loc[data.groupby(["setting", "batch_size"])[column].idxmax()]
+def _describe(column: str, title: str, data: pd.DataFrame) -> str:
+    """Which system is highest at which batch sizes; every value is in the CSV."""
+    best = data.loc[data.groupby(["setting", "batch_size"], sort=False)[column].idxmax()]
     parts = [
-        f"{row['setting']}, batch {row['batch_size']}: {row['title']} with {number(row[column])}"
-        for row in best.to_dict("records")
+        f"{setting}: {system} at batch {', '.join(map(str, rows['batch_size']))} ({number(rows[column].iloc[-1])})"
+        for (setting, system), rows in best.groupby(["setting", "title"], sort=False)
     ]
-    return f"{title}. Highest, in {unit}: {'; '.join(parts)}."
+    return f"{title}, highest by setting, with the last value. {'; '.join(parts)}."
 
 
 def _cycle_data(material: Material) -> pd.DataFrame:
     """Phases of the paper's draft on torch's kernels, and of the automatic setting, in the first workload with both."""
-    done = material.finished
     empty = pd.DataFrame(columns=["kind"])
-    if done.empty:
+    if material.records.empty:
         return empty
+    done = material.finished
     torch_only = [json.loads(options).get("kernels") == "torch" for options in done["options"]]
     earlier = done[(done["system"] == SUBJECT) & pd.Series(torch_only, index=done.index, dtype=bool)]
     later = done[is_automatic(done)]
@@ -96,7 +95,7 @@ SPECS = (
         caption=INTERVAL,
         data=partial(_by_setting, "decode_tok_s", 1.0),
         paint=partial(_panels, "decode_tok_s", "decode tok/s", None),
-        alt=partial(_describe, "decode_tok_s", "tok/s", "Decode speed by batch size"),
+        alt=partial(_describe, "decode_tok_s", "Decode tok/s by batch size"),
     ),
     _spec(
         id="performance-cycle",
@@ -118,6 +117,6 @@ SPECS = (
         f"rate. Dotted: the target. {INTERVAL}",
         data=partial(_by_setting, "achieved_over_limit", 100.0),
         paint=partial(_panels, "achieved_over_limit", "least time ÷ time, %", 105.0),
-        alt=partial(_describe, "achieved_over_limit", "%", "Achieved share of the limit"),
+        alt=partial(_describe, "achieved_over_limit", "Achieved share of the limit in %"),
     ),
 )

@@ -19,7 +19,7 @@ from reports.results.load import ReportError, configured_order, finished, load
 from reports.results.rivals import Place
 from reports.results.roles import CACHE, REFERENCE
 from reports.results.stats import Ratio
-from reports.text import filled
+from reports.text import NONE, filled
 from specmoe.files import write_text
 
 FEW, MANY = 4, 8
@@ -63,6 +63,7 @@ def _document(frame: pd.DataFrame, kernel: KernelRecord | None, drawn: Sequence[
         .render(
             summary=filled(f"{_headline(places)} {_measured_on(frame, kernel)}"),
             targets=performance_targets.table(places),
+            none=NONE,
             sections=[_section(figure, kernel) for figure in drawn],
         )
     )

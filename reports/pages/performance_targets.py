@@ -58,9 +58,9 @@ def _cell(target: Target, batch: int, ratio: Ratio | None) -> str:
         return ""
     bar = f"{target.bars[batch]:g}"
     if ratio is None or ratio.median is None:
-        return f"{bar} not measured"
+        return f"{text.NONE} ({bar})"
     interval = "" if ratio.low is None or ratio.high is None else f" [{ratio.low:.2f}, {ratio.high:.2f}]"
-    return f"{ratio.median:.2f}{interval}; {bar} {target.reached(batch, ratio)}"
+    return f"{ratio.median:.2f}{interval} {target.reached(batch, ratio)} ({bar})"
 
 
 def _at(places: Iterable[Place], model: str, stored: str | None, budget: str | None) -> list[Place]:
