@@ -47,7 +47,8 @@ def _finished(
     system, options, _ = SYSTEMS.get(label, (label, {}, speed))
     seconds = 16 * batch / speed
     raw = {"phases_s": {phase: share * seconds for phase, share in SPLIT.items()}} if system == "specmoe" else {}
-    one = record(system, speed, label=label, options=options, batch=batch, rnd=rnd, config=config, raw=raw, model=model)
+    told = {"options": options, "config": config, "raw": raw, "model": model, "run": config["name"]}
+    one = record(system, speed, label=label, batch=batch, rnd=rnd, **told)
     cell = one.cell.model_copy(update={"dtype": stored})
     reached = one.metrics.model_copy(
         update={"achieved_over_limit": min(0.9, 0.004 * speed), "io_bound_link_of_ceiling": 0.96}
