@@ -22,7 +22,8 @@ _COLORS = {CHOSEN: style.KNOWN["specmoe"][0], LINEAR: style.KNOWN["on-demand"][0
 def _data(material: Material) -> pd.DataFrame:
     record = material.kernels
     rows: list[list[Any]] = []
-    for dtype, timings in record.kernels.items() if record else ():
+    for key, timings in record.kernels.items() if record else ():
+        dtype = key.removeprefix("experts ")
         for count, one in sorted(timings.items()):
             memory = record.memory_read_gb_s if record else None
             rows.append(["measured", dtype, count, CHOSEN, one.kernel, one.ms, one.read_gb_s, memory])

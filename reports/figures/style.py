@@ -15,12 +15,10 @@ from matplotlib.colors import to_hex, to_rgb
 KNOWN = {
     "specmoe": ("#0072B2", "o"),
     "specmoe-controller": ("#56B4E9", "P"),
-    "specmoe-automatic": ("#000000", "P"),
     "on-demand": ("#D55E00", "s"),
     "caching": ("#009E73", "D"),
     "caching-10pct": ("#E69F00", "d"),
     "caching-lfu": ("#882255", "h"),
-    "caching-lru": ("#A6761D", "<"),
     "overlap": ("#000000", "v"),
     "accelerate-disk": ("#CC79A7", "^"),
     "accelerate-cpu": ("#F2A0A1", "<"),
@@ -150,9 +148,8 @@ def look_of(key: str, among: Iterable[str] = ()) -> tuple[str, str]:
 def key_of(title: str, system: str) -> str:
     """The known name of a title such as ``caching 10%``, else the adapter's name."""
     slug = re.sub(r"[^a-z0-9]+", "-", re.sub(r"\s*%", "pct", title.lower())).strip("-")
-    for setting in ("controller", "automatic"):
-        if system == "specmoe" and setting in slug:
-            return f"specmoe-{setting}"
+    if system == "specmoe" and ("controller" in slug or "automatic" in slug):
+        return "specmoe-controller"
     return slug if slug.startswith(system) and _has_own_look(slug) else system
 
 

@@ -118,7 +118,7 @@ def _machine(environment: dict[str, object], days: list[str]) -> str:
 
 def _of_kernels(record: KernelRecord) -> str:
     """How the kernels of float32 stand beside the memory's rate, ``F.linear`` and transformers."""
-    single = record.kernels.get("float32", {})
+    single = record.kernels.get("experts float32", {})
     shares = [one.read_gb_s / record.memory_read_gb_s for rows, one in single.items() if rows <= FEW]
     gains = [one.speedup for rows, one in single.items() if rows >= MANY]
     times = ", ".join(f"{one.ratio:.2f} (batch {batch})" for batch, one in sorted(record.resident.items()))

@@ -40,7 +40,7 @@ class Resident(BaseModel):
 
 
 class KernelRecord(BaseModel):
-    """Kernels of one machine by dtype and number of rows, and the rate at which its memory can be read."""
+    """Kernels of one machine by dtype (``experts bfloat16 in float32``) and rows, and the rate of its memory."""
 
     model_config = ConfigDict(frozen=True)
 

@@ -49,7 +49,7 @@ def _finished(
     raw = {"phases_s": {phase: share * seconds for phase, share in SPLIT.items()}} if system == "specmoe" else {}
     told = {"options": options, "config": config, "raw": raw, "model": model, "run": config["name"]}
     one = record(system, speed, label=label, batch=batch, rnd=rnd, **told)
-    cell = one.cell.model_copy(update={"dtype": stored})
+    cell = one.cell.model_copy(update={"stored_dtype": stored})
     reached = one.metrics.model_copy(
         update={"achieved_over_limit": min(0.9, 0.004 * speed), "io_bound_link_of_ceiling": 0.96}
     )
@@ -59,7 +59,7 @@ def _finished(
 def kernel_record(path: Path) -> Path:
     """A record of kernels that stream few rows and use oneDNN above, on a memory of 48 GB/s."""
     kernels = {
-        dtype: {
+        f"experts {dtype}": {
             str(rows): {
                 "kernel": "streaming" if rows <= 16 else "onednn",
                 "ms": nbytes / rate / 1e6,
@@ -69,7 +69,7 @@ def kernel_record(path: Path) -> Path:
             }
             for rows, rate in zip((1, 2, 4, 8, 16, 32, 64, 128, 256), (45, 44, 42, 30, 17, 12, 8, 5, 2.6), strict=True)
         }
-        for dtype, nbytes in (("float32", 3.9e6), ("bfloat16", 1.95e6))
+        for dtype, nbytes in (("float32", 3.9e6), ("bfloat16", 1.95e6), ("bfloat16 in float32", 1.95e6))
     }
     resident = {
         str(batch): {"s": 0.5, "transformers_s": 1.0, "ratio": 0.5, "experts_implementation": "grouped_mm"}
