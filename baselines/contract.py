@@ -41,6 +41,7 @@ class CapabilityCard:
     ``limited`` is False only for an upper bound that keeps all weights in memory and runs without the limit.
     ``own_process``: the system's engine is a separate process, started in ``prepare`` with ``setting.start_engine``;
     the limit applies to that process instead of the worker that drives it.
+    ``fills_limit``: it can choose its own budget so that the process limit is used up (``setting.fills_limit``).
     ``extra`` names the pip extra it needs, ``build_options`` the options that change the result of ``build``.
     """
 
@@ -57,6 +58,7 @@ class CapabilityCard:
     max_batch: int | None = None
     limited: bool = True
     own_process: bool = False
+    fills_limit: bool = False
     extra: str | None = None
     build_options: tuple[str, ...] = ()
 
@@ -90,37 +92,6 @@ class StartEngine(Protocol):
 
 def _start_unlimited(argv: Sequence[str], **popen: Any) -> subprocess.Popen[Any]:
     return subprocess.Popen(argv, **popen)
-
-
-@dataclass(frozen=True)
-class Setting:
-    """What a system gets to work with.
-
-    ``model_path`` is a Hugging Face folder, ``store_path`` the folder of its expert store, which may not exist yet,
-    and ``scratch`` a folder of the system's own that outlives the process.  ``process_limit_bytes`` is the
-    kernel's limit for this process (or its engine), page cache included; None where there is none.
-    ``calibration_texts`` are prompts a system may profile the model with in ``build``; they are never among the
-    measured ones.  Systems compute in ``dtype``; the experts of the store are in ``stored``.  ``start_engine`` is for
-    cards with ``own_process``; its default starts without a limit.
-
-    Any other field is filled from the field of the same name of the cell (``reports.results.record.Cell``).
-    """
-
-    model_path: Path
-    store_path: Path
-    scratch: Path
-    dtype: torch.dtype
-    expert_budget_bytes: int | None
-    threads: int
-    stored_dtype: torch.dtype | None = None
-    calibration_texts: tuple[str, ...] = ()
-    process_limit_bytes: int | None = None
-    start_engine: StartEngine = _start_unlimited
-
-    @property
-    def stored(self) -> torch.dtype:
-        """The dtype of the expert store: ``stored_dtype``, or ``dtype`` where that is None."""
-        return self.stored_dtype or self.dtype
 
 
 @dataclass(frozen=True)
@@ -163,6 +134,41 @@ class Request:
     def cut(self, new_ids: torch.Tensor) -> list[torch.Tensor]:
         """Each row's own tokens of ``new_ids`` (long [B, new_tokens]), for systems that end all rows together."""
         return [row[:length] for row, length in zip(new_ids, self.lengths, strict=True)]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a system gets to work with.
+
+    ``model_path`` is a Hugging Face folder, ``store_path`` the folder of its expert store, which may not exist yet,
+    and ``scratch`` a folder of the system's own that outlives the process.  ``process_limit_bytes`` is the
+    kernel's limit for this process (or its engine), page cache included; None where there is none.
+    ``calibration_texts`` are prompts a system may profile the model with in ``build``; they are never among the
+    measured ones.  Systems compute in ``dtype``; the experts of the store are in ``stored``.  With ``fills_limit`` the
+    system takes as many bytes for experts as the process limit leaves, and ``probe`` is a request of the size of those
+    to come, to find out how many; ``expert_budget_bytes`` is then None.  ``start_engine`` is for cards with
+    ``own_process``; its default starts without a limit.
+
+    Any other field is filled from the field of the same name of the cell (``reports.results.record.Cell``).
+    """
+
+    model_path: Path
+    store_path: Path
+    scratch: Path
+    dtype: torch.dtype
+    expert_budget_bytes: int | None
+    threads: int
+    stored_dtype: torch.dtype | None = None
+    calibration_texts: tuple[str, ...] = ()
+    process_limit_bytes: int | None = None
+    fills_limit: bool = False
+    probe: Request | None = None
+    start_engine: StartEngine = _start_unlimited
+
+    @property
+    def stored(self) -> torch.dtype:
+        """The dtype of the expert store: ``stored_dtype``, or ``dtype`` where that is None."""
+        return self.stored_dtype or self.dtype
 
 
 @dataclass

@@ -33,6 +33,8 @@ class RecordedCounters(BaseModel):
     """Experts that target passes needed, counted once per layer and pass."""
     expert_hits: int | None = None
     """Of those, the experts already on the device."""
+    chosen_budget_bytes: int | None = None
+    """Expert budget that the system chose itself, so that the process limit is used up (``fills_limit``)."""
     peak_expert_bytes: int | None = None
     """Most expert bytes on the device at one time."""
     prefetched_bytes: int | None = None

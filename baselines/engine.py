@@ -10,8 +10,9 @@ from typing import Any, ClassVar
 from pydantic import Field
 from transformers import AutoTokenizer
 
-from baselines.contract import CapabilityCard, Generation, Request, Setting, SystemOptions, prepared
+from baselines.contract import CapabilityCard, Generation, NotSupported, Request, Setting, SystemOptions, prepared
 from baselines.counters import Counters
+from baselines.fill import filled_budget
 from baselines.registry import register
 from specmoe import SpecMoE, SpecOptions
 from specmoe.drafting import affinity
@@ -36,6 +37,7 @@ class _EngineSystem:
     def __init__(self, options: Any) -> None:
         self.options = options
         self._engine: SpecMoE | None = None
+        self._chosen_budget: int | None = None
 
     def arguments(self) -> dict[str, Any]:
         """Keyword arguments of ``SpecMoE.from_pretrained`` that make this system what it is."""
@@ -45,9 +47,18 @@ class _EngineSystem:
         open_or_build(setting.model_path, setting.store_path, setting.stored, compute_dtype=setting.dtype)
 
     def prepare(self, setting: Setting) -> None:
-        self._engine = SpecMoE.from_pretrained(
+        budget = setting.expert_budget_bytes
+        if setting.fills_limit:
+            if setting.process_limit_bytes is None or setting.probe is None:
+                raise NotSupported("expert_budget: fill needs a process limit: set process_overhead")
+            limit_bytes, probe = setting.process_limit_bytes, setting.probe
+            budget = self._chosen_budget = filled_budget(limit_bytes, probe, lambda trial: self._open(setting, trial))
+        self._engine = self._open(setting, budget)
+
+    def _open(self, setting: Setting, budget_bytes: int | None) -> SpecMoE:
+        return SpecMoE.from_pretrained(
             setting.model_path,
-            expert_budget=setting.expert_budget_bytes,
+            expert_budget=budget_bytes,
             dtype=setting.dtype,
             stored_dtype=setting.stored,
             store=setting.store_path,
@@ -65,7 +76,7 @@ class _EngineSystem:
         )
         sequences, stats = output.to_tuple()
         counters = _counters(stats)
-        counters.kernels = engine.kernels
+        counters.kernels, counters.chosen_budget_bytes = engine.kernels, self._chosen_budget
         counters.affinity_table_bytes = affinity.table_bytes(engine.store)
         return Generation(request.cut(sequences[:, -request.new_tokens :]), counters)
 
@@ -115,6 +126,7 @@ class SpecMoESystem(_EngineSystem):
         summary="drafts gamma tokens with N pinned experts per layer and verifies all in one pass",
         grain="experts",
         knows_budget=True,
+        fills_limit=True,
     )
     Options = SpecMoEOptions
 
@@ -149,6 +161,7 @@ class OnDemandSystem(_EngineSystem):
         summary="loads each step's experts after the gate, keeps none",
         grain="experts",
         knows_budget=True,
+        fills_limit=True,
     )
 
     def arguments(self) -> dict[str, Any]:
@@ -168,6 +181,7 @@ class CachingSystem(_EngineSystem):
         summary="keeps the most frequently used experts of each layer, as many as the budget holds",
         grain="experts",
         knows_budget=True,
+        fills_limit=True,
     )
 
     class Options(EngineOptions):

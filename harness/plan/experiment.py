@@ -19,6 +19,8 @@ from workloads.lengths import Fixed, Length
 
 Bytes = int | str
 Dtype = Literal["float32", "bfloat16", "float16"]
+FILL = "fill"
+"""An expert budget: what the process limit leaves."""
 
 T = TypeVar("T")
 _SWEPT = "swept"
@@ -27,7 +29,12 @@ Swept = Annotated[list[T], BeforeValidator(lambda v: v if isinstance(v, list) el
 
 
 class SystemEntry(BaseModel):
-    """One system of an experiment.  Options given as lists are swept."""
+    """One system of an experiment.  Options given as lists are swept.
+
+    ``expert_budget: fill`` gives the system what the process limit leaves beside its other memory, as it measures it.
+    The limit is the same as for every system, so others must set it: the experiment's own ``expert_budget`` cannot be
+    ``fill``.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -59,11 +66,11 @@ class Experiment(BaseModel):
     ``expert_budget`` holds for every system that has none of its own: bytes, ``"256MB"`` or ``"25%"`` of all experts.
     Systems compute in ``dtype``; ``stored_dtype`` is that of the experts in the slow tier, whose bytes budgets count:
     null is the checkpoint's own where widening it to ``dtype`` is exact, else ``dtype``.
-    ``process_overhead`` plus the largest budget is the kernel's memory limit, the same for every process; null means
-    no limit.  Upper bounds that hold everything in memory (card ``limited=False``) run without it, and their records
-    say so.  ``disk_read_limit`` (``"500MB"``, per second) has the kernel throttle reads, to emulate a slower disk;
-    such results are of kind ``emulated``.  A failed or timed-out cell is tried again ``retries`` times; every failure
-    keeps its record.
+    ``process_overhead`` plus the largest budget in bytes is the kernel's memory limit, the same for every process; null
+    means no limit.  Upper bounds that hold everything in memory (card ``limited=False``) run without it, and their
+    records say so.  ``disk_read_limit`` (``"500MB"``, per second) has the kernel throttle reads, to emulate a slower
+    disk; such results are of kind ``emulated``.  A failed or timed-out cell is tried again ``retries`` times; every
+    failure keeps its record.
     ``prompts`` is a name or file as in ``workloads.prompts.load``; ``prompt_tokens`` and ``new_tokens`` (an alias is
     ``output_tokens``) are lengths as in ``workloads.lengths``, drawn with ``request_seed``.
     """
@@ -100,6 +107,16 @@ class Experiment(BaseModel):
             raise ValueError("batch sizes must be 1 or more")
         return sizes
 
+    @field_validator("expert_budget")
+    @classmethod
+    def _of_known_size(cls, budgets: list[Bytes]) -> list[Bytes]:
+        if FILL in budgets:
+            raise ValueError(
+                "fill is what the process limit leaves, and the limit is a budget plus process_overhead: "
+                "give a size here, and fill to single systems"
+            )
+        return budgets
+
     @field_validator("new_tokens")
     @classmethod
     def _decoded(cls, lengths: list[Length]) -> list[Length]:
@@ -130,6 +147,8 @@ def plan(experiment: Experiment, sizes: ExpertSizes) -> list[PlannedCell]:
         everything = sizes.total_bytes(settings["stored_dtype"])
         fixed["process_limit_bytes"] = _process_limit(experiment, everything)
         swept = {key: value for name in settings for key, value in _to_cell(name, settings[name], everything).items()}
+        if swept.get("fills_limit"):
+            _check_fill(experiment, entry)
         for options in _variants(experiment, entry):
             cell = Cell(system=entry.system, options=options, **fixed | swept)
             planned.append(PlannedCell(label=entry.label_of(options), cell=cell))
@@ -167,6 +186,8 @@ def _to_cell(name: str, value: Any, everything: int) -> dict[str, Any]:
         case "new_tokens":
             return {"new_tokens": value.highest, "output_tokens": None if isinstance(value, Fixed) else value}
         case "expert_budget":
+            if value == FILL:
+                return {"expert_budget_bytes": everything, "fills_limit": True}
             return {"expert_budget_bytes": _bytes(value, everything, name)}
         case "disk_read_limit":
             return {"disk_read_limit_bytes_s": None if value is None else _bytes(value, None, name)}
@@ -177,9 +198,24 @@ def _process_limit(experiment: Experiment, everything: int) -> int | None:
     """The largest budget plus the overhead: the limit of every process; None means no limit."""
     if experiment.process_overhead is None:
         return None
-    budgets = [*experiment.expert_budget, *(e.expert_budget for e in experiment.systems if e.expert_budget is not None)]
-    largest = max(_bytes(budget, everything, "expert_budget") for budget in budgets)
+    own = [entry.expert_budget for entry in experiment.systems if entry.expert_budget not in (None, FILL)]
+    largest = max(_bytes(budget, everything, "expert_budget") for budget in [*experiment.expert_budget, *own])
     return largest + _bytes(experiment.process_overhead, everything, "process_overhead")
+
+
+def _check_fill(experiment: Experiment, entry: SystemEntry) -> None:
+    if experiment.process_overhead is None:
+        raise ConfigError(
+            f"experiment {experiment.name!r}: expert_budget: fill of {entry.system!r} is what a process limit leaves, "
+            "and process_overhead: null sets none: give process_overhead a size"
+        )
+    card = registry.systems()[entry.system].card if entry.system in registry.systems() else None
+    if card is not None and not card.fills_limit:
+        able = ", ".join(sorted(name for name, system in registry.systems().items() if system.card.fills_limit))
+        why = "chooses no budget within a limit" if card.knows_budget else "takes what the limit leaves by itself"
+        raise ConfigError(
+            f"experiment {experiment.name!r}: {entry.system!r} {why}: remove expert_budget: fill (for {able} only)"
+        )
 
 
 def _variants(experiment: Experiment, entry: SystemEntry) -> list[dict[str, Any]]:

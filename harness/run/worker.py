@@ -101,9 +101,20 @@ def setting_of(job: Job, engines: Engines) -> Setting:
         "stored_dtype": getattr(torch, job.cell.stored),
         "calibration_texts": _calibration_texts(job) if job.action == "build" else (),
         "process_limit_bytes": job.limit.process_limit_bytes,
+        "expert_budget_bytes": None if job.cell.fills_limit else job.cell.expert_budget_bytes,
+        "probe": _probe(job) if job.cell.fills_limit and job.action == "measure" else None,
         "start_engine": engines.start,
     }
     return Setting(**own, **{f.name: getattr(job.cell, f.name) for f in fields(Setting) if f.name not in own})
+
+
+def _probe(job: Job) -> Request:
+    """A request of the measured one's size, of the same tokens in another order."""
+    asked = batch(job)
+    ids, mask = asked.input_ids.clone(), asked.attention_mask
+    tokens = ids[mask.bool()]
+    ids[mask.bool()] = tokens[torch.randperm(len(tokens), generator=torch.Generator().manual_seed(0))]
+    return Request(ids, mask, max(asked.output_tokens), lambda: None, asked.output_tokens)
 
 
 def _calibration_texts(job: Job) -> tuple[str, ...]:

@@ -23,7 +23,15 @@ from reports.text import dtypes
 _NOT_COLUMNS = {"schema_version", "cell", "limit", "metrics", "repetitions", "phases_s", "notes", "environment"}
 _NOT_COLUMNS |= {"config", "usage", "ceilings"}
 _TOP = {name: field for name, field in Record.model_fields.items() if name not in _NOT_COLUMNS}
-_WITHIN_WORKLOAD = {"system", "options", "batch_size", "expert_budget_bytes", "warmup_tokens", "repetitions"}
+_WITHIN_WORKLOAD = {
+    "system",
+    "options",
+    "batch_size",
+    "expert_budget_bytes",
+    "fills_limit",
+    "warmup_tokens",
+    "repetitions",
+}
 _SAME_WORKLOAD = ("model", "dtype", "new_tokens", "prompt_offset", "process_limit_bytes", "threads")
 _HOST = ("cpu", "cores", "gpu")
 

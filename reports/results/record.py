@@ -61,6 +61,9 @@ class Cell(Strict):
     """Of the lengths drawn from distributions."""
     stored_dtype: Literal["float32", "bfloat16", "float16"] | None = None
     """Dtype in which experts rest in the slow tier and cross the link; None, as in older records, is ``dtype``."""
+    fills_limit: bool = False
+    """The system takes as much for experts as the process limit leaves (``expert_budget: fill``); each repetition
+    holds what that was (``chosen_budget_bytes``), and ``expert_budget_bytes`` is that of all experts."""
 
     @property
     def stored(self) -> str:
@@ -85,7 +88,7 @@ class Cell(Strict):
     def conditions(self) -> str:
         """Every field but the system, its options and its budget: only cells of equal conditions are compared."""
         same = self.model_copy(update={"stored_dtype": self.stored})
-        return same.model_dump_json(exclude={"system", "options", "expert_budget_bytes"})
+        return same.model_dump_json(exclude={"system", "options", "expert_budget_bytes", "fills_limit"})
 
     @property
     def cell_id(self) -> str:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 
@@ -13,47 +11,12 @@ from specmoe.compute import fields
 from specmoe.compute.expert import ExpertTraits, expert_mlp
 from specmoe.compute.gate import Gate
 from specmoe.compute.products import streamed, task_rows
+from specmoe.compute.routed import Routed, address
 from specmoe.compute.table import Kernel, KernelTable
 from specmoe.compute.threads import available, pool
 from specmoe.compute.widening import Widening
 
 Tensors = Mapping[str, torch.Tensor]
-
-
-@dataclass(frozen=True)
-class Routed:
-    """Tokens and picks of a pass over a layer.
-
-    ``hidden`` [T, H]; ``order`` (long [n]) are the picks to compute, as indices into the flattened [T, K], one expert
-    after another; ``bounds`` the run of each expert in it.  ``scales``: [T * K], where weights multiply the input.
-    """
-
-    hidden: torch.Tensor
-    order: torch.Tensor
-    bounds: Mapping[int, tuple[int, int]]
-    top_k: int
-    scales: torch.Tensor | None = None
-
-    @cached_property
-    def tokens(self) -> torch.Tensor:
-        """The token of each pick of ``order``: long [n]."""
-        return self.order // self.top_k
-
-    @cached_property
-    def lines(self) -> torch.Tensor:
-        """Where the output row of each pick starts, in elements: long [n]."""
-        return self.order * self.hidden.shape[1]
-
-    @cached_property
-    def single(self) -> torch.Tensor:
-        """The tokens as the streaming kernel reads them: float32, contiguous."""
-        return self.hidden.float().contiguous()
-
-    def input(self, start: int, end: int) -> torch.Tensor:
-        """The expert inputs of a run of picks: [n, H]."""
-        rows = self.order[start:end]
-        x = self.hidden[self.tokens[start:end]]
-        return x if self.scales is None else x * self.scales[rows][:, None]
 
 
 class ExpertKernels:
@@ -69,8 +32,10 @@ class ExpertKernels:
     ) -> None:
         self._widening = widening
         self._traits, self._gate, self._table = traits, gate, table
-        self._first = "gate_up_proj" if traits.has_gate else "up_proj"
+        names = ("gate_up_proj" if traits.has_gate else "up_proj", "down_proj")
+        self._products = [(name, f"{name}_bias") for name in names]
         self._numbers = gate.numbers() if gate is not None else None
+        self._most: dict[tuple[torch.dtype, torch.dtype], int] = {}  # ``_most_streamed`` by compute and stored dtype
 
     def compute(self, experts: Sequence[tuple[int, Tensors]], routed: Routed, out: torch.Tensor) -> None:
         """Write the outputs of the experts' picks into ``out`` [T * K, H], row by pick.
@@ -90,9 +55,8 @@ class ExpertKernels:
                 streamed_now.append((tensors, start, end))
                 continue
             kernel = self._kernel(routed, stored, end - start)
-            rows = routed.order[start:end]
-            x = routed.input(start, end)
-            out[rows] = expert_mlp(x, tensors, self._traits, kernel, self._widening).to(out.dtype)
+            computed = expert_mlp(routed.input(start, end), tensors, self._traits, kernel, self._widening)
+            out[routed.rows(start, end)] = computed.to(out.dtype)
         if streamed_now:
             self._stream(streamed_now, routed, out)
 
@@ -109,7 +73,10 @@ class ExpertKernels:
             return 0
         if routed.hidden.device.type != "cpu" or not available():
             return 0
-        return self._table.streamed_rows("experts", routed.hidden.dtype, stored)
+        pair = routed.hidden.dtype, stored
+        if pair not in self._most:
+            self._most[pair] = self._table.streamed_rows("experts", *pair)
+        return self._most[pair]
 
     def _stream(self, experts: list[tuple[Tensors, int, int]], routed: Routed, out: torch.Tensor) -> None:
         threads = torch.get_num_threads()
@@ -121,16 +88,16 @@ class ExpertKernels:
         between = routed.single.new_empty(len(routed.order), inner)
         groups = array("q")
         for tensors, start, end in experts:
-            biases = [tensors.get(f"{name}_bias") for name in (self._first, "down_proj")]
-            first_bias, down_bias = (0 if bias is None else bias.data_ptr() for bias in biases)
-            weights = tensors[self._first].data_ptr(), tensors["down_proj"].data_ptr()
-            groups.extend((weights[0], first_bias, weights[1], down_bias, start, end))
+            for name, bias_name in self._products:
+                bias = tensors.get(bias_name)
+                groups.extend((tensors[name].data_ptr(), 0 if bias is None else bias.data_ptr()))
+            groups.extend((start, end))
         block = array("q", bytes(8 * fields.FIELDS))
         block[fields.X], block[fields.OUT] = routed.single.data_ptr(), target.data_ptr()
         block[fields.WIDTH], block[fields.INNER], block[fields.HIDDEN] = width, inner, between.data_ptr()
-        block[fields.GROUPS], block[fields.TOKENS] = fields.address(groups), routed.tokens.data_ptr()
-        block[fields.PICKS], block[fields.GATE] = routed.lines.data_ptr(), self._gate.code
-        block[fields.NUMBERS] = self._numbers.__array_interface__["data"][0]
+        block[fields.GROUPS], block[fields.TOKENS] = fields.address(groups), address(routed.tokens)
+        block[fields.PICKS], block[fields.GATE] = address(routed.lines), self._gate.code
+        block[fields.NUMBERS] = address(self._numbers)
         up, down, _ = streamed(sample.dtype)
         for function, rows, in_each in ((up, inner, width), (down, width, inner)):
             share = task_rows(in_each, len(experts) * width * inner, threads)
@@ -140,5 +107,5 @@ class ExpertKernels:
             pool(threads).run(function, fields.address(block))
         if target is not out:
             for _, start, end in experts:
-                rows_out = routed.order[start:end]
+                rows_out = routed.rows(start, end)
                 out[rows_out] = target[rows_out].to(out.dtype)

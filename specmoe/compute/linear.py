@@ -5,14 +5,16 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from specmoe.compute.products import product
-from specmoe.compute.table import SMALL, KernelTable
+from specmoe.compute.products import StreamedProduct, can_stream, product
+from specmoe.compute.table import SMALL, Kernel, KernelTable
 
 
 class KernelLinear(nn.Linear):
     """``nn.Linear`` for inference on a CPU: its kernel is chosen by the number of rows."""
 
     table: KernelTable
+    _kernels: dict[int, Kernel]  # by number of rows
+    _streamed: StreamedProduct | None
 
     @classmethod
     def of(cls, layer: nn.Linear, table: KernelTable) -> KernelLinear:
@@ -20,15 +22,26 @@ class KernelLinear(nn.Linear):
         made = cls.__new__(cls)
         made.__dict__.update(layer.__dict__)
         made.table = table
+        made._kernels = {}
+        made._streamed = None
         return made
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """[..., in] -> [..., out]."""
-        x = input.reshape(-1, input.shape[-1])
-        kernel = self.table.choose("linear", self.weight.dtype, len(x))
+        x = input.reshape(-1, self.in_features)
+        kernel = self._kernels.get(len(x))
+        if kernel is None:
+            kernel = self._kernels[len(x)] = self.table.choose("linear", self.weight.dtype, len(x))
         if kernel == "torch" or not len(x) or input.device.type != "cpu" or torch.is_grad_enabled():
             return super().forward(input)
-        return product(x, self.weight, self.bias, kernel).view(*input.shape[:-1], -1)
+        weight, bias = self.weight, self.bias
+        if kernel == "streaming" and can_stream(weight, bias):
+            if self._streamed is None or self._streamed.weight is not weight or self._streamed.bias is not bias:
+                self._streamed = StreamedProduct(weight, bias)
+            out = self._streamed(x)
+        else:
+            out = product(x, weight, bias, kernel)
+        return out.view(*input.shape[:-1], -1)
 
 
 def replace_linears(model: nn.Module, table: KernelTable, smallest: int = SMALL) -> set[torch.dtype]:

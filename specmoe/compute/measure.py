@@ -6,13 +6,15 @@ import time
 from collections.abc import Callable, Iterator
 from itertools import cycle
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
 from specmoe.compute.expert import ExpertTraits, expert_mlp
 from specmoe.compute.gate import Gate
-from specmoe.compute.layer import ExpertKernels, Routed
+from specmoe.compute.layer import ExpertKernels
 from specmoe.compute.products import product
+from specmoe.compute.routed import Routed
 from specmoe.compute.table import PAIRS, ROWS, Kernel, KernelTable, Product, candidates, key
 from specmoe.compute.widening import Widening
 
@@ -86,7 +88,7 @@ def _action(what: Product, kernel: Kernel, x: torch.Tensor, turn: Iterator[dict[
     stored = next(turn)["down_proj"].dtype
     only = KernelTable("measured now", {key("experts", x.dtype, stored): ["streaming"] * len(ROWS)})
     experts = ExpertKernels(traits, Gate("silu"), only)
-    order, out = torch.arange(len(x)), torch.empty_like(x)
+    order, out = np.arange(len(x)), torch.empty_like(x)
     return lambda: experts.compute([(0, next(turn))], Routed(x, order, {0: (0, len(x))}, 1), out)
 
 

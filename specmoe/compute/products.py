@@ -29,8 +29,8 @@ def product(
     ``x`` is never rounded: narrower weights are widened, in the memory of ``widening`` if it is given.
     """
     bias = None if bias is None else bias.contiguous()  # neither streaming nor oneDNN looks at strides
-    if kernel == "streaming" and weight.is_contiguous() and (bias is None or bias.dtype == weight.dtype):
-        return _streamed(x, weight, bias)
+    if kernel == "streaming" and can_stream(weight, bias):
+        return StreamedProduct(weight, bias)(x)
     dtype = torch.float32 if kernel == "onednn-widened" else x.dtype
     if weight.dtype != dtype:
         weight = weight.to(dtype) if widening is None else widening(weight, dtype)
@@ -44,6 +44,12 @@ def product(
     return F.linear(x, weight, bias)
 
 
+def can_stream(weight: torch.Tensor, bias: torch.Tensor | None) -> bool:
+    """Whether the streaming kernel can read a weight matrix and its bias on this machine."""
+    fits = bias is None or (bias.dtype == weight.dtype and bias.is_contiguous())
+    return available() and weight.is_contiguous() and fits
+
+
 def _onednn(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
     out: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x.contiguous(), weight, bias, "none", [], "")
     return out
@@ -55,23 +61,41 @@ def task_rows(width: int, weights: int, threads: int) -> int:
     return max(2, elements // width // 2 * 2)
 
 
-def _streamed(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    if not available():
-        return F.linear(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
-    threads = torch.get_num_threads()
-    width, inner = weight.shape
-    single = x.float().contiguous()
-    out = single.new_empty(len(single), width)
-    lines = array("q", range(0, len(single) * width, width))
-    block = array("q", bytes(8 * fields.FIELDS))
-    rows = task_rows(inner, weight.numel(), threads)
-    block[fields.TASKS], block[fields.BLOCK] = -(-width // rows), rows
-    block[fields.X], block[fields.OUT] = single.data_ptr(), out.data_ptr()
-    block[fields.WIDTH], block[fields.INNER] = width, inner
-    block[fields.WEIGHT], block[fields.BIAS] = weight.data_ptr(), 0 if bias is None else bias.data_ptr()
-    block[fields.ROWS], block[fields.LINES] = len(single), fields.address(lines)
-    pool(threads).run(streamed(weight.dtype)[2], fields.address(block))
-    return out.to(x.dtype)
+class StreamedProduct:
+    """Products with one contiguous weight matrix by the streaming kernel; its arguments are kept by number of rows.
+
+    ``weight`` [out, in] and ``bias`` [out] of the same dtype.
+    """
+
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
+        self.weight, self.bias = weight, bias
+        self._function = streamed(weight.dtype)[2]
+        self._blocks: dict[tuple[int, int], tuple[array[int], array[int]]] = {}
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """[n, in] -> [n, out]."""
+        single = x.float().contiguous()
+        rows, threads = len(single), torch.get_num_threads()
+        out = single.new_empty(rows, len(self.weight))
+        known = self._blocks.get((rows, threads))
+        if known is None:
+            known = self._blocks[rows, threads] = self._arguments(rows, threads)
+        block = known[0][:]  # of this call alone
+        block[fields.X], block[fields.OUT] = single.data_ptr(), out.data_ptr()
+        pool(threads).run(self._function, fields.address(block))
+        return out.to(x.dtype)
+
+    def _arguments(self, rows: int, threads: int) -> tuple[array[int], array[int]]:
+        """The fields of a call, and the lines that they point to."""
+        width, inner = self.weight.shape
+        lines, block = array("q", range(0, rows * width, width)), array("q", bytes(8 * fields.FIELDS))
+        share = task_rows(inner, self.weight.numel(), threads)
+        block[fields.TASKS], block[fields.BLOCK] = -(-width // share), share
+        block[fields.WIDTH], block[fields.INNER] = width, inner
+        block[fields.WEIGHT] = self.weight.data_ptr()
+        block[fields.BIAS] = 0 if self.bias is None else self.bias.data_ptr()
+        block[fields.ROWS], block[fields.LINES] = rows, fields.address(lines)
+        return block, lines
 
 
 @functools.cache

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+import numpy as np
 import torch
 
 from specmoe.drafting import affinity
@@ -128,12 +129,20 @@ def merge_collisions(
 
     ``add`` gives the first of them the sum of their weights; ``once`` the largest, rescaled to the row's sum.
     """
+    if rule == "add" and index.device.type == "cpu" and not _repeats(index):
+        return index, weights
     same = index[:, :, None] == index[:, None, :]  # [T, K, K]
     repeated = same.tril(-1).any(dim=-1)  # [T, K]
     shared = same * weights[:, None, :]
     merged = shared.sum(dim=-1) if rule == "add" else shared.amax(dim=-1)
     merged = merged.masked_fill(repeated, 0.0)
     return index, merged if rule == "add" else rescale(merged, weights)
+
+
+def _repeats(index: torch.Tensor) -> bool:
+    """Whether a token picks an expert twice."""
+    ordered = np.sort(index.numpy(), axis=1)
+    return bool((ordered[:, 1:] == ordered[:, :-1]).any())
 
 
 def rescale(weights: torch.Tensor, like: torch.Tensor) -> torch.Tensor:

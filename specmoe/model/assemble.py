@@ -11,9 +11,10 @@ from transformers import PreTrainedModel
 
 from specmoe.compute import table as kernel_tables
 from specmoe.compute.linear import replace_linears
+from specmoe.compute.norm import replace_norms
 from specmoe.compute.products import streamed
 from specmoe.compute.table import KernelTable
-from specmoe.compute.threads import pool
+from specmoe.compute.threads import available, pool
 from specmoe.drafting import affinity, merged
 from specmoe.drafting import calibration as calibrations
 from specmoe.drafting.calibration import Calibration
@@ -21,6 +22,7 @@ from specmoe.drafting.selection import DraftSelection
 from specmoe.errors import BudgetError, OptionError
 from specmoe.model.checkpoint import expert_modules
 from specmoe.model.experts import attach
+from specmoe.model.fused_attention import fuse_attention
 from specmoe.model.pass_state import PassState
 from specmoe.offload.arena import ExpertArena
 from specmoe.offload.device import Device
@@ -106,6 +108,9 @@ def prepare_kernels(model: PreTrainedModel, stored: torch.dtype, options: SpecOp
     for dtype in used:
         streamed(dtype)
         pool(torch.get_num_threads())
+    if available():
+        fuse_attention(model, table)
+    replace_norms(model)
     return table
 
 

@@ -17,7 +17,8 @@ from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 from specmoe.compute.expert import ExpertTraits, expert_mlp
 from specmoe.compute.gate import recognise
-from specmoe.compute.layer import ExpertKernels, Routed
+from specmoe.compute.layer import ExpertKernels
+from specmoe.compute.routed import Routed
 from specmoe.compute.table import TORCH, KernelTable
 from specmoe.compute.widening import Widening
 from specmoe.drafting.substitution import Picks
@@ -50,48 +51,47 @@ class ExpertsLayer:
         valid = current.valid
         state.recorder.routed(self.layer, current.mode, index, valid)
         supply: Iterable[list[tuple[int, Weights]]]
+        used: torch.Tensor | None
         if current.mode == "draft":
             picks = Picks(index, weights, self.router_logits, self._present(index))
             index, weights = state.substitute(self.layer, picks, valid)
-            used = ((weights != 0) & valid[:, None]).flatten().nonzero().flatten()
-            experts = index.flatten()[used].unique().tolist()
-            supply = [[(e, state.residency.weights(self.layer, e)) for e in experts]]
+            used = (weights != 0) & valid[:, None]
+            routed = self._routed(hidden, index, weights, used)
+            supply = [[(e, state.residency.weights(self.layer, e)) for e in routed.bounds]]
         else:
             if state.observer is not None:
                 state.observer(self, hidden[valid], index[valid])
-            used = valid.repeat_interleave(index.shape[1]).nonzero().flatten()
-            if (present := self._present(index)) is not None:
-                used = used[present.flatten()[used]]
+            used = self._present(index)
+            if not current.all_valid:
+                used = valid[:, None].expand_as(index) if used is None else used & valid[:, None]
             supply = state.residency.groups(self.layer, state.target(self.layer, index, current))
-        return self._combine(hidden, index, weights, used, supply)
+            routed = self._routed(hidden, index, weights, used)
+        return self._combine(routed, weights, supply)
 
     def _present(self, index: torch.Tensor) -> torch.Tensor | None:
         """Which picks name an expert, bool [T, K]; None if all do."""
         return index < self._experts if self._may_skip else None
 
-    def _combine(
-        self,
-        hidden: torch.Tensor,
-        index: torch.Tensor,
-        weights: torch.Tensor,
-        used: torch.Tensor,
-        supply: Iterable[list[tuple[int, Weights]]],
-    ) -> torch.Tensor:
-        """Run the supplied experts on their tokens and sum by gate weight: [T, H].
+    def _routed(
+        self, hidden: torch.Tensor, index: torch.Tensor, weights: torch.Tensor, used: torch.Tensor | None
+    ) -> Routed:
+        """The picks to compute (``used``, bool [T, K]; None for all) by expert."""
+        chosen = None if used is None else used.cpu().numpy()
+        return Routed.of(hidden, index.cpu().numpy(), chosen, weights.reshape(-1) if self._scales_input else None)
 
-        ``used`` (long) are the picks to compute, as indices into the flattened [T, K].
-        """
-        picks = index.reshape(-1)
-        out = hidden.new_zeros(len(picks), hidden.shape[1])  # [T*K, H], row by pick: order of arrival does not matter
-        order = used[torch.sort(picks[used], stable=True).indices]
-        scales = weights.reshape(-1) if self._scales_input else None
-        routed = Routed(hidden, order, _group_bounds(picks[order]), index.shape[1], scales)
+    def _combine(
+        self, routed: Routed, weights: torch.Tensor, supply: Iterable[list[tuple[int, Weights]]]
+    ) -> torch.Tensor:
+        """Run the supplied experts on their tokens and sum by gate weight: [T, H]."""
+        hidden, picks = routed.hidden, weights.numel()
+        make = hidden.new_empty if len(routed.order) == picks else hidden.new_zeros
+        out = make(picks, hidden.shape[1])  # [T*K, H], row by pick: order of arrival does not matter
         for experts in supply:
             self._kernels.compute(experts, routed, out)
-        out = out.view(*index.shape, -1)  # [T, K, H]
-        if not self._scales_input:
-            out = out * weights.to(out.dtype).unsqueeze(-1)
-        return out.sum(dim=1)
+        out = out.view(*weights.shape, -1)  # [T, K, H]
+        if self._scales_input:
+            return out.sum(dim=1)
+        return torch.bmm(weights.to(out.dtype).unsqueeze(1), out).squeeze(1)
 
     def outputs_of_all(self, hidden: torch.Tensor) -> torch.Tensor:
         """Every expert of the layer on the same tokens: [S, H] -> [E, S, H]; loads the whole layer."""
@@ -99,14 +99,6 @@ class ExpertsLayer:
         for expert, tensors in self._state.residency.stream(self.layer, list(range(self._experts))):
             outputs[expert] = expert_mlp(hidden, tensors, self._traits, widening=self._widening)
         return outputs
-
-
-def _group_bounds(sorted_picks: torch.Tensor) -> dict[int, tuple[int, int]]:
-    """Start and end of each expert's run in sorted picks."""
-    experts, counts = sorted_picks.unique_consecutive(return_counts=True)
-    ends = counts.cumsum(0).tolist()
-    starts = [0, *ends][:-1]
-    return dict(zip(experts.tolist(), zip(starts, ends, strict=True), strict=True))
 
 
 def specmoe_experts_forward(

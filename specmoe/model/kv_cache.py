@@ -26,6 +26,32 @@ Masks = torch.Tensor | Mapping[str, torch.Tensor | None]
 LINEAR = "linear_attention"
 
 
+class NextTokens:
+    """Where a pass over ``queries`` tokens of each row writes: what all layers of the pass share.
+
+    Attributes:
+        positions: long [B, Q].
+        longest: tokens of the longest row with the pass's own.
+        start: the first position, where it is the same for all rows; else None.
+    """
+
+    def __init__(self, lengths: torch.Tensor, queries: int) -> None:
+        self.positions = lengths[:, None] + torch.arange(queries, device=lengths.device)
+        each: list[int] = lengths.tolist()
+        self.longest = max(each) + queries
+        self.start: int | None = each[0] if min(each) == max(each) else None
+        self._places: dict[tuple[int, int], torch.Tensor] = {}
+
+    def places(self, heads: int, max_length: int) -> torch.Tensor:
+        """Rows of a flattened cache [B * heads * max_length, dim] that new keys [B, heads, Q, dim] take: long, flat."""
+        known = self._places.get((heads, max_length))
+        if known is None:
+            rows, device = len(self.positions), self.positions.device
+            starts = torch.arange(0, rows * heads * max_length, max_length, device=device).view(rows, heads, 1)
+            known = self._places[heads, max_length] = (starts + self.positions[:, None]).flatten()
+        return known
+
+
 class RowLengths:
     """Committed tokens of each row, long [B]; shared by all layers of a cache.
 
@@ -36,9 +62,26 @@ class RowLengths:
         self.values = torch.zeros(rows, dtype=torch.long, device=device)
         self.padding = torch.zeros_like(self.values) if padding is None else padding
 
+    @property
+    def values(self) -> torch.Tensor:
+        """Committed tokens, long [B]; to be replaced, never written to."""
+        return self._values
+
+    @values.setter
+    def values(self, values: torch.Tensor) -> None:
+        self._values = values
+        self._next: dict[int, NextTokens] = {}  # by number of queries
+
+    def next(self, queries: int) -> NextTokens:
+        """Where a pass over each row's next ``queries`` tokens writes."""
+        known = self._next.get(queries)
+        if known is None:
+            known = self._next[queries] = NextTokens(self._values, queries)
+        return known
+
     def positions(self, queries: int) -> torch.Tensor:
         """Positions of each row's next ``queries`` tokens: long [B, Q]."""
-        return self.values[:, None] + torch.arange(queries, device=self.values.device)
+        return self.next(queries).positions
 
     def padded_positions(self, queries: int) -> torch.Tensor:
         """As ``positions``, counted from the start of the padded batch."""
@@ -77,13 +120,14 @@ class RaggedLayer(CacheLayerMixin):
         keys, values = self.keys, self.values
         if keys is None or values is None:
             keys, values = self._allocate(key_states, value_states)
-        queries = key_states.shape[-2]
-        positions = self._lengths.positions(queries)  # [B, Q]
-        rows = torch.arange(len(positions), device=positions.device)[:, None]
-        keys[rows, :, positions] = key_states.transpose(1, 2)
-        values[rows, :, positions] = value_states.transpose(1, 2)
-        longest = self.get_mask_sizes(queries)[0]
-        return keys[:, :, :longest], values[:, :, :longest]
+        following = self._lengths.next(key_states.shape[-2])
+        for cached, new in ((keys, key_states), (values, value_states)):
+            if following.start is not None:
+                cached[:, :, following.start : following.longest] = new
+            else:
+                places = following.places(new.shape[1], self._max_length)
+                cached.view(-1, new.shape[-1]).index_copy_(0, places, new.reshape(-1, new.shape[-1]))
+        return keys[:, :, : following.longest], values[:, :, : following.longest]
 
     def select(self, rows: torch.Tensor) -> None:
         """Keep only ``rows`` (long [B'])."""
@@ -91,10 +135,10 @@ class RaggedLayer(CacheLayerMixin):
             self.keys, self.values = self.keys[rows], self.values[rows]
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        return int(self._lengths.values.max()) + query_length, 0
+        return self._lengths.next(query_length).longest, 0
 
     def get_seq_length(self) -> int:
-        return int(self._lengths.values.max())
+        return self._lengths.next(0).longest
 
     def get_max_length(self) -> int:
         return self._max_length
@@ -171,8 +215,11 @@ class RaggedCache(Cache):
         value, to be added to the scores (eager).  Linear attention gets the inverse of ``padding`` (bool [B, Q]),
         which is True on the padding of prompts.
         """
-        positions = self.lengths.positions(queries)[:, None, :, None]  # [B, 1, Q, 1]
-        keys = torch.arange(int(self.lengths.values.max()) + queries, device=positions.device)
+        following = self.lengths.next(queries)
+        if queries == 1 and following.start is not None and boolean and self._layer_types == {"full_attention"}:
+            return following.positions.new_ones(len(following.positions), 1, 1, following.longest, dtype=torch.bool)
+        positions = following.positions[:, None, :, None]  # [B, 1, Q, 1]
+        keys = torch.arange(following.longest, device=positions.device)
         causal = keys <= positions
         masks = {"full_attention": causal}
         if self._window is not None:

@@ -9,9 +9,12 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from specmoe.drafting.selection import DraftSelection
 from specmoe.drafting.substitution import Picks, SubstitutionRule, make_rule, merge_collisions
@@ -41,6 +44,11 @@ class Pass:
     valid: torch.Tensor
     counted: torch.Tensor | None = None
     is_prompt: bool = False
+
+    @cached_property
+    def all_valid(self) -> bool:
+        """Whether every token is valid."""
+        return bool(self.valid.all())
 
 
 def prompt_pass(valid: torch.Tensor, options: SpecOptions) -> Pass:
@@ -120,8 +128,8 @@ class PassState:
 
     def target(self, layer: int, index: torch.Tensor, current: Pass) -> list[int]:
         """Account for a target pass's picks (long [T, K]); returns the experts to load, ascending."""
-        counts = self._bincount(layer, index[current.valid])
-        wanted = set(counts.nonzero().flatten().tolist())
+        counts = self._bincount(layer, index if current.all_valid else index[current.valid])
+        wanted = set(counts.nonzero()[0].tolist())
         self.placement.observe(layer, counts)
         if self.selection is not None and wanted and self.selection.covers(layer):
             started = time.perf_counter()
@@ -131,14 +139,14 @@ class PassState:
         return sorted(wanted | missing_slices)
 
     def _refresh(
-        self, selection: DraftSelection, layer: int, index: torch.Tensor, counts: torch.Tensor, current: Pass
+        self, selection: DraftSelection, layer: int, index: torch.Tensor, counts: NDArray[np.int64], current: Pass
     ) -> set[int]:
         """Let the selection see the pass and pin its choice; returns the pinned experts that are not resident."""
         resident = self.residency.slots.resident(layer)
-        available = resident | set(counts.nonzero().flatten().tolist())
+        available = resident | set(counts.nonzero()[0].tolist())
         if current.counted is not None:
             counts = self._bincount(layer, index[current.valid & current.counted])
-        pinned = selection.refresh(layer, counts, available, current.is_prompt)
+        pinned = selection.refresh(layer, torch.from_numpy(counts), available, current.is_prompt)
         if pinned != self.residency.slots.pinned(layer):
             self.residency.slots.pin(layer, pinned)
             self._rules[layer] = None
@@ -153,7 +161,7 @@ class PassState:
         for layer, picks in enumerate(self._picks):
             if picks is not None:
                 index, valid = picks
-                self.selection.count(layer, self._bincount(layer, index[valid & kept]))
+                self.selection.count(layer, torch.from_numpy(self._bincount(layer, index[valid & kept])))
                 self._picks[layer] = None
 
     def resize_draft(self, draft_experts: int, refresh_interval: int) -> None:
@@ -165,7 +173,7 @@ class PassState:
     def substitute(self, layer: int, picks: Picks, valid: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Index and weights [T, K] among the experts that may draft; the prefetcher sees the original picks."""
         if self.prefetcher is not None:
-            self.prefetcher.wanted(layer, self._bincount(layer, picks.index[valid]))
+            self.prefetcher.wanted(layer, torch.from_numpy(self._bincount(layer, picks.index[valid])))
         index, weights = self._rule(layer, picks.index.device)(picks.with_zeros())
         return merge_collisions(index, weights, self.options.collision)
 
@@ -190,10 +198,10 @@ class PassState:
             current = self._rules[layer] = _CurrentRule(version, rule)
         return current.rule
 
-    def _bincount(self, layer: int, index: torch.Tensor) -> torch.Tensor:
-        """Tokens per expert, long [E]; picks of no expert are not counted."""
+    def _bincount(self, layer: int, index: torch.Tensor) -> NDArray[np.int64]:
+        """Tokens per expert, int64 [E]; picks of no expert are not counted."""
         experts = len(self._tables[layer])
-        return torch.bincount(index.flatten().cpu(), minlength=experts)[:experts]
+        return np.bincount(index.cpu().numpy().reshape(-1), minlength=experts)[:experts]
 
     def reset(self) -> None:
         """Empty device memory and forget draft sets and counts, as after loading."""

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from typing import Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from specmoe.offload.arena import Key
 from specmoe.options import PlacementName
@@ -20,8 +22,8 @@ IN_TRANSIT = 2
 class Placement(Protocol):
     """What residency needs of a policy."""
 
-    def observe(self, layer: int, counts: torch.Tensor) -> None:
-        """A target pass used the layer's experts ``counts`` times each (long [E])."""
+    def observe(self, layer: int, counts: NDArray[np.int64]) -> None:
+        """A target pass used the layer's experts ``counts`` times each (int64 [E])."""
         ...
 
     def retain(self, key: Key) -> bool:
@@ -44,7 +46,7 @@ class Placement(Protocol):
 class OnDemand:
     """Keeps nothing: every pass loads every expert it needs (MoE-OnDemand)."""
 
-    def observe(self, layer: int, counts: torch.Tensor) -> None:
+    def observe(self, layer: int, counts: NDArray[np.int64]) -> None:
         pass
 
     def retain(self, key: Key) -> bool:
@@ -70,9 +72,9 @@ class LeastRecentlyUsed:
         self._clock = 0
         self._used: dict[Key, int] = {}
 
-    def observe(self, layer: int, counts: torch.Tensor) -> None:
+    def observe(self, layer: int, counts: NDArray[np.int64]) -> None:
         self._clock += 1
-        for expert in counts.nonzero().flatten().tolist():
+        for expert in counts.nonzero()[0].tolist():
             self._used[layer, expert] = self._clock
 
     def retain(self, key: Key) -> bool:
@@ -98,23 +100,28 @@ class LeastFrequentlyUsed:
         self.reset()
 
     def reset(self) -> None:
-        self._counts = [torch.zeros(n) for n in self._experts]
-        self._weight = torch.zeros(len(self._experts))  # number of passes, decayed likewise
-        self._values: list[list[float]] = [c.tolist() for c in self._counts]  # read at every eviction
+        self._counts = [np.zeros(n, dtype=np.float32) for n in self._experts]
+        self._weight = np.zeros(len(self._experts), dtype=np.float32)  # number of passes, decayed likewise
+        self._values: list[list[float] | None] = [None] * len(self._experts)
 
-    def observe(self, layer: int, counts: torch.Tensor) -> None:
-        self._counts[layer].mul_(self._decay).add_(counts)
-        self._weight[layer].mul_(self._decay).add_(1)
-        self._values[layer] = self._counts[layer].tolist()
+    def observe(self, layer: int, counts: NDArray[np.int64]) -> None:
+        mine = self._counts[layer]
+        mine *= self._decay
+        mine += counts
+        self._weight[layer] = self._weight[layer] * self._decay + 1
+        self._values[layer] = None
 
     def retain(self, key: Key) -> bool:
         return True
 
     def priority(self, key: Key) -> float:
-        return self._values[key[0]][key[1]]
+        values = self._values[key[0]]
+        if values is None:  # read for many experts at every eviction
+            values = self._values[key[0]] = self._counts[key[0]].tolist()
+        return values[key[1]]
 
     def expected(self, key: Key) -> float:
-        return self._values[key[0]][key[1]] / max(1e-9, float(self._weight[key[0]]))
+        return self.priority(key) / max(1e-9, float(self._weight[key[0]]))
 
 
 class TopFraction:
@@ -133,8 +140,8 @@ class TopFraction:
         self._kept: list[set[int]] = [set() for _ in self._experts]
         self._passes = [0] * len(self._experts)
 
-    def observe(self, layer: int, counts: torch.Tensor) -> None:
-        self._counts[layer] += counts
+    def observe(self, layer: int, counts: NDArray[np.int64]) -> None:
+        self._counts[layer] += torch.from_numpy(counts)
         self._values[layer] = self._counts[layer].tolist()
         self._passes[layer] += 1
         size = min(self._per_layer, len(counts))

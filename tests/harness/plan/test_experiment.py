@@ -68,6 +68,30 @@ def test_a_cell_names_the_stored_dtype_that_null_stands_for() -> None:
         plan(validate(MINIMAL | {"stored_dtype": [None, "bfloat16"]}, "test"), sizes)
 
 
+def test_a_budget_that_fills_the_limit_leaves_the_limit_to_the_others() -> None:
+    systems = [{"system": "on-demand"}, {"system": "caching", "expert_budget": "fill"}]
+    others, filled = (p.cell for p in planned(systems=systems, expert_budget="25%", process_overhead="1MB"))
+    assert filled.fills_limit
+    assert filled.expert_budget_bytes == 100_000, "at most all experts"
+    assert not others.fills_limit
+    assert {others.process_limit_bytes, filled.process_limit_bytes} == {1_025_000}
+    assert others.conditions == filled.conditions
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"expert_budget": "fill"}, "fill is what the process limit leaves"),
+        ({"process_overhead": None}, "process_overhead: null sets none: give process_overhead a size"),
+        ({"systems": [{"system": "mmap", "expert_budget": "fill"}]}, "takes what the limit leaves by itself"),
+        ({"systems": [{"system": "naive", "expert_budget": "fill"}]}, "chooses no budget within a limit: remove"),
+    ],
+)
+def test_a_budget_that_cannot_fill_a_limit_is_refused(changes: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        planned(**{"systems": [{"system": "caching", "expert_budget": "fill"}], **changes})
+
+
 def test_a_disk_limit_is_bytes_per_second_and_never_a_share() -> None:
     assert [p.cell.disk_read_limit_bytes_s for p in planned(disk_read_limit=[None, "500MB"])] == [None, 500_000_000]
     with pytest.raises(ConfigError, match="is a share, but this field has no whole"):

@@ -13,9 +13,10 @@ from torch import nn
 
 from specmoe.compute.expert import ExpertTraits, expert_mlp
 from specmoe.compute.gate import Gate, recognise
-from specmoe.compute.layer import ExpertKernels, Routed
+from specmoe.compute.layer import ExpertKernels
 from specmoe.compute.linear import KernelLinear, replace_linears
 from specmoe.compute.products import product
+from specmoe.compute.routed import Routed
 from specmoe.compute.table import DTYPES, ROWS, TORCH, KernelTable, candidates
 from specmoe.compute.threads import available
 
@@ -63,10 +64,7 @@ def _experts(
 
 
 def _routed(hidden: torch.Tensor, picks: torch.Tensor) -> Routed:
-    flat = picks.flatten()
-    order = torch.sort(flat, stable=True).indices
-    bounds = {e: (int((flat < e).sum()), int((flat <= e).sum())) for e in flat.unique().tolist()}
-    return Routed(hidden, order, bounds, picks.shape[1])
+    return Routed.of(hidden, picks.numpy())
 
 
 def _compare(

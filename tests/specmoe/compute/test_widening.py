@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
 from specmoe.compute.expert import ExpertTraits, expert_mlp
 from specmoe.compute.gate import Gate
-from specmoe.compute.layer import ExpertKernels, Routed
+from specmoe.compute.layer import ExpertKernels
+from specmoe.compute.routed import Routed
 from specmoe.compute.table import ROWS, Kernel, KernelTable, candidates, key
 from specmoe.compute.threads import available
 from specmoe.compute.widening import Widening
@@ -58,7 +60,7 @@ def test_all_experts_of_a_layer(kernel: Kernel, dtype: torch.dtype) -> None:
     names = [key("experts", torch.float32, stored) for stored in (dtype, torch.float32)]
     table = KernelTable("test", {names[0]: [kernel] * len(ROWS), names[1]: [_same(kernel)] * len(ROWS)})
     hidden = torch.randn(9, HIDDEN, generator=torch.Generator().manual_seed(0))
-    order = torch.cat([torch.arange(0, 18, 2), torch.arange(1, 18, 2)])
+    order = np.concatenate([np.arange(0, 18, 2), np.arange(1, 18, 2)])
     routed = Routed(hidden, order, {0: (0, 9), 1: (9, 18)}, top_k=2)
     experts = ExpertKernels(ExpertTraits(True, False, _swiglu), Gate("silu"), table, Widening())
     weights = [_expert(dtype, seed, bias=True) for seed in (1, 2)]

@@ -6,6 +6,7 @@ import threading
 import time
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 
 from specmoe import ExpertStore, StoreError
@@ -92,7 +93,7 @@ def warm_bench(store: ExpertStore, uses: dict[int, int]) -> Bench:
     """A full arena: experts 0 .. 3 of layer 0, each used so many times."""
     placement = LeastFrequentlyUsed([8, 8, 8], decay=1.0)
     bench = Bench(store, 4, placement, gated=False)
-    placement.observe(0, torch.tensor([uses.get(e, 0) for e in range(8)]))
+    placement.observe(0, np.array([uses.get(e, 0) for e in range(8)]))
     bench.ask(0, 0, 1, 2, 3)
     assert bench.arena.free_slots == 0
     return bench

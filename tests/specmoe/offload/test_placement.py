@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
-import torch
+from numpy.typing import NDArray
 
 from specmoe.offload.placement import LeastFrequentlyUsed, LeastRecentlyUsed, OnDemand, TopFraction, make_placement
 
 
-def _counts(*values: int) -> torch.Tensor:
-    return torch.tensor(values)
+def _counts(*values: int) -> NDArray[np.int64]:
+    return np.array(values)
 
 
 def test_on_demand_keeps_nothing() -> None:

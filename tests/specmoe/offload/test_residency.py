@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
+import numpy as np
 import pytest
-import torch
 
 from specmoe import ExpertStore
 from specmoe.offload.placement import IN_TRANSIT, LeastFrequentlyUsed, LeastRecentlyUsed, Placement, make_placement
@@ -34,7 +34,7 @@ def _passes(bench: Bench, placement: Placement, counts: list[int], times: int) -
     for _ in range(times):
         before = bench.residency.stats.hits
         for layer in range(len(bench.store.layers)):
-            placement.observe(layer, torch.tensor(counts))
+            placement.observe(layer, np.array(counts))
             bench.ask(layer, *(e for e, count in enumerate(counts) if count))
         hits.append(bench.residency.stats.hits - before)
     return hits
@@ -63,7 +63,7 @@ def test_lru_evicts_an_earlier_layers_experts_for_the_current_layer(store: Exper
     placement = LeastRecentlyUsed()
     bench = make(4, placement)
     for layer, asked in ((0, [0, 1, 2, 3]), (1, [0, 1, 2, 3])):
-        placement.observe(layer, torch.tensor([1, 1, 1, 1] + [0] * (store.layers[layer].experts - 4)))
+        placement.observe(layer, np.array([1, 1, 1, 1] + [0] * (store.layers[layer].experts - 4)))
         bench.ask(layer, *asked)
     assert bench.residency.slots.resident(0) == set()
     assert bench.residency.slots.resident(1) == {0, 1, 2, 3}
@@ -72,7 +72,7 @@ def test_lru_evicts_an_earlier_layers_experts_for_the_current_layer(store: Exper
 def test_a_single_slot_is_slow_but_serves_every_expert(store: ExpertStore, make: Make) -> None:
     placement = make_placement("lfu", [layer.experts for layer in store.layers], 1)
     bench = make(1, placement)
-    placement.observe(0, torch.ones(store.layers[0].experts))
+    placement.observe(0, np.ones(store.layers[0].experts, dtype=np.int64))
     asked = list(range(store.layers[0].experts))
     assert sorted(expert for expert, _ in bench.residency.stream(0, asked)) == asked
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -39,7 +39,7 @@ def test_pinned_and_permanent_experts_are_never_candidates() -> None:
 def test_the_least_valued_is_the_policys() -> None:
     placement = LeastFrequentlyUsed([4, 4])
     slots = _slots(4, placement)
-    placement.observe(0, torch.tensor([3, 1, 2, 0]))
+    placement.observe(0, np.array([3, 1, 2, 0]))
     for expert in (0, 1, 2):
         slots.acquire((0, expert))
     assert slots.least_valued(_none_spared) == (0, 1)

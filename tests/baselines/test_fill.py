@@ -1,0 +1,87 @@
+"""A budget that fills a process limit: what the limit leaves beside all other memory, and never more."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import PreTrainedModel
+
+from baselines import fill
+from baselines.contract import NotSupported, Request
+from baselines.fill import MARGIN_BYTES, MARGIN_SHARE, Peak, filled_budget, held_bytes
+from specmoe import SpecMoE
+from tests.conftest import prompts
+
+Tiny = tuple[Path, PreTrainedModel]
+
+
+def _opener(tiny: Tiny, **options: object):  # type: ignore[no-untyped-def]
+    tried: list[int] = []
+
+    def opened(budget_bytes: int) -> SpecMoE:
+        tried.append(budget_bytes)
+        return SpecMoE.from_pretrained(
+            tiny[0], store=tiny[0] / "store", expert_budget=budget_bytes, gamma=2, draft_experts=2, **options
+        )
+
+    return opened, tried
+
+
+def _probe() -> Request:
+    return Request(*prompts(3), 12, lambda: None)
+
+
+def test_a_roomy_limit_holds_all_experts(tiny: Tiny) -> None:
+    opened, tried = _opener(tiny)
+    with opened(1 << 30) as engine:
+        everything = engine.store.budget_bytes(None)
+    assert filled_budget(8 << 30, _probe(), opened) == everything
+    assert len(tried) == 2, "one trial"
+
+
+def test_a_tight_limit_leaves_its_margin(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    limit, too_much = 1_000_000_000, 50_000
+    held = int(limit * (1 - MARGIN_SHARE)) - MARGIN_BYTES + too_much  # at the trial's end, its experts included
+    monkeypatch.setattr(fill, "held_bytes", lambda limit_bytes: held)
+    opened, _ = _opener(tiny)
+    with opened(1 << 30) as engine:
+        everything = engine.store.budget_bytes(None)
+    assert filled_budget(limit, _probe(), opened) == everything - too_much
+
+
+def test_a_limit_without_room_is_refused_with_the_fix(tiny: Tiny) -> None:
+    opened, _ = _opener(tiny)
+    with pytest.raises(NotSupported, match="leaves too little for experts: raise process_overhead"):
+        filled_budget(1 << 20, _probe(), opened)
+
+
+def test_the_peak_is_seen_although_it_is_gone_at_the_end() -> None:
+    before = held_bytes(1)
+    with Peak(1) as peak:
+        block = torch.ones(64 << 20, dtype=torch.uint8)
+        for _ in range(200):
+            block += 1
+        del block
+    assert peak.nbytes > before + (48 << 20)
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_file_pages_that_are_not_mapped_are_free(version: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    group = tmp_path / ("memory/a/b" if version == 1 else "a/b")
+    group.mkdir(parents=True)
+    usage, mapped = ("memory.usage_in_bytes", "mapped_file") if version == 1 else ("memory.current", "file_mapped")
+    (group / usage).write_text("1000\n")
+    (group / "memory.stat").write_text(f"anon 500\n{mapped} 30\ninactive_file 200\nactive_file 100\n")
+    monkeypatch.setattr(fill, "_ROOT", tmp_path)
+    limit = "memory.limit_in_bytes" if version == 1 else "memory.max"
+    (group / limit).write_text("8192\n")
+    line = "4:memory:/a/b" if version == 1 else "0::/a/b"
+    monkeypatch.setattr(fill, "_LINES", tmp_path / "cgroup")
+    (tmp_path / "cgroup").write_text(f"3:cpu:/\n{line}\n")
+    assert held_bytes(8192 + 5) == 730, "limits are whole pages"
+    resident = held_bytes(4096)
+    assert resident > 10_000_000, "a group with another limit counts other processes too"
+    (group / "memory.stat").write_text("anon 500\n")
+    assert held_bytes(8192) > 10_000_000
