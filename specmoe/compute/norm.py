@@ -5,7 +5,9 @@ A norm is recognised by what it computes, so the families' own modules, whatever
 
 from __future__ import annotations
 
+import functools
 import inspect
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +15,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from specmoe.compute.threads import available
+
 _EPSILONS = ("variance_epsilon", "eps", "epsilon")
+
+
+MOST_ELEMENTS = 1 << 15
+"""Most elements for our kernel, which has one thread; waking torch's threads costs more than this many."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +33,20 @@ class RmsNorm:
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """[..., width] -> [..., width]."""
-        return F.rms_norm(x, self.scale.shape, self.scale, self.eps)
+        few = x.numel() <= MOST_ELEMENTS and not torch.is_grad_enabled() and available()
+        if not few or x.dtype != torch.float32 or x.device.type != "cpu" or not x.is_contiguous():
+            return F.rms_norm(x, self.scale.shape, self.scale, self.eps)
+        out, width = torch.empty_like(x), len(self.scale)
+        rows = x.numel() // width
+        _compiled()(x.data_ptr(), self.scale.data_ptr(), out.data_ptr(), rows, width, self.eps)
+        return out
+
+
+@functools.cache
+def _compiled() -> Callable[[int, int, int, int, int, float], None]:
+    from specmoe.compute import norm_kernel  # numba is imported when it is first needed
+
+    return norm_kernel.compiled()
 
 
 class KernelNorm(nn.Module):

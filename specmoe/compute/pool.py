@@ -4,7 +4,8 @@ The calling thread publishes a job and works on it itself; helpers that are awak
 tasks are used up the caller waits only for tasks under way.  A helper that the kernel has not scheduled yet, beside a
 busy process, finds the job closed and sleeps again; a team of OpenMP would wait for it at its barrier.
 
-Helpers are native threads without Python state.  They spin for ``SPINS`` turns after a job and then sleep on a futex.
+Helpers are native threads without Python state.  After a job they spin for ``SPINS`` turns, then offer their core to
+others ``YIELDS`` times, and then sleep on a futex.
 """
 
 from __future__ import annotations
@@ -20,8 +21,12 @@ from numba.extending import intrinsic
 
 GENERATION, OPEN, BUSY, FUNCTION, ARGUMENT = range(5)  # int64 fields of the control block, a cache line each
 LINE = 64
-SPINS = 20_000
-"""Some 20 to 50 microseconds: the time between two products of one layer."""
+SPINS = 5_000
+"""A few microseconds: the time between two products of one expert."""
+YIELDS = 2_000
+"""Some 200 to 400 microseconds: the time between two layers.  Waking a sleeping thread takes 30 to 60."""
+BUSY_JOBS = 500
+"""A helper that lost its core to another process sleeps at once for so many jobs: a thread that wakes gets it back."""
 CONTROL_BYTES = 5 * LINE
 CONTROL, JOB, JOB_ARGUMENT = range(3)  # of a request, likewise
 REQUEST_BYTES = 3 * LINE
@@ -78,16 +83,23 @@ def _call(context: Any, function: Any, argument: Any) -> Any:
 @njit
 def _help(control: Any) -> None:
     seen = np.int64(0)
-    spins = 0
+    spins = busy = 0  # ``busy``: jobs for which to sleep at once
+    slept = True
     while True:
         now = _read(control, GENERATION)
         if now == seen:
             spins += 1
-            if spins > SPINS:
+            if spins > SPINS + (0 if busy else YIELDS):
                 _syscall(_FUTEX, control, _WAIT, seen & 0xFFFFFFFF, 0)
-                spins = 0
+                spins, slept = 0, True
+            elif spins > SPINS:
+                _syscall(_YIELD, 0, 0, 0, 0)
             continue
-        seen, spins = now, 0
+        if now > seen + 1 and not slept:  # it missed a job although it was awake
+            busy = BUSY_JOBS
+        elif busy:
+            busy -= 1
+        seen, spins, slept = now, 0, False
         _add(control, BUSY, 1)
         if _read(control, OPEN) == seen:
             _call(_read(control, FUNCTION), _read(control, ARGUMENT))

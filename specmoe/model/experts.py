@@ -91,7 +91,10 @@ class ExpertsLayer:
         out = out.view(*weights.shape, -1)  # [T, K, H]
         if self._scales_input:
             return out.sum(dim=1)
-        return torch.bmm(weights.to(out.dtype).unsqueeze(1), out).squeeze(1)
+        weights = weights.to(out.dtype)
+        if len(weights) == 1:
+            return weights @ out[0]
+        return (out * weights.unsqueeze(-1)).sum(dim=1)  # a batched product would wake threads for a few numbers
 
     def outputs_of_all(self, hidden: torch.Tensor) -> torch.Tensor:
         """Every expert of the layer on the same tokens: [S, H] -> [E, S, H]; loads the whole layer."""
