@@ -11,6 +11,7 @@ from specmoe.errors import OptionError
 PlacementName = Literal["on-demand", "lru", "top-fraction", "lfu"]
 Kernels = Literal["auto", "torch"]
 Drafter = Literal["pinned", "ngram", "ngram+pinned"]
+DraftPool = Literal["pinned", "resident", "low-bit"]
 Selection = Literal["hot-temporal", "hot-global", "hot-prefill", "random"]
 CountWindow = Literal["decayed", "last", "accumulated"]
 Substitution = Literal["affinity", "affinity-activation", "random", "best-gate", "drop", "merged"]
@@ -31,8 +32,12 @@ class SpecOptions(BaseModel):
     drafter: Drafter = Field(
         default="pinned", description="draft tokens from pinned experts, n-gram lookup, or lookup first"
     )
-    draft_pool: Literal["pinned", "resident"] = Field(
-        default="pinned", description="experts that may draft: the N pinned ones (paper), or all resident ones"
+    draft_pool: DraftPool = Field(
+        default="pinned",
+        description="what drafts: the N pinned experts (paper), all resident ones, or low-bit copies of all experts",
+    )
+    draft_bits: Literal[2, 3, 4, 8] = Field(
+        default=4, description="bits per weight of the copies that draft with draft_pool=low-bit"
     )
     selection: Selection = Field(default="hot-temporal", description="how the N draft experts are chosen")
     count_window: CountWindow = Field(
@@ -77,6 +82,8 @@ class SpecOptions(BaseModel):
     def _fit_together(self) -> Self:
         if (self.substitution == "merged") != (self.merged_experts > 0):
             raise ValueError("substitution='merged' and merged_experts go together: give both or neither")
+        if self.draft_pool == "low-bit" and self.substitution == "merged":
+            raise ValueError("draft_pool='low-bit' and substitution='merged' are two drafts: choose one of them")
         if self.ngram_min > self.ngram_max:
             raise ValueError(f"ngram_min {self.ngram_min} is above ngram_max {self.ngram_max}: swap or equal them")
         if self.controller == "auto" and self.gamma == 0:
@@ -107,3 +114,13 @@ class SpecOptions(BaseModel):
     def drafts_with_experts(self) -> bool:
         """Whether drafting runs the model with draft experts, so that a draft set is needed."""
         return self.speculates and self.drafter != "ngram"
+
+    @property
+    def pins_experts(self) -> bool:
+        """Whether N experts per layer are pinned to the device for drafting."""
+        return self.drafts_with_experts and self.draft_pool != "low-bit"
+
+    @property
+    def drafts_with_copies(self) -> bool:
+        """Whether drafting runs the model with low-bit copies of the experts."""
+        return self.drafts_with_experts and self.draft_pool == "low-bit"

@@ -34,6 +34,7 @@ def prefill(run: Run, prompts: list[torch.Tensor]) -> torch.Tensor:
     ends, which = (lengths - 1).unique(return_inverse=True)
     with run.timeline.span("compute", "prefill", tokens=int(valid.sum())):
         logits = forward(run, ids, prompt_pass(valid, run.state.options), keep=ends)  # [B, len(ends), V]
+        run.state.wait_for_copies()  # so that no draft waits
     run.cache.commit(lengths)
     run.recorder.ended("prefill", torch.arange(len(prompts)), lengths - 1)
     first = run.sampler.draw(logits[torch.arange(len(prompts), device=ids.device), which])[0]

@@ -41,7 +41,7 @@ def markdown() -> str:
 
 
 def _values(field: FieldInfo) -> str:
-    choices = [str(arg) for arg in get_args(field.annotation) if isinstance(arg, str)]
+    choices = [str(arg) for arg in get_args(field.annotation) if isinstance(arg, (str, int))]
     if choices:
         return ", ".join(f"`{choice}`" for choice in choices)
     bounds = {type(m).__name__.lower(): m for m in field.metadata}

@@ -72,10 +72,11 @@ class Adaptive:
 
     def __init__(self, options: SpecOptions, most_experts: int) -> None:
         self._longest = options.gamma
-        self._idle_experts = 1 if options.draft_pool == "resident" else most_experts  # pins keep slots from the cache
+        self._idle_experts = most_experts if options.draft_pool == "pinned" else 1  # pins keep slots from the cache
         self._costs = Costs()
         self._acceptance = Acceptance(options.gamma)
-        self._knobs = Knobs(min(options.draft_experts, most_experts), most_experts, options.refresh_interval)
+        start = min(options.draft_experts, most_experts)
+        self._knobs = Knobs(start, most_experts, options.refresh_interval, options.pins_experts)
         self._trials = Trials()
         self._cycle = self._rows = self._gamma = 0
         self._reason, self._holds_s = "", 0.0

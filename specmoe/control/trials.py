@@ -45,14 +45,20 @@ class Trials:
 
 
 class Knobs:
-    """N and refresh interval: one is doubled or halved for ``TRIAL`` drafting cycles and stays if speed rose by 3 %."""
+    """N and refresh interval: one is doubled or halved for ``TRIAL`` drafting cycles and stays if speed rose by 3 %.
+
+    Without ``moves_experts`` N stays as it is.
+    """
 
     TRIAL, REST = 6, 12
 
-    def __init__(self, draft_experts: int, most_experts: int, refresh_interval: int) -> None:
+    def __init__(
+        self, draft_experts: int, most_experts: int, refresh_interval: int, moves_experts: bool = True
+    ) -> None:
         self.draft_experts, self.refresh_interval = draft_experts, refresh_interval
         self._most = most_experts
-        self._moves = cycle(((2.0, 1.0), (1.0, 2.0), (0.5, 1.0), (1.0, 0.5)))
+        moves = ((2.0, 1.0), (1.0, 2.0), (0.5, 1.0), (1.0, 0.5))
+        self._moves = cycle(move for move in moves if moves_experts or move[0] == 1.0)
         self._rates: deque[float] = deque(maxlen=self.TRIAL)
         self._before: tuple[int, int, float] | None = None  # N, interval and rates while a trial runs
         self._left = self.REST

@@ -12,10 +12,11 @@ from transformers import PreTrainedModel
 from specmoe.compute import table as kernel_tables
 from specmoe.compute.linear import replace_linears
 from specmoe.compute.norm import replace_norms
+from specmoe.compute.packed_layer import packed
 from specmoe.compute.products import streamed
 from specmoe.compute.table import KernelTable
 from specmoe.compute.threads import available, pool
-from specmoe.drafting import affinity, merged
+from specmoe.drafting import affinity, low_bit, merged
 from specmoe.drafting import calibration as calibrations
 from specmoe.drafting.calibration import Calibration
 from specmoe.drafting.selection import DraftSelection
@@ -25,12 +26,13 @@ from specmoe.model.experts import attach
 from specmoe.model.fused_attention import fuse_attention
 from specmoe.model.pass_state import PassState
 from specmoe.offload.arena import ExpertArena
+from specmoe.offload.copies import Copies, most_copies
 from specmoe.offload.device import Device
 from specmoe.offload.link import Link
 from specmoe.offload.placement import Placement, make_placement
 from specmoe.offload.prefetch import Prefetcher
 from specmoe.offload.residency import Residency
-from specmoe.offload.sources import DiskSource, HostSource, Source, WithMerged
+from specmoe.offload.sources import DiskSource, Extended, HostSource, Source
 from specmoe.offload.store import ExpertStore
 from specmoe.options import SpecOptions
 
@@ -69,7 +71,8 @@ def assemble(
     """Build every part and attach the hook to ``model``.
 
     Raises:
-        BudgetError: the budget cannot hold the draft experts, merged slices and one expert in transit.
+        BudgetError: the budget cannot hold the draft experts, merged slices and one expert in transit, or a low-bit
+            copy for each layer and two experts in transit.
         OptionError: an option needs a calibration, and the store has none.
     """
     sizes = [spec.experts for spec in store.layers]
@@ -81,9 +84,15 @@ def assemble(
     if options.substitution == "merged":
         merged_store, assigned = merged.open_or_build(store, _required(calibration, options), options.merged_experts)
         slices = [a + n for a, n in zip(assigned, sizes, strict=True)]
-        source = WithMerged(source, open_source(merged_store, device, slow_tier), sizes)
+        source = Extended(source, open_source(merged_store, device, slow_tier), sizes)
+    copied, room, reserved = None, [0] * len(sizes), 0
+    if options.drafts_with_copies:
+        copied = low_bit.open_or_build(store, options.draft_bits, [bool(m.is_transposed) for m in modules.values()])
+        room = most_copies(copied, [n * drafts for n, drafts in zip(sizes, drafting, strict=True)], store, budget_bytes)
+        reserved = Copies.bytes_of(copied, room)
+        source = Extended(source, open_source(copied, device, slow_tier), sizes)
     permanent = sum(len(set(s.tolist())) for s in slices or [])
-    arena = ExpertArena(device, store.slot_bytes, budget_bytes, sum(sizes) + permanent)
+    arena = ExpertArena(device, store.slot_bytes, budget_bytes, sum(sizes) + permanent, reserved)
     chosen = make_policies(sizes, options, arena, calibration, permanent, drafting)
     link = Link(source, store, device)
     residency = Residency(store, arena, link, chosen.placement)
@@ -91,7 +100,12 @@ def assemble(
     if options.prefetch == "draft" and options.drafts_with_experts:
         prefetcher = Prefetcher(store, residency, link, int(options.prefetch_share * budget_bytes))
     tables = _tables(store, options, calibration)
-    state = PassState(options, residency, chosen.placement, chosen.selection, tables, slices, prefetcher)
+    copies = None
+    if copied is not None:
+        copies = Copies(copied, arena.reserved, link, room, low_bit.views)
+        if chosen.selection is not None:
+            chosen.selection.resize(max(room))
+    state = PassState(options, residency, chosen.placement, chosen.selection, tables, slices, prefetcher, copies)
     table = prepare_kernels(model, store.dtype, options, device)
     attach(model, modules, state, table)
     kernels = table.describe(model.config.dtype, store.dtype)
@@ -107,6 +121,9 @@ def prepare_kernels(model: PreTrainedModel, stored: torch.dtype, options: SpecOp
     used |= {stored} if table.streamed_rows("experts", model.config.dtype, stored) else set()
     for dtype in used:
         streamed(dtype)
+        pool(torch.get_num_threads())
+    if options.drafts_with_copies and table.streamed_rows("experts", torch.float32):
+        packed(options.draft_bits)
         pool(torch.get_num_threads())
     if available():
         fuse_attention(model, table)
@@ -131,9 +148,9 @@ def make_policies(
     """
     draft_sizes = [n if drafts else 0 for n, drafts in zip(sizes, drafting or [True] * len(sizes), strict=True)]
     layers = max(1, sum(n > 0 for n in draft_sizes))
-    pinned = sum(min(options.draft_experts, n) for n in draft_sizes) if options.drafts_with_experts else 0
+    pinned = sum(min(options.draft_experts, n) for n in draft_sizes) if options.pins_experts else 0
     most = max(1, 3 * (arena.slots - permanent) // (4 * layers))  # the rest is left to the placement policy
-    if options.controller == "auto" and options.drafts_with_experts:  # the controller chooses N, from what fits
+    if options.controller == "auto" and options.pins_experts:  # the controller chooses N, from what fits
         pinned = sum(min(options.draft_experts, most, n) for n in draft_sizes)
     _check_budget(arena, pinned + permanent, sum(sizes) + permanent, options)
     placement = make_placement(options.placement, sizes, arena.slots - pinned - permanent)

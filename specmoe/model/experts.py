@@ -18,6 +18,7 @@ from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 from specmoe.compute.expert import ExpertTraits, expert_mlp
 from specmoe.compute.gate import recognise
 from specmoe.compute.layer import ExpertKernels
+from specmoe.compute.packed_layer import PackedKernels
 from specmoe.compute.routed import Routed
 from specmoe.compute.table import TORCH, KernelTable
 from specmoe.compute.widening import Widening
@@ -28,12 +29,21 @@ from specmoe.model.pass_state import PassState
 from specmoe.offload.residency import Weights
 
 NAME = "specmoe"
+Kernels = ExpertKernels | PackedKernels
 
 
 class ExpertsLayer:
     """The experts of one MoE layer: routing in, weighted sum out."""
 
-    def __init__(self, state: PassState, layer: int, module: Any, table: KernelTable, widening: Widening) -> None:
+    def __init__(
+        self,
+        state: PassState,
+        layer: int,
+        module: Any,
+        table: KernelTable,
+        widening: Widening,
+        scratch: dict[str, torch.Tensor],
+    ) -> None:
         if module.has_post_expert_norm:
             raise UnsupportedModelError(
                 f"{type(module).__name__} normalises after each expert, which is not supported: use another model"
@@ -41,7 +51,11 @@ class ExpertsLayer:
         self.layer = layer
         self.router_logits: torch.Tensor | None = None
         self._state, self._experts, self._traits = state, int(module.num_experts), ExpertTraits.of(module)
-        self._kernels = ExpertKernels(self._traits, recognise(self._traits, module), table, widening)
+        gate = recognise(self._traits, module)
+        self._kernels = ExpertKernels(self._traits, gate, table, widening)
+        self._draft_kernels: Kernels = self._kernels
+        if state.copies is not None:
+            self._draft_kernels = PackedKernels(self._traits, gate, table, scratch)
         self._widening = widening
         self._scales_input = bool(getattr(module, "scales_input", False))
         self._may_skip = bool(getattr(module, "may_skip", False))
@@ -57,16 +71,16 @@ class ExpertsLayer:
             index, weights = state.substitute(self.layer, picks, valid)
             used = (weights != 0) & valid[:, None]
             routed = self._routed(hidden, index, weights, used)
-            supply = [[(e, state.residency.weights(self.layer, e)) for e in routed.bounds]]
-        else:
-            if state.observer is not None:
-                state.observer(self, hidden[valid], index[valid])
-            used = self._present(index)
-            if not current.all_valid:
-                used = valid[:, None].expand_as(index) if used is None else used & valid[:, None]
-            supply = state.residency.groups(self.layer, state.target(self.layer, index, current))
-            routed = self._routed(hidden, index, weights, used)
-        return self._combine(routed, weights, supply)
+            supply = [[(e, state.weights(self.layer, e)) for e in routed.bounds]]
+            return self._combine(routed, weights, supply, self._draft_kernels)
+        if state.observer is not None:
+            state.observer(self, hidden[valid], index[valid])
+        used = self._present(index)
+        if not current.all_valid:
+            used = valid[:, None].expand_as(index) if used is None else used & valid[:, None]
+        supply = state.residency.groups(self.layer, state.target(self.layer, index, current))
+        routed = self._routed(hidden, index, weights, used)
+        return self._combine(routed, weights, supply, self._kernels)
 
     def _present(self, index: torch.Tensor) -> torch.Tensor | None:
         """Which picks name an expert, bool [T, K]; None if all do."""
@@ -80,14 +94,18 @@ class ExpertsLayer:
         return Routed.of(hidden, index.cpu().numpy(), chosen, weights.reshape(-1) if self._scales_input else None)
 
     def _combine(
-        self, routed: Routed, weights: torch.Tensor, supply: Iterable[list[tuple[int, Weights]]]
+        self,
+        routed: Routed,
+        weights: torch.Tensor,
+        supply: Iterable[list[tuple[int, Weights]]],
+        kernels: Kernels,
     ) -> torch.Tensor:
         """Run the supplied experts on their tokens and sum by gate weight: [T, H]."""
         hidden, picks = routed.hidden, weights.numel()
         make = hidden.new_empty if len(routed.order) == picks else hidden.new_zeros
         out = make(picks, hidden.shape[1])  # [T*K, H], row by pick: order of arrival does not matter
         for experts in supply:
-            self._kernels.compute(experts, routed, out)
+            kernels.compute(experts, routed, out)
         out = out.view(*weights.shape, -1)  # [T, K, H]
         if self._scales_input:
             return out.sum(dim=1)
@@ -115,9 +133,9 @@ def specmoe_experts_forward(
 def attach(model: PreTrainedModel, modules: dict[str, Any], state: PassState, table: KernelTable = TORCH) -> None:
     """Route every experts module of ``model`` through ``state``; ``modules`` in store order, kernels by ``table``."""
     ALL_EXPERTS_FUNCTIONS.register(NAME, specmoe_experts_forward)
-    widening = Widening()  # layers are computed one after another
+    widening, scratch = Widening(), dict[str, torch.Tensor]()  # layers are computed one after another
     for layer, (name, module) in enumerate(modules.items()):
-        module.specmoe_layer = ExpertsLayer(state, layer, module, table, widening)
+        module.specmoe_layer = ExpertsLayer(state, layer, module, table, widening, scratch)
         if state.options.substitution == "best-gate":
             _watch_router(model.get_submodule(name.rpartition(".")[0]), module)
     if any(not isinstance(module, HookedExperts) for module in modules.values()):

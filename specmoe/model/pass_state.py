@@ -18,9 +18,10 @@ from numpy.typing import NDArray
 
 from specmoe.drafting.selection import DraftSelection
 from specmoe.drafting.substitution import Picks, SubstitutionRule, make_rule, merge_collisions
+from specmoe.offload.copies import Copies
 from specmoe.offload.placement import Placement
 from specmoe.offload.prefetch import Prefetcher
-from specmoe.offload.residency import Residency
+from specmoe.offload.residency import Residency, Weights
 from specmoe.options import SpecOptions
 from specmoe.recorder import Mode, NoRecorder, Recorder
 
@@ -74,6 +75,7 @@ class PassState:
     Args:
         tables: affinity distances [E, E] per MoE layer.
         slices: the merged slice of each expert (long [E], ids from E on) per layer, when there are any.
+        copies: the low-bit copies that draft, in place of pinned experts.
     """
 
     def __init__(
@@ -85,12 +87,14 @@ class PassState:
         tables: list[torch.Tensor],
         slices: list[torch.Tensor] | None = None,
         prefetcher: Prefetcher | None = None,
+        copies: Copies | None = None,
     ) -> None:
         self.options = options
         self.residency = residency
         self.placement = placement
         self.selection = selection
         self.prefetcher = prefetcher
+        self.copies = copies
         self.recorder: Recorder = NoRecorder()
         self.observer: Observer | None = None
         self.refresh_s = 0.0
@@ -131,7 +135,9 @@ class PassState:
         counts = self._bincount(layer, index if current.all_valid else index[current.valid])
         wanted = set(counts.nonzero()[0].tolist())
         self.placement.observe(layer, counts)
-        if self.selection is not None and wanted and self.selection.covers(layer):
+        if self.copies is not None and self.copies.covers(layer):
+            self.copies.hold_all(layer)
+        elif self.selection is not None and wanted and self.selection.covers(layer):
             started = time.perf_counter()
             wanted |= self._refresh(self.selection, layer, index, counts, current)
             self.refresh_s += time.perf_counter() - started
@@ -141,18 +147,24 @@ class PassState:
     def _refresh(
         self, selection: DraftSelection, layer: int, index: torch.Tensor, counts: NDArray[np.int64], current: Pass
     ) -> set[int]:
-        """Let the selection see the pass and pin its choice; returns the pinned experts that are not resident."""
-        resident = self.residency.slots.resident(layer)
+        """Let the selection see the pass and pin its choice; returns the pinned experts that are not resident.
+
+        Where low-bit copies draft, the choice is whose copies to hold; nothing is pinned.
+        """
+        resident = self.residency.slots.resident(layer) if self.copies is None else self.copies.held(layer)
         available = resident | set(counts.nonzero()[0].tolist())
         if current.counted is not None:
             counts = self._bincount(layer, index[current.valid & current.counted])
-        pinned = selection.refresh(layer, torch.from_numpy(counts), available, current.is_prompt)
-        if pinned != self.residency.slots.pinned(layer):
-            self.residency.slots.pin(layer, pinned)
-            self._rules[layer] = None
+        chosen = selection.refresh(layer, torch.from_numpy(counts), available, current.is_prompt)
         if self.options.counted == "accepted" and not current.is_prompt:
             self._picks[layer] = (index, current.valid)
-        return set(pinned) - resident
+        if self.copies is not None:
+            self.copies.hold(layer, chosen)
+            return set()
+        if chosen != self.residency.slots.pinned(layer):
+            self.residency.slots.pin(layer, chosen)
+            self._rules[layer] = None
+        return set(chosen) - resident
 
     def count_accepted(self, kept: torch.Tensor) -> None:
         """With ``counted="accepted"``: count the latest pass's picks for the tokens the target kept (bool [T])."""
@@ -165,27 +177,53 @@ class PassState:
                 self._picks[layer] = None
 
     def resize_draft(self, draft_experts: int, refresh_interval: int) -> None:
-        """Use N = ``draft_experts`` and this interval from the next refresh on; without a draft set do nothing."""
+        """Use N = ``draft_experts`` and this interval from the next refresh on; without a draft set do nothing.
+
+        How many low-bit copies there are is fixed.
+        """
         if self.selection is not None:
-            self.selection.resize(draft_experts)
+            if self.copies is None:
+                self.selection.resize(draft_experts)
             self.selection.interval = refresh_interval
+
+    def wait_for_copies(self) -> None:
+        """Wait until the low-bit copies under way have arrived.
+
+        Raises:
+            StoreError: one is damaged or cannot be read.
+        """
+        if self.copies is not None:
+            self.copies.wait()
 
     def substitute(self, layer: int, picks: Picks, valid: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Index and weights [T, K] among the experts that may draft; the prefetcher sees the original picks."""
         if self.prefetcher is not None:
             self.prefetcher.wanted(layer, torch.from_numpy(self._bincount(layer, picks.index[valid])))
-        index, weights = self._rule(layer, picks.index.device)(picks.with_zeros())
+        picks = picks.with_zeros()
+        if self.copies is not None and (self.copies.covers(layer) or not self.drafting(layer)):
+            return picks.index, picks.weights * self.copies.covers(layer)
+        index, weights = self._rule(layer, picks.index.device)(picks)
         return merge_collisions(index, weights, self.options.collision)
 
     def drafting(self, layer: int) -> list[int]:
         """Experts of the layer that may draft now."""
+        if self.copies is not None:
+            return self.copies.ready(layer)
         if self.options.draft_pool == "resident":
             return self.residency.ready(layer)
         return self.residency.slots.pinned(layer)
 
+    def weights(self, layer: int, expert: int) -> Weights:
+        """The tensors with which an expert drafts: its own, or those of its low-bit copy."""
+        if self.copies is not None:
+            return self.copies.weights(layer, expert)
+        return self.residency.weights(layer, expert)
+
     def _rule(self, layer: int, device: torch.device) -> SubstitutionRule:
         current = self._rules[layer]
         version = self.residency.slots.version[layer] if self.options.draft_pool == "resident" else 0
+        if self.copies is not None:
+            version = self.copies.version[layer]
         if current is None or current.version != version:
             rule = make_rule(
                 self.options.substitution,
@@ -206,6 +244,8 @@ class PassState:
     def reset(self) -> None:
         """Empty device memory and forget draft sets and counts, as after loading."""
         self.residency.reset()
+        if self.copies is not None:
+            self.copies.reset()
         self.placement.reset()
         self._generator.manual_seed(self.options.seed)
         self._rules = [None] * len(self._rules)

@@ -14,29 +14,33 @@ Key = tuple[int, int]
 class ExpertArena:
     """Slots of equal size, and which expert occupies which.
 
-    A slot fits the largest expert of the model; smaller experts leave part of it unused.
+    A slot fits the largest expert of the model; smaller experts leave part of it unused.  ``reserved``, uint8
+    [reserved_bytes], is the part of the budget that holds other forms of experts.
 
     Raises:
         BudgetError: the budget is smaller than one slot.
     """
 
-    def __init__(self, device: Device, slot_bytes: int, budget_bytes: int, max_slots: int) -> None:
+    def __init__(
+        self, device: Device, slot_bytes: int, budget_bytes: int, max_slots: int, reserved_bytes: int = 0
+    ) -> None:
         self.slot_bytes = slot_bytes
         self.budget_bytes = budget_bytes
-        self.slots = min(budget_bytes // slot_bytes, max_slots)
+        self.slots = min((budget_bytes - reserved_bytes) // slot_bytes, max_slots)
         if self.slots < 1:
             raise BudgetError(
                 f"expert budget of {budget_bytes} bytes is smaller than one expert ({slot_bytes} bytes): raise it"
             )
         self._memory = device.allocate(self.slots * slot_bytes)
+        self.reserved = device.allocate(reserved_bytes) if reserved_bytes else self._memory[:0]
         self._free = list(range(self.slots - 1, -1, -1))
         self._slot_of: dict[Key, int] = {}
         self.peak_slots = 0
 
     @property
     def peak_bytes(self) -> int:
-        """Most bytes ever occupied at once."""
-        return self.peak_slots * self.slot_bytes
+        """Most bytes ever occupied at once; what is reserved counts in full."""
+        return self.peak_slots * self.slot_bytes + len(self.reserved)
 
     @property
     def free_slots(self) -> int:

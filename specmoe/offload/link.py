@@ -129,7 +129,7 @@ class Link:
         self._thread.start()
 
     def submit(self, layer: int, expert: int, slot: torch.Tensor, ahead: bool = False) -> Transfer:
-        """Queue the transfer of one expert into ``slot`` (uint8, at least stride_bytes).
+        """Queue the transfer of one expert into ``slot`` (uint8, at least what the source reads).
 
         ``ahead`` marks a prefetch, which every demanded transfer overtakes.
 
@@ -198,7 +198,6 @@ class Link:
             transfer.finish(event, None)
 
     def _move(self, layer: int, expert: int, slot: torch.Tensor) -> torch.cuda.Event | None:
-        stride = self._store.layers[layer].stride_bytes
         target = self._device.host_buffer(slot)
         if target is not None:
             self.stats.moved_bytes += self._source.read(layer, expert, target)
@@ -207,14 +206,13 @@ class Link:
         host = self._source.view(layer, expert)
         if host is None:
             if self._staging is None:
-                self._staging = self._device.staging(self._store.slot_bytes)
-            host = self._staging[:stride]
-            self._source.read(layer, expert, host_bytes(host))
+                self._staging = self._device.staging(max(len(slot), self._store.slot_bytes))
+            host = self._staging[: self._source.read(layer, expert, host_bytes(self._staging))]
         self._check(layer, expert, host_bytes(host))
-        event = self._device.upload(host, slot[:stride])
+        event = self._device.upload(host, slot[: len(host)])
         if event is not None:
             event.synchronize()  # the transfer's time ends here, and the staging buffer is free for the next
-        self.stats.moved_bytes += stride
+        self.stats.moved_bytes += len(host)
         return event
 
     def _check(self, layer: int, expert: int, data: memoryview) -> None:

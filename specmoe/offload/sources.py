@@ -143,15 +143,15 @@ class HostSource:
         self._layers = []
 
 
-class WithMerged:
-    """A source in which the K merged slices of a second source follow the E experts of each layer."""
+class Extended:
+    """A source in which a second one's entries (merged slices or low-bit copies) follow the E experts of each layer."""
 
-    def __init__(self, base: Source, merged: Source, experts: list[int]) -> None:
-        self._base, self._merged, self._experts = base, merged, experts
+    def __init__(self, base: Source, extension: Source, experts: list[int]) -> None:
+        self._base, self._extension, self._experts = base, extension, experts
 
     def _of(self, layer: int, expert: int) -> tuple[Source, int]:
         beyond = expert - self._experts[layer]
-        return (self._base, expert) if beyond < 0 else (self._merged, beyond)
+        return (self._base, expert) if beyond < 0 else (self._extension, beyond)
 
     def read(self, layer: int, expert: int, out: memoryview) -> int:
         source, index = self._of(layer, expert)
@@ -167,4 +167,4 @@ class WithMerged:
 
     def close(self) -> None:
         self._base.close()
-        self._merged.close()
+        self._extension.close()

@@ -50,6 +50,11 @@ ONE_AT_A_TIME: list[dict[str, Any]] = [
     {"drafter": "ngram"},
     {"drafter": "ngram+pinned", "ngram_min": 1},
     {"draft_pool": "resident"},
+    {"draft_pool": "low-bit"},
+    {"draft_pool": "low-bit", "draft_bits": 2},
+    {"draft_pool": "low-bit", "draft_bits": 3, "prefetch": "draft"},
+    {"draft_pool": "low-bit", "draft_bits": 8, "controller": "auto"},
+    {"draft_pool": "low-bit", "drafter": "ngram+pinned", "ngram_min": 1},
     {"selection": "hot-global"},
     {"selection": "hot-prefill"},
     {"selection": "random"},
@@ -133,7 +138,8 @@ def _combinations(draw: st.DrawFn) -> dict[str, Any]:
     pick = {
         "placement": ["on-demand", "lru", "lfu", "top-fraction"],
         "drafter": ["pinned", "ngram", "ngram+pinned"],
-        "draft_pool": ["pinned", "resident"],
+        "draft_pool": ["pinned", "resident", "low-bit"],
+        "draft_bits": [2, 3, 4, 8],
         "selection": ["hot-temporal", "hot-global", "hot-prefill", "random"],
         "count_window": ["decayed", "last", "accumulated"],
         "counted": ["all", "accepted"],
@@ -152,6 +158,7 @@ def _combinations(draw: st.DrawFn) -> dict[str, Any]:
     }
     options = {name: draw(st.sampled_from(values), label=name) for name, values in pick.items()}
     if options["substitution"] == "merged":
+        options["draft_pool"] = "resident" if options["draft_pool"] == "low-bit" else options["draft_pool"]
         options["merged_experts"] = draw(st.integers(1, 4), label="merged_experts")
     return options
 

@@ -23,6 +23,7 @@ from specmoe.options import SpecOptions
         ("placement", "magic", "'on-demand'"),
         ("drafter", "magic", "'ngram'"),
         ("draft_pool", "magic", "'resident'"),
+        ("draft_bits", 5, "2, 3, 4 or 8"),
         ("selection", "magic", "'hot-temporal'"),
         ("count_window", "magic", "'last'"),
         ("hot_decay", 1.5, "less than or equal to 1"),
@@ -70,6 +71,7 @@ def test_the_ranges_of_all_options_are_tested() -> None:
     [
         ({"substitution": "merged"}, "merged_experts go together: give both or neither"),
         ({"merged_experts": 4}, "merged_experts go together: give both or neither"),
+        ({"draft_pool": "low-bit", "substitution": "merged", "merged_experts": 2}, "choose one of them"),
         ({"ngram_min": 5, "ngram_max": 3}, "ngram_min 5 is above ngram_max 3"),
         ({"controller": "auto", "gamma": 0}, "needs gamma >= 1"),
     ],

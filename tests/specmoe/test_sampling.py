@@ -179,6 +179,7 @@ CONFIGURATIONS = {
     "random": {"gamma": 3, "substitution": "random"},
     "drop": {"gamma": 3, "substitution": "drop"},
     "best-gate": {"gamma": 3, "substitution": "best-gate"},
+    "low-bit copies": {"gamma": 3, "draft_pool": "low-bit", "draft_bits": 2},
     "lookup": {"gamma": 3, "drafter": "ngram", "ngram_min": 1},
     "lookup and draft": {"gamma": 3, "drafter": "ngram+pinned", "ngram_min": 2},
 }
@@ -241,7 +242,10 @@ def _draw(wordy: tuple[Path, PreTrainedModel], **options: object) -> tuple[torch
 
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(name, marks=[] if name == "lookup and draft" else pytest.mark.slow) for name in CONFIGURATIONS],
+    [
+        pytest.param(name, marks=[] if name in ("lookup and draft", "low-bit copies") else pytest.mark.slow)
+        for name in CONFIGURATIONS
+    ],
 )
 def test_speculation_draws_what_the_reference_model_would(name: str, wordy: tuple[Path, PreTrainedModel]) -> None:
     _check_distribution(wordy, **CONFIGURATIONS[name])
