@@ -6,6 +6,9 @@ from typing import Any
 
 import pandas as pd
 
+FILL = "fill"
+"""The budget of a system that takes what the process limit leaves."""
+
 
 def stored_dtype(record: dict[str, Any]) -> str:
     """The dtype of the experts in the store; that of the computation where the record names no other."""
@@ -13,8 +16,14 @@ def stored_dtype(record: dict[str, Any]) -> str:
 
 
 def budget_text(record: dict[str, Any]) -> str:
-    """The experiment's expert budget as written, such as ``25%``; empty where it has several or none is recorded."""
-    budgets = (record.get("config") or {}).get("expert_budget")
+    """The experiment's expert budget as written, such as ``25%``; empty where it has several or none is recorded.
+
+    ``fill`` where a system of the experiment fills the process limit: then all are compared under that limit.
+    """
+    config = record.get("config") or {}
+    if any(entry.get("expert_budget") == FILL for entry in config.get("systems") or []):
+        return FILL
+    budgets = config.get("expert_budget")
     known = budgets if isinstance(budgets, list) else [budgets]
     return str(known[0]).replace(" ", "") if len(known) == 1 and known[0] is not None else ""
 

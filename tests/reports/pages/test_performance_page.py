@@ -102,6 +102,17 @@ def test_every_stored_dtype_budget_and_outside_system_has_a_row(tmp_path: Path) 
     assert found["best rival, lowest cell"][1].startswith("0.96 [0.96, 0.96] missed (0.97)")
 
 
+def test_an_experiment_in_which_systems_fill_the_limit_counts_for_no_share(tmp_path: Path) -> None:
+    records = comparison("same-limit", (8,), speeds={"llama-cpp": 30.0})
+    filled = [
+        one.model_copy(update={"config": one.config | {"systems": [{"system": "specmoe", "expert_budget": "fill"}]}})
+        for one in records
+    ]
+    found = rows(*filled, tmp_path=tmp_path)
+    assert found["best cache, float32, 25 %"][1] == "– (1.25)"
+    assert found["llama.cpp, float32, same limit"][1] == "6.00 [6.00, 6.00] reached (6)"
+
+
 def test_every_target_has_a_name_of_its_own() -> None:
     assert len({target.name for target in TARGETS}) == len(TARGETS)
     assert all(target.bars for target in TARGETS)
