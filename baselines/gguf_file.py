@@ -17,7 +17,8 @@ import torch
 from baselines import fused
 from baselines.contract import NotSupported, require
 from specmoe.files import replacing
-from specmoe.model.checkpoint import Checkpoint, build_shell, open_shard
+from specmoe.model.checkpoint import Checkpoint, build_shell
+from specmoe.model.shards import open_shard
 from specmoe.offload.store import ExpertStore
 
 ARCH = "qwen3moe"

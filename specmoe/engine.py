@@ -20,9 +20,10 @@ from specmoe.drafting.calibration import Calibration
 from specmoe.exclusive import one_call_at_a_time
 from specmoe.generation import FromConfig, StopTokens, merge, plain_settings
 from specmoe.meter import Meter
-from specmoe.model.assemble import Assembly, assemble
+from specmoe.model.assemble import Assembly, assemble, check_budget
 from specmoe.model.checkpoint import Checkpoint, build_shell, checkpoint_dtype
 from specmoe.model.convert import Progress, default_store, open_or_build
+from specmoe.model.layout import plan_layers
 from specmoe.model.stored_dtype import choose
 from specmoe.offload.arena import ExpertArena
 from specmoe.offload.device import open_device
@@ -31,7 +32,6 @@ from specmoe.offload.store import ExpertStore
 from specmoe.options import SpecOptions
 from specmoe.recorder import NoRecorder, Recorder
 from specmoe.request import GenerateOutput, Request
-from specmoe.sizes import parse_bytes
 from specmoe.speculate import decode, prefill
 from specmoe.stats import GenerationStats
 from specmoe.timeline import Timeline
@@ -114,15 +114,15 @@ class SpecMoE:
             options = SpecOptions.of(**{**options.model_dump(), **choices})
         options = options or SpecOptions.of(**choices)
         tier = open_device(device)
-        if expert_budget is not None:
-            parse_bytes(expert_budget, 1 << 60, "expert budget")  # a malformed one is refused before the store is built
         dtype = dtype or checkpoint_dtype(path)
         model = build_shell(path, dtype)
         checkpoint = Checkpoint(path, model)
         stored_dtype = choose(checkpoint, dtype, stored_dtype)
         folder = Path(store) if store is not None else default_store(path, stored_dtype)
+        planned = ExpertStore(folder, stored_dtype, list(plan_layers(model, stored_dtype).values()), {})
+        budget = planned.budget_bytes(expert_budget)
+        check_budget(model, planned, options, budget)  # before the store is built
         expert_store = open_or_build(path, folder, stored_dtype, progress, dtype)
-        budget = expert_store.budget_bytes(expert_budget)
         checkpoint.load_non_experts(tier.torch_device)
         return cls(model, expert_store, options, assemble(model, expert_store, options, budget, tier, slow_tier))
 

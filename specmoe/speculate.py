@@ -18,6 +18,7 @@ import torch
 from specmoe.batch import Rows, Run, encode, forward
 from specmoe.control.controller import Controller, CycleChoice
 from specmoe.drafters import Drafter
+from specmoe.model.nan_weights import warn_of_nan
 from specmoe.model.pass_state import Pass, prompt_pass
 from specmoe.sampling import Proposal
 
@@ -37,7 +38,9 @@ def prefill(run: Run, prompts: list[torch.Tensor]) -> torch.Tensor:
         run.state.wait_for_copies()  # so that no draft waits
     run.cache.commit(lengths)
     run.recorder.ended("prefill", torch.arange(len(prompts)), lengths - 1)
-    first = run.sampler.draw(logits[torch.arange(len(prompts), device=ids.device), which])[0]
+    logits = logits[torch.arange(len(prompts), device=ids.device), which]  # [B, V]
+    warn_of_nan(run.model, logits)
+    first = run.sampler.draw(logits)[0]
     return first if run.forced_first is None else torch.full_like(first, run.forced_first)
 
 

@@ -22,7 +22,7 @@ import torch
 from safetensors.torch import save_file
 
 from specmoe.files import folder_appears
-from specmoe.model.checkpoint import checkpoint_files, open_shard
+from specmoe.model.shards import checkpoint_files, open_shard
 
 
 @dataclass(frozen=True)

@@ -7,24 +7,22 @@ A system that cannot run here is skipped with its reason and is not a failure.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
-import subprocess
-import sys
 import uuid
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from baselines import registry
 from harness.conformance.checks import CHECKS, NEEDS, Check, judge
 from harness.conformance.evidence import Evidence
+from harness.machine.limits import MemoryLimit
 from harness.machine.page_cache import drop_page_cache
 from harness.machine.proc import kernel_read_bytes
 from harness.plan.experiment import validate
 from harness.plan.schedule import Unit
-from harness.run import leaks
+from harness.run import launch, leaks
 from harness.run.job import Answer, Job, Paths
 from harness.run.model_files import ModelFiles
 from harness.run.runner import Runner
@@ -165,18 +163,8 @@ def _refusal(place: _Place, model: Path, budget: int | None) -> Answer:
         warmup_tokens=0,
     )
     job = Job(action="measure", cell=cell, paths=paths)
-    process = subprocess.run(
-        [sys.executable, "-m", "harness.run"],
-        input=job.model_dump_json() + "\n",
-        stdout=subprocess.DEVNULL,  # a pipe would end only with the last process that inherits it
-        stderr=subprocess.DEVNULL,
-        text=True,
-        timeout=WORKER_TIMEOUT_S,
-        check=False,
-    )
-    if not result.exists():
-        return Answer("failed", f"the process died with code {process.returncode}", notes=["died"])
-    return Answer(**json.loads(result.read_text()))
+    answer = launch.run(job, MemoryLimit(None, "refusal"), WORKER_TIMEOUT_S).answer
+    return answer if result.exists() else replace(answer, notes=["died"])
 
 
 @contextlib.contextmanager

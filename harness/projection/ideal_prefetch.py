@@ -38,8 +38,9 @@ class IdealPrefetch:
                 continue
             if self._credit < 1 or not self._left:
                 break
-            if self._residency.prefetched.start(key, float(demand), self._demand.__contains__):
-                self._credit, self._left, fetched = self._credit - 1, self._left - 1, fetched + 1
+            if not self._residency.prefetched.start(key, float(demand), self._demand.__contains__):
+                break  # no slot for it, so none for those that are wanted less
+            self._credit, self._left, fetched = self._credit - 1, self._left - 1, fetched + 1
         self._credit = min(self._credit, 1.0)
         return fetched
 

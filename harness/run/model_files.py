@@ -12,9 +12,9 @@ import torch
 
 from reports.results.record import Cell
 from specmoe.files import cache_dir
-from specmoe.model.checkpoint import checkpoint_files
 from specmoe.model.convert import open_or_build
 from specmoe.model.identity import checksum_of, content, identify
+from specmoe.model.shards import checkpoint_files
 from specmoe.model.stored_dtype import choose_for
 from specmoe.offload.store import ExpertStore
 from workloads import models, prompts

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from transformers import PreTrainedModel
@@ -25,7 +25,7 @@ from specmoe.model.checkpoint import expert_modules
 from specmoe.model.experts import attach
 from specmoe.model.fused_attention import fuse_attention
 from specmoe.model.pass_state import PassState
-from specmoe.offload.arena import ExpertArena
+from specmoe.offload.arena import ExpertArena, slots_within
 from specmoe.offload.copies import Copies, most_copies
 from specmoe.offload.device import Device
 from specmoe.offload.link import Link
@@ -77,7 +77,7 @@ def assemble(
     """
     sizes = [spec.experts for spec in store.layers]
     modules = expert_modules(model)
-    drafting = [getattr(module, "drafts", True) for module in modules.values()]
+    drafting = _drafting(modules)
     calibration = calibrations.load(store)
     source = open_source(store, device, slow_tier)
     slices = None
@@ -147,17 +147,42 @@ def make_policies(
         BudgetError, OptionError: as ``assemble``.
     """
     draft_sizes = [n if drafts else 0 for n, drafts in zip(sizes, drafting or [True] * len(sizes), strict=True)]
-    layers = max(1, sum(n > 0 for n in draft_sizes))
-    pinned = sum(min(options.draft_experts, n) for n in draft_sizes) if options.pins_experts else 0
-    most = max(1, 3 * (arena.slots - permanent) // (4 * layers))  # the rest is left to the placement policy
-    if options.controller == "auto" and options.pins_experts:  # the controller chooses N, from what fits
-        pinned = sum(min(options.draft_experts, most, n) for n in draft_sizes)
-    _check_budget(arena, pinned + permanent, sum(sizes) + permanent, options)
+    most, pinned = _pins(draft_sizes, options, arena.slots - permanent)
+    _check_slots(arena.slots, arena.slot_bytes, arena.budget_bytes, pinned + permanent, sum(sizes) + permanent, options)
     placement = make_placement(options.placement, sizes, arena.slots - pinned - permanent)
     selection = _selection(draft_sizes, options, calibration) if options.drafts_with_experts else None
     if selection is not None and options.controller == "auto":
         selection.resize(min(options.draft_experts, most))
     return Policies(placement, selection, most)
+
+
+def check_budget(model: PreTrainedModel, store: ExpertStore, options: SpecOptions, budget_bytes: int) -> None:
+    """Check a budget against a store that may not be written yet; merged slices are left to ``assemble``.
+
+    Raises:
+        BudgetError: the budget cannot hold the draft experts and one in transit.
+    """
+    slots = slots_within(budget_bytes, store.slot_bytes, store.total_experts)
+    drafting = _drafting(expert_modules(model))
+    _, pinned = _pins(
+        [spec.experts * drafts for spec, drafts in zip(store.layers, drafting, strict=True)], options, slots
+    )
+    _check_slots(slots, store.slot_bytes, budget_bytes, pinned, store.total_experts, options)
+
+
+def _drafting(modules: dict[str, Any]) -> list[bool]:
+    """Which layers draft."""
+    return [bool(getattr(module, "drafts", True)) for module in modules.values()]
+
+
+def _pins(draft_sizes: list[int], options: SpecOptions, slots: int) -> tuple[int, int]:
+    """The largest N that a controller may pin, and how many draft experts are pinned at first."""
+    layers = max(1, sum(n > 0 for n in draft_sizes))
+    most = max(1, 3 * slots // (4 * layers))  # the rest is left to the placement policy
+    if not options.pins_experts:
+        return most, 0
+    each = min(options.draft_experts, most) if options.controller == "auto" else options.draft_experts
+    return most, sum(min(each, n) for n in draft_sizes)
 
 
 def open_source(store: ExpertStore, device: Device, slow_tier: Literal["disk", "host"]) -> Source:
@@ -185,12 +210,14 @@ def _required(calibration: Calibration | None, options: SpecOptions) -> Calibrat
     return calibration
 
 
-def _check_budget(arena: ExpertArena, fixed: int, experts: int, options: SpecOptions) -> None:
+def _check_slots(
+    slots: int, slot_bytes: int, budget_bytes: int, fixed: int, experts: int, options: SpecOptions
+) -> None:
     needed = min(fixed + 1, experts)
-    if arena.slots < needed:
+    if slots < needed:
         raise BudgetError(
-            f"expert budget of {arena.budget_bytes} bytes holds {arena.slots} experts, but {fixed} draft experts "
-            f"and one in transit need {needed * arena.slot_bytes} bytes: raise expert_budget, or lower "
+            f"expert budget of {budget_bytes} bytes holds {slots} experts, but {fixed} draft experts "
+            f"and one in transit need {needed * slot_bytes} bytes: raise expert_budget, or lower "
             + ("merged_experts or " if options.merged_experts else "")
             + "draft_experts"
             + (" (or gamma=0)" if options.speculates else "")

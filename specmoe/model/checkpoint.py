@@ -6,17 +6,14 @@ experts, which ``specmoe.model.convert`` handles.
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.core_model_loading import convert_and_load_state_dict_in_model
 from transformers.modeling_utils import LoadStateDictConfig
@@ -28,10 +25,11 @@ from specmoe.model import families
 from specmoe.model.load_plan import NOT_TEXT, Group, Keys, Stored, make_plan
 from specmoe.model.plan_checks import DTYPES, check_groups
 from specmoe.model.quantization import make_quantizer
+from specmoe.model.shards import headers, open_shard
 from specmoe.model.support import check_config, check_model, expert_modules, one_line
 from specmoe.model.wrappers import OtherParts, build_text_model
 
-__all__ = ["Checkpoint", "build_shell", "checkpoint_dtype", "checkpoint_files", "expert_modules", "open_shard"]
+__all__ = ["Checkpoint", "build_shell", "checkpoint_dtype", "expert_modules"]
 
 _log = logging.getLogger(__name__)
 
@@ -120,7 +118,7 @@ def _config_dtype(config: PreTrainedConfig, path: Path) -> torch.dtype:
     for part in (config, config.get_text_config()):
         if isinstance(part.dtype, torch.dtype):
             return part.dtype
-    dtypes = (stored.dtype for stored in _headers(path))
+    dtypes = (stored.dtype for stored in headers(path))
     return next((DTYPES[d] for d in dtypes if d in ("F32", "F16", "BF16")), torch.float32)
 
 
@@ -137,7 +135,7 @@ class Checkpoint:
     def __init__(self, path: Path, model: PreTrainedModel) -> None:
         self.path = path
         self._model = model
-        stored = list(_headers(path))
+        stored = list(headers(path))
         self._quantizer = make_quantizer(model.config, [tensor.key for tensor in stored])
         self._experts = expert_modules(model)
         plan = make_plan(model, stored, self._quantizer, OtherParts(_read_config(path), self._quantizer).hold)
@@ -208,15 +206,6 @@ class _Shards:
         return self._opened[path]
 
 
-def _headers(path: Path) -> Iterator[Stored]:
-    """Every tensor of a checkpoint folder."""
-    for file in checkpoint_files(path):
-        opened = open_shard(file)
-        for key in opened.keys():  # noqa: SIM118 (safe_open is no mapping)
-            tensor = opened.get_slice(key)
-            yield Stored(file, key, tensor.get_dtype(), tuple(tensor.get_shape()))
-
-
 @contextmanager
 def _no_progress_bar() -> Iterator[None]:
     """Without transformers' bar "Loading weights"."""
@@ -227,76 +216,3 @@ def _no_progress_bar() -> Iterator[None]:
     finally:
         if shown:
             transformers_logging.enable_progress_bar()
-
-
-def open_shard(file: Path) -> Any:
-    """An opened safetensors file; tensors are read on access.
-
-    Raises:
-        UnsupportedModelError: it cannot be read, is truncated or not safetensors.
-    """
-    try:
-        with file.open("rb"):  # safetensors says of a file without permission that it is not there
-            return safe_open(file, framework="pt")
-    except SafetensorError as error:
-        raise UnsupportedModelError(f"{file} cannot be read ({error}): download it again") from error
-    except OSError as error:
-        cause = error.strerror or error
-        raise UnsupportedModelError(
-            f"{file} cannot be read ({cause}): check its disk and permissions, or download it again"
-        ) from error
-
-
-def checkpoint_files(path: Path) -> list[Path]:
-    """The safetensors files of a checkpoint folder, in index order; as in transformers, a single file comes first.
-
-    Raises:
-        UnsupportedModelError: no safetensors there, a malformed index, or a listed shard is missing.
-    """
-    index = path / "model.safetensors.index.json"
-    if (path / "model.safetensors").exists():
-        names = ["model.safetensors"]
-    elif index.exists():
-        names = _listed_shards(index)
-    else:
-        raise UnsupportedModelError(f"{path} holds no safetensors weights: {_what_instead(path)}")
-    missing = [name for name in names if not (path / name).exists()]
-    if missing:
-        raise UnsupportedModelError(f"{path} lacks the shard {missing[0]}: download it again")
-    return [path / name for name in names]
-
-
-# Files of weights that are not read -> what to do about them, the first that is there
-_INSTEAD = {
-    "*.safetensors": "{name} is there without model.safetensors.index.json, download that too; a single file must be "
-    "named model.safetensors",
-    "*.bin": "convert {name} with transformers' from_pretrained and save_pretrained",
-    "*.gguf": "{name} is of llama.cpp, use the safetensors that it was made from",
-    "*.pt*": "convert {name} with the script of its authors",
-}
-
-
-def _what_instead(path: Path) -> str:
-    """What a folder without safetensors holds instead, and what to do."""
-    if (path / "model.safetensors").is_symlink():
-        return "model.safetensors is a link to a file that is not there, download it again"
-    names = [file.name for file in path.iterdir()] if path.is_dir() else []
-    for pattern, advice in _INSTEAD.items():
-        found = sorted(name for name in names if fnmatch(name.lower(), pattern))
-        if found:
-            return advice.format(name=found[0])
-    return "save the model as safetensors"
-
-
-def _listed_shards(index: Path) -> list[str]:
-    try:
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        if not names or not all(isinstance(name, str) and name for name in names):
-            raise ValueError("no shards are listed")
-        if any(Path(name).is_absolute() or ".." in Path(name).parts for name in names):
-            raise ValueError("a shard is outside the folder")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise UnsupportedModelError(
-            f"{index} is not an index of safetensors files ({type(error).__name__}: {error}): download it again"
-        ) from error
-    return names

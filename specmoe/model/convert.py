@@ -5,10 +5,8 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
-import math
 import shutil
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,16 +16,18 @@ import torch
 from filelock import FileLock
 from transformers import PreTrainedModel
 
-from specmoe.drafting import affinity
 from specmoe.errors import StoreError, UnsupportedModelError
 from specmoe.files import cache_dir, folder_appears, remove_partials
-from specmoe.model.checkpoint import Checkpoint, build_shell, checkpoint_dtype, checkpoint_files
+from specmoe.model.checkpoint import Checkpoint, build_shell, checkpoint_dtype
 from specmoe.model.identity import checksum_of, content, identify
-from specmoe.model.layer_file import LayerFile, Scratch
+from specmoe.model.layer_file import LayerFile
+from specmoe.model.layout import plan_layers
 from specmoe.model.load_plan import target_dtype
 from specmoe.model.progress import ShownProgress
+from specmoe.model.shards import checkpoint_files
 from specmoe.model.stream import ExpertStream
-from specmoe.model.support import expert_modules
+from specmoe.model.write_behind import WriteBehind
+from specmoe.offload.page_memory import PageMemory
 from specmoe.offload.store import ExpertStore, write_index
 
 Progress = Callable[[int, int], None]
@@ -155,10 +155,8 @@ class _Plan:
 
     @property
     def total_bytes(self) -> int:
-        """Bytes of all experts in the store's dtype."""
-        parameters = [p for module in expert_modules(self.model).values() for p in module.parameters()]
-        values: int = sum(math.prod(p.shape) for p in parameters)
-        return values * self.dtype.itemsize
+        """Bytes of all layer files."""
+        return sum(spec.experts * spec.stride_bytes for spec in plan_layers(self.model, self.dtype).values())
 
 
 def _plan(checkpoint: Path, dtype: torch.dtype | None, compute_dtype: torch.dtype | None = None) -> _Plan:
@@ -215,47 +213,50 @@ def _check_dtypes(reader: Checkpoint, model: PreTrainedModel, dtype: torch.dtype
                 )
 
 
+_LEAST_MEMORY_BYTES = 16 << 20
+
+
 def _write(plan: _Plan, folder: Path, progress: Progress) -> None:
     """Write all layer files, their affinity tables and the index, reading every file of the checkpoint once."""
-    scratch = Scratch()
+    specs = plan_layers(plan.model, plan.dtype)
+    largest = max(spec.experts * spec.stride_bytes for spec in specs.values())
+    memory = PageMemory(max(_LEAST_MEMORY_BYTES, int(1.09 * largest)))
+    groups = plan.reader.expert_groups()
     layers = {
-        module: LayerFile(folder, plan.model, module, groups, plan.dtype, scratch)
-        for module, groups in plan.reader.expert_groups().items()
+        module: LayerFile(folder, plan.model, spec, groups[module], plan.dtype, memory)
+        for module, spec in specs.items()
     }
     checkpoint = plan.reader.path
     config = checksum_of(checkpoint / "config.json")
     starts: dict[Path, dict[str, int]] = {}
     pieces = [piece for layer in layers.values() for piece in layer.pieces(starts)]
-    stream = ExpertStream(checkpoint_files(checkpoint), pieces, min(map(_waiting_bytes, layers.values())))
+    waiting_bytes = min(map(_waiting_bytes, layers.values()))
+    stream = ExpertStream(checkpoint_files(checkpoint), pieces, waiting_bytes, memory)
     done, total = 0, sum(layer.experts for layer in layers.values())
-    with ExitStack() as opened, ThreadPoolExecutor(1) as writer, ThreadPoolExecutor(1) as finisher:
+    with ExitStack() as opened, _one_thread_each(), WriteBehind(memory) as behind:
         for layer in layers.values():
             opened.callback(layer.close)
-        written = finished = writer.submit(lambda: None)
         for (module, expert), parts in stream:
-            layer = layers[module]
-            data = layer.convert(parts)
-            written.result()  # its memory is the next to be used again
-            written = writer.submit(layer.write, expert, data)
+            behind.add(layers[module], expert, parts)
             done += 1
             progress(done, total)
-            if layer.complete:
-                written.result()
-                finished.result()  # at most one layer waits to be finished
-                finished = finisher.submit(_finish, layer, plan.dtype)
-        finished.result()
+        behind.end()
     files = {file.relative_to(checkpoint).as_posix(): found for file, found in stream.identity.items()}
     facts = {"model_type": plan.model.config.model_type, "files": files, "config_xxh3": config}
     write_index(folder, plan.dtype, [layer.describe() for layer in layers.values()], facts)
 
 
+@contextlib.contextmanager
+def _one_thread_each() -> Iterator[None]:
+    """torch computes in the calling thread alone, here and in threads that start here: teams would wait for others."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def _waiting_bytes(layer: LayerFile) -> int:
     """Most bytes of incomplete experts: with those that are converted they stay below a layer."""
     return max(layer.nbytes // 2, layer.nbytes - 4 * layer.nbytes // layer.experts)
-
-
-def _finish(layer: LayerFile, dtype: torch.dtype) -> None:
-    """What follows when a layer file is complete, while the next layers are read."""
-    affinity.build_table(layer.path, layer.describe(), dtype)
-    layer.sync()
-    layer.close()

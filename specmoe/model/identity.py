@@ -14,7 +14,7 @@ from typing import Any
 import xxhash
 
 from specmoe.errors import UnsupportedModelError
-from specmoe.model.checkpoint import checkpoint_files
+from specmoe.model.shards import checkpoint_files
 
 
 def identify(checkpoint: Path, known: Mapping[str, Any] | None = None) -> dict[str, Any]:

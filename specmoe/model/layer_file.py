@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterator
+from concurrent.futures import Future
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from transformers import PreTrainedModel
 
+from specmoe.drafting import affinity
 from specmoe.model.load_plan import Group, is_per_expert
 from specmoe.model.plan_checks import DTYPES
 from specmoe.model.stream import Piece, data_starts
 from specmoe.offload.device import host_bytes
-from specmoe.offload.store import LayerSpec, TensorSpec, checksum, round_to_pages
+from specmoe.offload.page_file import PageFile
+from specmoe.offload.page_memory import PageMemory
+from specmoe.offload.store import LayerSpec, TensorSpec, checksum
 
 Owner = tuple[str, int]
 """An experts module and the number of the expert."""
@@ -22,47 +26,26 @@ Part = tuple[int, str]
 """Which group of the module, and which of its source patterns."""
 ExpertPiece = Piece[Owner, Part]
 
-_WRITE_BACK_BYTES = 64 << 20
-
-
-class Scratch:
-    """Memory for two experts, in turns: one is written while the next is converted."""
-
-    def __init__(self) -> None:
-        self._turn = 0
-        self._buffers: dict[tuple[int, int], torch.Tensor] = {}
-
-    def take(self, nbytes: int) -> torch.Tensor:
-        """A uint8 tensor [nbytes] of any content, which the next but one call hands out again."""
-        self._turn = 1 - self._turn
-        key = self._turn, nbytes
-        if key not in self._buffers:
-            self._buffers[key] = torch.zeros(nbytes, dtype=torch.uint8)
-        return self._buffers[key]
-
 
 class LayerFile:
-    """The file of the experts of ``module``; ``scratch`` lends memory for converted experts."""
+    """The file of one layer as ``spec`` plans it, and its affinity table; ``memory`` lends what both need."""
 
     def __init__(
         self,
         folder: Path,
         model: PreTrainedModel,
-        module: str,
+        spec: LayerSpec,
         groups: list[Group],
         dtype: torch.dtype,
-        scratch: Scratch,
+        memory: PageMemory,
     ) -> None:
-        self._model, self.module, self._groups, self._dtype, self._scratch = model, module, groups, dtype, scratch
-        self.experts = int(model.get_submodule(module).num_experts)
-        self._number = next(int(part) for part in module.split(".") if part.isdigit())
-        encoder = "encoder_" if "encoder" in module.split(".") else ""
-        self.path = folder / f"layer_{encoder}{self._number:03d}.bin"
-        self._handle = -1
-        self._checksums = [""] * self.experts
-        self._unconverted, self._unsynced_bytes = self.experts, 0
-        self._specs: tuple[TensorSpec, ...] = ()
-        self._size = 0
+        self._model, self._spec, self._groups, self._dtype, self._memory = model, spec, groups, dtype, memory
+        self.path = folder / spec.file
+        self.experts = spec.experts
+        self._file: PageFile | None = None
+        self._checksums = list(spec.checksums)
+        self._unconverted = self.experts
+        self._products = affinity.Products(spec, dtype, affinity.kept_bytes(spec), memory)
 
     @property
     def complete(self) -> bool:
@@ -72,9 +55,7 @@ class LayerFile:
     @property
     def nbytes(self) -> int:
         """Bytes of all experts in the store's dtype."""
-        parameters = list(self._model.get_submodule(self.module).parameters())
-        values: int = sum(math.prod(p.shape) for p in parameters)
-        return values * self._dtype.itemsize
+        return self.experts * self._spec.expert_bytes
 
     def pieces(self, starts: dict[Path, dict[str, int]]) -> Iterator[ExpertPiece]:
         """What the experts are made of; ``starts`` keeps the tensors' offsets by file."""
@@ -88,17 +69,28 @@ class LayerFile:
                     if not is_per_expert(pattern) and shape:  # holds all experts
                         shape = (shape[0] // self.experts, *shape[1:])
                         start += expert * math.prod(shape) * dtype.itemsize
-                    yield Piece((self.module, expert), (number, pattern), stored.file, start, shape, dtype)
+                    yield Piece((self._spec.module, expert), (number, pattern), stored.file, start, shape, dtype)
 
-    def convert(self, parts: dict[Part, torch.Tensor]) -> torch.Tensor:
-        """One expert as the store holds it: uint8 [stride], in memory that is used again after the next conversion."""
-        tensors = self._convert(parts)
-        if not self._specs:
-            self._specs, self._size = _layout({name: tuple(t.shape) for name, t in tensors.items()}, self._dtype)
-        data = self._scratch.take(round_to_pages(self._size))
-        for name, view in _views(self._specs, self._dtype, data).items():
-            view.copy_(tensors[name])
-        data[self._size :] = 0
+    def convert(self, expert: int, parts: dict[Part, torch.Tensor]) -> torch.Tensor:
+        """One expert as the store holds it: uint8 [stride], lent by the memory, for ``write`` and ``multiply``.
+
+        Raises:
+            OSError: the file cannot be made.
+        """
+        if self._file is None:
+            self._file = PageFile.create(self.path, self.experts * self._spec.stride_bytes)
+        data = self._memory.take(self._spec.stride_bytes)
+        views = _views(self._spec.tensors, self._dtype, data)
+        for number, group in enumerate(self._groups):
+            joined = group.joined
+            if joined is not None:  # as transformers' conversion does, without the copies between
+                _join([parts[number, pattern] for pattern in joined], views[_parameter(group.target)])
+                continue
+            tensors = {pattern: [parts[number, pattern]] for pattern in group.sources}
+            for target, tensor in group.convert(self._model, tensors).items():
+                views[_parameter(target)].copy_(tensor[0])
+        data[self._spec.expert_bytes :] = 0
+        self._products.measure(expert, data)
         self._unconverted -= 1
         return data
 
@@ -108,63 +100,56 @@ class LayerFile:
         Raises:
             OSError: the disk is full or not writable.
         """
-        if self._handle < 0:
-            self._handle = os.open(self.path, os.O_CREAT | os.O_TRUNC | os.O_RDWR, 0o644)
-        self._checksums[expert] = checksum(host_bytes(data)[: self._size])
-        _write_at(self._handle, host_bytes(data), expert * len(data))
-        self._unsynced_bytes += len(data)
-        if self._unsynced_bytes > _WRITE_BACK_BYTES:  # the disk writes while the next experts are read
-            os.posix_fadvise(self._handle, 0, 0, os.POSIX_FADV_DONTNEED)
-            self._unsynced_bytes = 0
+        if self._file is None:
+            raise RuntimeError(f"{self.path}: convert an expert before it is written")
+        self._checksums[expert] = checksum(host_bytes(data)[: self._spec.expert_bytes])
+        self._file.write(host_bytes(data), expert * len(data))
+
+    def multiply(self, expert: int, data: torch.Tensor) -> None:
+        """Multiply a converted expert with those before it."""
+        self._products.add(expert, data)
+
+    def forget(self) -> None:
+        """Free the memory of the experts so far; they are read again for the table."""
+        self._products.forget()
+
+    def finish(self, writing: list[Future[None]]) -> None:
+        """Write the affinity table of the complete layer and force its file to disk, when ``writing`` is done.
+
+        Raises:
+            OSError: it could not be written.
+            UnsupportedModelError: an expert holds NaN or infinite weights.
+        """
+        for written in writing:
+            written.result()
+        if self._file is None:
+            raise RuntimeError(f"{self.path} has no expert: write all before finish")
+        self._products.save(self.path, self._file)
+        self._file.sync()
+        self.close()
 
     def describe(self) -> LayerSpec:
         """The complete layer."""
-        stride = round_to_pages(self._size)
-        return LayerSpec(
-            self._number,
-            self.module,
-            self.experts,
-            self._size,
-            stride,
-            self.path.name,
-            self._specs,
-            tuple(self._checksums),
-        )
-
-    def sync(self) -> None:
-        """Force the file to disk."""
-        os.fsync(self._handle)
+        return replace(self._spec, checksums=tuple(self._checksums))
 
     def close(self) -> None:
-        if self._handle >= 0:
-            os.close(self._handle)
-            self._handle = -1
-
-    def _convert(self, parts: dict[Part, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """The expert's parameters by name, as transformers' experts modules hold them."""
-        found: dict[str, torch.Tensor] = {}
-        for number, group in enumerate(self._groups):
-            tensors = {pattern: [parts[number, pattern]] for pattern in group.sources}
-            for target, tensor in group.convert(self._model, tensors).items():
-                found[target.rpartition(".")[2]] = tensor[0]
-        return {name: found[name] for name in sorted(found, reverse=True)}
+        if self._file is not None:
+            self._file.close()
 
 
-def _write_at(handle: int, data: memoryview, position: int) -> None:
-    done = 0
-    while done < len(data):
-        done += os.pwrite(handle, data[done : done + (1 << 30)], position + done)
+def _parameter(target: str) -> str:
+    """The name within the experts module, as transformers' modules have it."""
+    return target.rpartition(".")[2]
 
 
-def _layout(shapes: dict[str, tuple[int, ...]], dtype: torch.dtype) -> tuple[tuple[TensorSpec, ...], int]:
-    """Place tensors one after another, each at a multiple of 64 bytes; returns their places and all bytes."""
-    specs: list[TensorSpec] = []
-    end = 0
-    for name, shape in shapes.items():
-        start = end + -end % 64
-        specs.append(TensorSpec(name, shape, start))
-        end = start + math.prod(shape) * dtype.itemsize
-    return tuple(specs), end
+def _join(parts: list[torch.Tensor], out: torch.Tensor) -> None:
+    """Fill ``out`` with the values of ``parts``, one after another."""
+    flat, end = out.view(-1), 0
+    for part in parts:
+        flat[end : end + part.numel()].copy_(part.view(-1))
+        end += part.numel()
+    if end != len(flat):
+        raise RuntimeError(f"an expert's tensors have {end} values, its parameter has {len(flat)}")
 
 
 def _views(specs: tuple[TensorSpec, ...], dtype: torch.dtype, data: torch.Tensor) -> dict[str, torch.Tensor]:

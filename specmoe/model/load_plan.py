@@ -17,6 +17,8 @@ import torch
 from transformers import PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import (
+    Concatenate,
+    MergeModulelist,
     Transpose,
     WeightConverter,
     apply_renamings,
@@ -32,6 +34,10 @@ NOT_TEXT = "a vision or audio part, which text does not use"
 _LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.")
 _PREDICTION_LAYER = re.compile(r"(?:^|\.)mtp(?:_layers|_block)?\.")
 _PREDICTION_PARTS = (".eh_proj.", ".enorm.", ".hnorm.", ".shared_head.")
+
+
+# Conversions that lay an expert's tensors one after another: (operation, dimension)
+_JOINING = ([(MergeModulelist, 0)], [(MergeModulelist, 0), (Concatenate, 1)])
 
 
 @dataclass(frozen=True)
@@ -65,6 +71,16 @@ class Group:
     def dequantizes(self) -> bool:
         """Whether the conversion starts from quantised numbers."""
         return any(hasattr(op, "hf_quantizer") for op in getattr(self.converter, "operations", ()))
+
+    @property
+    def joined(self) -> list[str] | None:
+        """The source patterns whose tensors of an expert, one after another, are its target; None if more is done."""
+        if self.converter is None:
+            return list(self.sources)
+        operations = [(type(op), getattr(op, "dim", None)) for op in self.converter.operations]
+        if self.converter.quantization_operation is not None or operations not in _JOINING:
+            return None
+        return [pattern for pattern in self.converter.source_patterns if pattern in self.sources]
 
     def decide_transposes(self, model: PreTrainedModel) -> None:
         """Decide from the whole stored tensor what transformers decides on conversion, which here sees one expert.
@@ -182,9 +198,10 @@ def make_plan(
     for group in plan.groups.values():
         group.decide_transposes(model)
     if unclaimed:
+        others = {1: "", 2: " and another key"}.get(len(unclaimed), f" and {len(unclaimed) - 1} other keys")
         raise UnsupportedModelError(
-            f"{type(model).__name__} has no place for {unclaimed[0].key} ({unclaimed[0].dtype}) and "
-            f"{len(unclaimed) - 1} other keys of the checkpoint: check that config.json belongs to these weights"
+            f"{type(model).__name__} has no place for {unclaimed[0].key} ({unclaimed[0].dtype}){others} "
+            "of the checkpoint: check that config.json belongs to these weights"
         )
     return plan
 

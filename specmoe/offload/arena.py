@@ -11,6 +11,20 @@ Key = tuple[int, int]
 """(MoE layer, expert id); MoE layers are counted from 0 in store order."""
 
 
+def slots_within(budget_bytes: int, slot_bytes: int, max_slots: int) -> int:
+    """The number of slots of an arena.
+
+    Raises:
+        BudgetError: the budget is smaller than one slot.
+    """
+    slots = min(budget_bytes // slot_bytes, max_slots)
+    if slots < 1:
+        raise BudgetError(
+            f"expert budget of {budget_bytes} bytes is smaller than one expert ({slot_bytes} bytes): raise it"
+        )
+    return slots
+
+
 class ExpertArena:
     """Slots of equal size, and which expert occupies which.
 
@@ -26,11 +40,7 @@ class ExpertArena:
     ) -> None:
         self.slot_bytes = slot_bytes
         self.budget_bytes = budget_bytes
-        self.slots = min((budget_bytes - reserved_bytes) // slot_bytes, max_slots)
-        if self.slots < 1:
-            raise BudgetError(
-                f"expert budget of {budget_bytes} bytes is smaller than one expert ({slot_bytes} bytes): raise it"
-            )
+        self.slots = slots_within(budget_bytes - reserved_bytes, slot_bytes, max_slots)
         self._memory = device.allocate(self.slots * slot_bytes)
         self.reserved = device.allocate(reserved_bytes) if reserved_bytes else self._memory[:0]
         self._free = list(range(self.slots - 1, -1, -1))

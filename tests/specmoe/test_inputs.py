@@ -21,6 +21,28 @@ def test_a_budget_too_small_for_the_draft_is_refused(tiny: tuple[Path, PreTraine
 
 
 @pytest.mark.parametrize(
+    ("budget_slots", "options"),
+    [
+        (12, {"draft_experts": 4}),
+        (0.5, {"gamma": 0}),
+        (1, {"draft_experts": 1}),
+        (3, {"draft_experts": 4, "controller": "auto"}),
+    ],
+)
+def test_a_budget_too_small_is_refused_before_the_store_is_written(
+    budget_slots: float,
+    options: dict[str, object],
+    tiny: tuple[Path, PreTrainedModel],
+    store: ExpertStore,
+    tmp_path: Path,
+) -> None:
+    budget = int(budget_slots * store.slot_bytes)
+    with pytest.raises(BudgetError, match="raise"):
+        SpecMoE.from_pretrained(tiny[0], store=tmp_path / "store", **{"gamma": 2, "expert_budget": budget, **options})
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"gamma": -1}, r"option gamma: .*\(given -1\)"),

@@ -9,6 +9,7 @@ stated.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from typing import Literal, get_args
 
 import torch
@@ -92,6 +93,7 @@ def make(geometry: Geometry, recipe: Recipe) -> Trace:
     return _Maker(geometry, recipe).run()
 
 
+@cache
 def popularity(experts: int, top_k: int, skew: Skew) -> torch.Tensor:
     """Log-popularity [E], most popular first, such that draws of ``top_k`` experts have the skew.
 

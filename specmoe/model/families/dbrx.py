@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 from transformers.core_model_loading import Concatenate, ConversionOps, Transpose, WeightConverter, WeightTransform
 from transformers.models.dbrx.modeling_dbrx import DbrxExperts as TransformersDbrxExperts
 
+from specmoe.errors import UnsupportedModelError
 from specmoe.model.families.base import Family, HookedExperts, replace_modules
 
 
@@ -47,6 +48,11 @@ class DbrxExperts(HookedExperts):
 
 
 def _adapt(model: PreTrainedModel) -> None:
+    if model.config.attn_config.clip_qkv is None:
+        raise UnsupportedModelError(
+            "transformers' DBRX attention fails without clip_qkv: set it in attn_config of config.json (8 in the "
+            "published models), or download the config again"
+        )
     replace_modules(model, TransformersDbrxExperts, DbrxExperts)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import yaml
 
 from harness.cli import main as cli
 from reports.pages.export import export, frame_of
@@ -126,6 +127,16 @@ def test_older_schemas_are_brought_forward_step_by_step() -> None:
     old = {"schema_version": "s/1", "speed": "4"}
     assert upgrade(old, steps, "s/3") == {"schema_version": "s/3", "tok_s": 4.0}
     assert old == {"schema_version": "s/1", "speed": "4"}, "the caller's line is left alone"
+
+
+def test_records_bear_the_titles_of_the_experiments_of_today() -> None:
+    titles = {
+        path.stem: yaml.safe_load(path.read_text())["title"] for path in (ROOT / "harness/plan/presets").glob("*")
+    }
+    for path in sorted((ROOT / "docs" / "records" / "full").glob("ablation-*.jsonl")):
+        with path.open() as lines:
+            config = upgrade(json.loads(next(lines)))["config"]
+        assert config["title"] == titles[config["name"]]
 
 
 @pytest.mark.parametrize("version", ["specmoe-bench.result/9", None, 3, ["x"]])

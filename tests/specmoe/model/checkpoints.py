@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -147,3 +148,16 @@ def _same(found: torch.Tensor | None, wanted: torch.Tensor | None) -> bool:
     if found is None or wanted is None or found.is_meta:
         return False
     return found.dtype == wanted.dtype and torch.equal(found, wanted)
+
+
+def rearranged(model: Path, folder: Path, shard_of: Callable[[str, int], str]) -> Path:
+    """The same weights in shards named by ``shard_of`` (key, place in the order of keys)."""
+    shutil.copytree(model, folder, ignore=shutil.ignore_patterns("*.safetensors*", "*store*"))
+    shards: dict[str, dict[str, torch.Tensor]] = {}
+    for place, (key, tensor) in enumerate(sorted(load_file(model / "model.safetensors").items())):
+        shards.setdefault(f"{shard_of(key, place)}.safetensors", {})[key] = tensor
+    for name, tensors in shards.items():
+        save_file(tensors, folder / name, metadata={"format": "pt"})
+    weight_map = {key: name for name, tensors in shards.items() for key in tensors}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    return folder

@@ -8,6 +8,7 @@ import gc
 import json
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,10 +17,15 @@ from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, Qwen3MoeConfig, Qwen3MoeForCausalLM
 
 from specmoe import ExpertStore, SpecMoE, StoreError, UnsupportedModelError
+from specmoe.drafting import affinity
+from specmoe.model import convert
+from specmoe.model.checkpoint import build_shell
 from specmoe.model.convert import build_store, open_or_build
+from specmoe.model.layout import plan_layers
 from specmoe.offload.device import allocate_pages
 from specmoe.offload.sources import DiskSource
 from tests.conftest import build
+from tests.specmoe.model.checkpoints import rearranged
 
 
 @pytest.mark.parametrize("family", ["qwen3", "mixtral-sliding-window", "deepseek-v3"])
@@ -35,6 +41,15 @@ def test_stored_experts_equal_the_models_fused_weights(family: str, tmp_path: Pa
             for name, tensor in store.tensors(layer, buffer).items():
                 assert torch.equal(tensor, getattr(modules[spec.module], name)[expert])
     source.close()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("family", ["qwen3", "deepseek-v3", "qwen3-dense-between"])
+def test_the_layout_of_a_store_is_known_before_it_is_written(family: str, dtype: torch.dtype, tmp_path: Path) -> None:
+    build(family, tmp_path / "model")
+    planned = plan_layers(build_shell(tmp_path / "model", dtype), dtype)
+    store = build_store(tmp_path / "model", tmp_path / "store", dtype)
+    assert [replace(spec, checksums=("",) * spec.experts) for spec in store.layers] == list(planned.values())
 
 
 def test_dense_layers_have_no_file(tmp_path: Path) -> None:
@@ -93,20 +108,49 @@ def test_progress_counts_every_expert(tiny: tuple[Path, PreTrainedModel], tmp_pa
     assert seen == [(i, 24) for i in range(1, 25)]
 
 
+@pytest.mark.parametrize("experts", [8, 64])
 @pytest.mark.parametrize("layout", ["one tensor per expert", "one tensor per layer"])
-def test_conversion_holds_no_more_than_a_layer_in_memory(layout: str, tmp_path: Path) -> None:
+def test_conversion_holds_no_more_than_a_layer_in_memory(layout: str, experts: int, tmp_path: Path) -> None:
     """Anonymous memory: the kernel drops mapped pages of the checkpoint when it needs them."""
-    config = build("qwen3", tmp_path / "unused").config
-    wide = Qwen3MoeConfig(**config.to_dict() | {"hidden_size": 512, "moe_intermediate_size": 512})
+    config = build("qwen3", tmp_path / "unused").config.to_dict()
+    size = {"moe_intermediate_size": 4096 // experts, "num_local_experts": experts}
+    wide = Qwen3MoeConfig(**config | {"hidden_size": 512} | size)
     Qwen3MoeForCausalLM(wide).save_pretrained(
         tmp_path / "model", save_original_format=layout == "one tensor per expert"
     )
-    layer_bytes = 8 * 3 * 512 * 512 * 4
+    layer_bytes = 3 * 4096 * 512 * 4
     gc.collect()
     before, held = _anonymous_bytes(), []
     build_store(tmp_path / "model", tmp_path / "store", progress=lambda *_: held.append(_anonymous_bytes()))
-    assert len(held) == 24
-    assert max(held) - before < 1.1 * layer_bytes
+    assert len(held) == 3 * experts
+    assert max(held) - before < 1.1 * layer_bytes + _THREADS_BYTES
+
+
+@pytest.mark.parametrize("memory_bytes", [0, 16 << 20], ids=["short of memory", "in memory"])
+@pytest.mark.parametrize("layout", ["one file", "layers end in other files", "a file per matrix"])
+def test_affinity_tables_do_not_depend_on_where_they_are_computed(
+    layout: str, memory_bytes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = build("qwen3", tmp_path / "unused").config
+    many = Qwen3MoeConfig(**config.to_dict() | {"num_local_experts": 48})
+    Qwen3MoeForCausalLM(many).save_pretrained(tmp_path / "model")
+    shard = {
+        "one file": lambda key, place: "all",
+        "layers end in other files": lambda key, place: str(place % 2 if "experts" in key else 2),
+        "a file per matrix": lambda key, place: key.split(".")[-2] if "experts" in key else "other",
+    }[layout]
+    rearranged(tmp_path / "model", tmp_path / "sharded", shard)
+    monkeypatch.setattr(convert, "_LEAST_MEMORY_BYTES", memory_bytes)
+    store = build_store(tmp_path / "sharded", tmp_path / "store")
+    store.verify()
+    for layer, spec in enumerate(store.layers):
+        experts = torch.from_file(str(store.layer_file(layer)), size=48 * spec.stride_bytes, dtype=torch.uint8)
+        weights = experts.view(48, -1)[:, : spec.expert_bytes].view(store.dtype).double()
+        wanted = torch.cdist(weights, weights, compute_mode="donot_use_mm_for_euclid_dist")
+        assert (affinity.load_table(store, layer) - wanted / wanted.max()).abs().max() < 2**-11, "float16's rounding"
+
+
+_THREADS_BYTES = 2 << 20  # whatever the size of the model
 
 
 def _anonymous_bytes() -> int:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors import safe_open
+from transformers import AutoModelForCausalLM
 
 from specmoe import SpecMoE, UnsupportedModelError
 from specmoe.model.checkpoint import Checkpoint, build_shell
@@ -76,6 +77,19 @@ def test_merged_slices_are_not_computed_for_picks_of_no_expert(tmp_path: Path) -
     ) as engine:
         output = engine.generate(ids, mask, max_new_tokens=6, eos_token_id=None, pad_token_id=0)
     assert torch.equal(output.sequences, reference(model, ids, mask, 6))
+
+
+def test_dbrx_that_transformers_cannot_run_is_refused(tmp_path: Path) -> None:
+    families.build("dbrx", tmp_path / "model")
+    path = tmp_path / "model" / "config.json"
+    config = json.loads(path.read_text())
+    config["attn_config"]["clip_qkv"] = None
+    path.write_text(json.dumps(config))
+    with pytest.raises(RuntimeError, match=r"min.*max"):
+        AutoModelForCausalLM.from_pretrained(tmp_path / "model")(torch.tensor([[1, 2]]))
+    with pytest.raises(UnsupportedModelError, match="without clip_qkv: set it in attn_config"):
+        SpecMoE.from_pretrained(tmp_path / "model", store=tmp_path / "store")
+    assert not (tmp_path / "store").exists()
 
 
 @pytest.mark.parametrize("rows", [0, 1])

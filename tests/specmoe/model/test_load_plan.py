@@ -29,11 +29,12 @@ def _refused(folder: Path, match: str) -> None:
     )
 
 
-def test_a_key_that_nothing_claims_is_refused_by_name(tmp_path: Path) -> None:
-    key = "model.layers.0.self_attn.q_proj.bias"
+@pytest.mark.parametrize(("layers", "others"), [(1, ""), (2, " and another key"), (3, " and 2 other keys")])
+def test_a_key_that_nothing_claims_is_refused_by_name(layers: int, others: str, tmp_path: Path) -> None:
+    keys = [f"model.layers.{layer}.self_attn.q_proj.bias" for layer in range(layers)]
     build("qwen3", tmp_path / "model")
-    edit(tmp_path / "model", lambda t: t | {key: torch.ones(32)})
-    _refused(tmp_path / "model", rf"Qwen3MoeForCausalLM has no place for {key} \(F32\)")
+    edit(tmp_path / "model", lambda t: t | {key: torch.ones(32) for key in keys})
+    _refused(tmp_path / "model", rf"Qwen3MoeForCausalLM has no place for {keys[0]} \(F32\){others} of the checkpoint:")
 
 
 def test_an_expert_of_a_wrong_shape_is_refused_by_name(tmp_path: Path) -> None:

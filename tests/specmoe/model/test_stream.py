@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import os
-import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -17,6 +14,8 @@ from specmoe import UnsupportedModelError
 from specmoe.model.convert import build_store, open_or_build
 from specmoe.model.identity import identify
 from specmoe.model.stream import ExpertStream, Piece, data_starts
+from specmoe.offload.page_memory import PageMemory
+from tests.specmoe.model.checkpoints import rearranged
 
 
 @pytest.fixture
@@ -36,24 +35,13 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     original = os.preadv
 
     def preadv(handle: int, buffers: list[memoryview], offset: int) -> int:
-        found.append(original(handle, buffers, offset))
-        return found[-1]
+        count = original(handle, buffers, offset)
+        if os.readlink(f"/proc/self/fd/{handle}").endswith(".safetensors"):
+            found.append(count)
+        return count
 
     monkeypatch.setattr(os, "preadv", preadv)
     return found
-
-
-def rearranged(model: Path, folder: Path, shard_of: Callable[[str, int], str]) -> Path:
-    """The same weights in shards named by ``shard_of`` (key, place in the order of keys)."""
-    shutil.copytree(model, folder, ignore=shutil.ignore_patterns("*.safetensors*", "*store*"))
-    shards: dict[str, dict[str, torch.Tensor]] = {}
-    for place, (key, tensor) in enumerate(sorted(load_file(model / "model.safetensors").items())):
-        shards.setdefault(f"{shard_of(key, place)}.safetensors", {})[key] = tensor
-    for name, tensors in shards.items():
-        save_file(tensors, folder / name, metadata={"format": "pt"})
-    weight_map = {key: name for name, tensors in shards.items() for key in tensors}
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
-    return folder
 
 
 def test_every_byte_is_read_once_and_the_store_is_identified_by_what_was_read(
@@ -86,7 +74,7 @@ def test_parts_that_wait_stay_within_their_limit(tmp_path: Path) -> None:
     save_file(tensors, file)
     starts = data_starts(file)
     pieces = [Piece(i, k, file, starts[f"{k}{i:02d}"], (256,), torch.float32) for k in "abc" for i in range(20)]
-    reader = ExpertStream([file], pieces, waiting_bytes=8 * 1024)
+    reader = ExpertStream([file], pieces, 8 * 1024, PageMemory(1 << 20))
     seen, held = {}, []
     for owner, parts in reader:
         seen[owner] = {part: tensor.clone() for part, tensor in parts.items()}

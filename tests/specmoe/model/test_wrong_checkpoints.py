@@ -193,3 +193,16 @@ def test_an_expert_that_is_no_number_is_refused_and_leaves_no_store(value: float
     with pytest.raises(UnsupportedModelError, match=r"expert 5 of layer 1 has NaN or infinite weights"):
         SpecMoE.from_pretrained(model)
     assert not list(cache.rglob("*.bin"))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_nan_in_another_weight_is_loaded_as_transformers_does_and_named(value: float, model: Path) -> None:
+    key = "model.layers.1.self_attn.o_proj.weight"
+    tensors = load_file(model / NAME)
+    tensors[key][0, 0] = value
+    save_file(tensors, model / NAME, metadata={"format": "pt"})
+    with (
+        SpecMoE.from_pretrained(model, gamma=0) as engine,
+        pytest.warns(UserWarning, match=rf"logits of Qwen3MoeForCausalLM are NaN, {key} holds NaN or infinite"),
+    ):
+        engine.generate(torch.tensor([[5, 6, 7]]), max_new_tokens=1)
