@@ -56,7 +56,8 @@ class DeepSpeedInferenceSystem(DeepSpeedSystem):
         if self.options.kernel_inject:
             _check_policy(setting.model_path)
         store = ExpertStore.open(setting.store_path)
-        check_fits_limit(setting, fused.computed_bytes(store.total_bytes, store, setting.dtype), self.card.name)
+        loading = 2 * fused.computed_bytes(store.total_bytes, store, setting.dtype)  # the experts, and them fused
+        check_fits_limit(setting, loading, self.card.name)
         self.open_group(setting)
         model = AutoModelForCausalLM.from_pretrained(setting.model_path, dtype=setting.dtype)
         engine = deepspeed.init_inference(

@@ -35,6 +35,8 @@ __all__ = ["CHECKS", "Check", "examine"]
 SMALL, LARGE = "embedded", "embedded-x8"
 RAGGED = {"distribution": "uniform", "low": 2, "high": 14}
 WORKER_TIMEOUT_S = 300
+OVERHEAD, RESIDENT_OVERHEAD = "900MB", "1600MB"
+"""``process_overhead``; the second for systems that move nothing, whose loader holds the experts in both dtypes."""
 
 
 def examine(name: str, options: dict[str, Any], work: Path, only: Collection[str] = ()) -> list[Check]:
@@ -115,6 +117,7 @@ def _run(place: _Place, run: str, evidence: Evidence, batch: int, budget: str, n
         "batch_sizes": [batch],
         "expert_budget": budget,
         "new_tokens": new_tokens,
+        "process_overhead": RESIDENT_OVERHEAD if evidence.card.grain == "nothing" else OVERHEAD,
         "rounds": 1,
         "warmup_tokens": 2,
         "repetitions": 2,
