@@ -13,7 +13,7 @@ from accelerate import cpu_offload
 
 from baselines import fused
 from baselines.contract import CapabilityCard, Setting
-from baselines.hf import GreedySystem, accelerator, check_fits_limit, shell_without_experts
+from baselines.hf import GreedySystem, check_fits_limit, shell_without_experts
 from baselines.registry import register
 from specmoe.model.checkpoint import expert_modules
 from specmoe.offload.store import ExpertStore
@@ -30,12 +30,14 @@ class AccelerateCpuSystem(GreedySystem):
         grain="modules",
         knows_budget=False,
         tiers=("gpu", "ram"),
+        devices=("cpu", "cuda"),
+        slow_tiers=("disk", "host"),
     )
 
     def prepare(self, setting: Setting) -> None:
         store = ExpertStore.open(setting.store_path)
         check_fits_limit(setting, fused.computed_bytes(store.total_bytes, store, setting.dtype), self.card.name)
-        device = accelerator()
+        device = torch.device(setting.device)
         model = shell_without_experts(setting, device)
         modules = expert_modules(model)
         for spec, tensors in fused.layers(store):

@@ -22,6 +22,8 @@ from baselines.counters import Counters
 Grain = Literal["experts", "modules", "layers", "pages", "nothing"]
 Tier = Literal["gpu", "ram", "disk"]
 Sampling = Literal["greedy", "temperature"]
+DeviceType = Literal["cpu", "cuda"]
+SlowTierKind = Literal["disk", "host", "paced"]
 DTYPES = ("float32", "bfloat16", "float16")
 T = TypeVar("T")
 
@@ -37,7 +39,9 @@ class CapabilityCard:
     ``grain`` is the smallest unit it moves between tiers (``pages``: the kernel moves pages of a mapped file;
     ``nothing``: all weights stay).  ``knows_budget`` systems enforce ``expert_budget_bytes`` themselves; the others
     are limited by the process limit alone.  ``tiers`` are where it can keep experts; ``dtypes``, ``sampling`` and
-    ``max_batch`` (None: any) are what it can run, and the harness records ``not_supported`` for anything else.
+    ``max_batch`` (None: any) are what it can run, ``devices`` where it computes, and ``slow_tiers`` where experts may
+    come from (host memory at full or at a stated rate, or a disk); the harness records ``not_supported`` for anything
+    else.
     ``limited`` is False only for an upper bound that keeps all weights in memory and runs without the limit.
     ``own_process``: the system's engine is a separate process, started in ``prepare`` with ``setting.start_engine``;
     the limit applies to that process instead of the worker that drives it.
@@ -56,14 +60,20 @@ class CapabilityCard:
     dtypes: tuple[str, ...] = DTYPES
     sampling: tuple[Sampling, ...] = ("greedy",)
     max_batch: int | None = None
+    devices: tuple[DeviceType, ...] = ("cpu",)
+    slow_tiers: tuple[SlowTierKind, ...] = ("disk",)
     limited: bool = True
     own_process: bool = False
     fills_limit: bool = False
     extra: str | None = None
     build_options: tuple[str, ...] = ()
 
-    def refusal(self, dtype: str, batch_size: int) -> str | None:
+    def refusal(self, dtype: str, batch_size: int, device: str = "cpu", slow_tier: str = "disk") -> str | None:
         """The reason why the card excludes such a cell, or None."""
+        if device.partition(":")[0] not in self.devices:
+            return f"{self.name} does not compute on {device}: use device: {' or '.join(self.devices)}"
+        if slow_tier.partition(":")[0] not in self.slow_tiers:
+            return f"{self.name} does not take experts from {slow_tier}: use slow_tier: {' or '.join(self.slow_tiers)}"
         if dtype not in self.dtypes:
             return f"{self.name} does not run {dtype}: use {' or '.join(self.dtypes)}"
         if self.max_batch is not None and batch_size > self.max_batch:
@@ -142,7 +152,9 @@ class Setting:
 
     ``model_path`` is a Hugging Face folder, ``store_path`` the folder of its expert store, which may not exist yet,
     and ``scratch`` a folder of the system's own that outlives the process.  ``process_limit_bytes`` is the
-    kernel's limit for this process (or its engine), page cache included; None where there is none.
+    kernel's limit for this process (or its engine), page cache and experts in host memory included; None where there
+    is none.  ``device`` computes and holds resident experts (``cpu``, ``cuda``, ``cuda:1``), ``slow_tier`` holds all
+    of them (``specmoe.offload.slow_tier``).
     ``calibration_texts`` are prompts a system may profile the model with in ``build``; they are never among the
     measured ones.  Systems compute in ``dtype``; the experts of the store are in ``stored``.  With ``fills_limit`` the
     system takes as many bytes for experts as the process limit leaves, and ``probe`` is a request of the size of those
@@ -158,6 +170,8 @@ class Setting:
     dtype: torch.dtype
     expert_budget_bytes: int | None
     threads: int
+    device: str = "cpu"
+    slow_tier: str = "disk"
     stored_dtype: torch.dtype | None = None
     calibration_texts: tuple[str, ...] = ()
     process_limit_bytes: int | None = None

@@ -10,7 +10,18 @@ from typing import Any, ClassVar
 from pydantic import Field
 from transformers import AutoTokenizer
 
-from baselines.contract import CapabilityCard, Generation, NotSupported, Request, Setting, SystemOptions, prepared
+from baselines.contract import (
+    CapabilityCard,
+    DeviceType,
+    Generation,
+    NotSupported,
+    Request,
+    Setting,
+    SlowTierKind,
+    SystemOptions,
+    Tier,
+    prepared,
+)
 from baselines.counters import Counters
 from baselines.fill import filled_budget
 from baselines.registry import register
@@ -21,6 +32,10 @@ from specmoe.generation import plain_settings
 from specmoe.model.convert import open_or_build
 from specmoe.options import Kernels, PlacementName
 from specmoe.stats import GenerationStats
+
+DEVICES: tuple[DeviceType, ...] = ("cpu", "cuda")
+SLOW_TIERS: tuple[SlowTierKind, ...] = ("disk", "host", "paced")
+TIERS: tuple[Tier, ...] = ("gpu", "ram", "disk")
 
 
 class EngineOptions(SystemOptions):
@@ -49,6 +64,8 @@ class _EngineSystem:
     def prepare(self, setting: Setting) -> None:
         budget = setting.expert_budget_bytes
         if setting.fills_limit:
+            if setting.device != "cpu":
+                raise NotSupported("expert_budget: fill is of the process limit, not of a GPU: give it a size")
             if setting.process_limit_bytes is None or setting.probe is None:
                 raise NotSupported("expert_budget: fill needs a process limit: set process_overhead")
             limit_bytes, probe = setting.process_limit_bytes, setting.probe
@@ -62,6 +79,8 @@ class _EngineSystem:
             dtype=setting.dtype,
             stored_dtype=setting.stored,
             store=setting.store_path,
+            device=setting.device,
+            slow_tier=setting.slow_tier,
             **self.arguments(),
         )
 
@@ -126,6 +145,9 @@ class SpecMoESystem(_EngineSystem):
         summary="drafts gamma tokens with N pinned experts per layer and verifies all in one pass",
         grain="experts",
         knows_budget=True,
+        tiers=TIERS,
+        devices=DEVICES,
+        slow_tiers=SLOW_TIERS,
         fills_limit=True,
     )
     Options = SpecMoEOptions
@@ -147,6 +169,7 @@ class SpecMoESystem(_EngineSystem):
                 dtype=setting.dtype,
                 stored_dtype=setting.stored,
                 store=setting.store_path,
+                device=setting.device,
             ) as engine:
                 engine.calibrate(encoded["input_ids"], encoded["attention_mask"])
 
@@ -161,6 +184,9 @@ class OnDemandSystem(_EngineSystem):
         summary="loads each step's experts after the gate, keeps none",
         grain="experts",
         knows_budget=True,
+        tiers=TIERS,
+        devices=DEVICES,
+        slow_tiers=SLOW_TIERS,
         fills_limit=True,
     )
 
@@ -181,6 +207,9 @@ class CachingSystem(_EngineSystem):
         summary="keeps the most frequently used experts of each layer, as many as the budget holds",
         grain="experts",
         knows_budget=True,
+        tiers=TIERS,
+        devices=DEVICES,
+        slow_tiers=SLOW_TIERS,
         fills_limit=True,
     )
 

@@ -105,11 +105,6 @@ class GreedySystem:
         self._model = None
 
 
-def accelerator() -> torch.device:
-    """The first GPU, or the CPU where there is none."""
-    return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
-
-
 def check_interface(model: PreTrainedModel) -> None:
     """Check that transformers' own experts functions can run the experts of a shell.
 

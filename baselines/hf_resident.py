@@ -8,14 +8,14 @@ from __future__ import annotations
 from typing import ClassVar
 
 from baselines.contract import CapabilityCard, Setting
-from baselines.hf import ExpertsOptions, GreedySystem, accelerator
+from baselines.hf import ExpertsOptions, GreedySystem
 from baselines.registry import register
 from specmoe.model.wrappers import load_whole
 
 
 @register
 class ResidentSystem(GreedySystem):
-    """transformers' ``from_pretrained``, on the GPU where there is one."""
+    """transformers' ``from_pretrained``, moved to the device."""
 
     card: ClassVar[CapabilityCard] = CapabilityCard(
         name="hf-resident",
@@ -24,6 +24,8 @@ class ResidentSystem(GreedySystem):
         grain="nothing",
         knows_budget=False,
         tiers=("gpu", "ram"),
+        devices=("cpu", "cuda"),
+        slow_tiers=("disk", "host", "paced"),
         limited=False,
     )
     Options = ExpertsOptions
@@ -35,4 +37,4 @@ class ResidentSystem(GreedySystem):
         model = load_whole(setting.model_path, setting.dtype)
         if model._can_set_experts_implementation():
             model.set_experts_implementation(self.options.experts)
-        self._model = model.eval().to(accelerator())
+        self._model = model.eval().to(setting.device)

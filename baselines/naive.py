@@ -28,7 +28,8 @@ from baselines.registry import register
 from specmoe.model.checkpoint import expert_modules
 from specmoe.offload.device import open_device
 from specmoe.offload.link import Link, Transfer
-from specmoe.offload.sources import DiskSource
+from specmoe.offload.slow_tier import SlowTier
+from specmoe.offload.sources import open_source
 from specmoe.offload.store import ExpertStore
 
 _SLOTS = 4  # through which experts pass that are widened
@@ -77,6 +78,7 @@ class NaiveSystem(GreedySystem):
         summary="copies all experts of a layer in every pass, keeps one layer",
         grain="layers",
         knows_budget=True,
+        slow_tiers=("disk", "host", "paced"),
     )
     Options = ExpertsOptions
 
@@ -96,9 +98,9 @@ class NaiveSystem(GreedySystem):
                 f"one whole layer in {str(setting.dtype).removeprefix('torch.')} takes {self._layer_bytes} bytes, the "
                 f"expert budget is {budget}: raise expert_budget"
             )
-        device = open_device("cpu")
+        device, tier = open_device(setting.device), SlowTier.of(setting.slow_tier)
         buffer = device.allocate(self._layer_bytes)
-        self._link = Link(DiskSource(store), store, device)
+        self._link = Link(open_source(store, device, tier), store, device, tier.pace())
         model = shell_without_experts(setting, device.torch_device)
         modules = expert_modules(model)
         slots, rest = buffer[:staging].split(store.slot_bytes), buffer[staging:]

@@ -12,7 +12,7 @@ from itertools import pairwise
 from typing import Literal
 
 from baselines.contract import CapabilityCard, Generation, Request, before_first_token
-from baselines.engine import EngineOptions, OnDemandSystem
+from baselines.engine import DEVICES, SLOW_TIERS, TIERS, EngineOptions, OnDemandSystem
 from baselines.registry import register
 
 Hidden = Literal["behind-compute", "entirely"]
@@ -35,6 +35,9 @@ class OverlapSystem(OnDemandSystem):
         grain="experts",
         knows_budget=True,
         kind="oracle",
+        tiers=TIERS,
+        devices=DEVICES,
+        slow_tiers=SLOW_TIERS,
     )
 
     class Options(EngineOptions):

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from transformers import GenerationConfig, PreTrainedModel
@@ -28,6 +28,7 @@ from specmoe.model.stored_dtype import choose
 from specmoe.offload.arena import ExpertArena
 from specmoe.offload.device import open_device
 from specmoe.offload.link import Link
+from specmoe.offload.slow_tier import SlowTier
 from specmoe.offload.store import ExpertStore
 from specmoe.options import SpecOptions
 from specmoe.recorder import NoRecorder, Recorder
@@ -76,7 +77,7 @@ class SpecMoE:
         dtype: torch.dtype | None = None,
         stored_dtype: torch.dtype | None = None,
         device: str = "cpu",
-        slow_tier: Literal["disk", "host"] = "disk",
+        slow_tier: str = "disk",
         store: str | Path | None = None,
         progress: Progress | None = None,
         **choices: Any,
@@ -94,8 +95,9 @@ class SpecMoE:
             stored_dtype: dtype in which experts are stored, cross the link and fill the budget; default the
                 checkpoint's own where widening it to ``dtype`` is exact (bfloat16 or float16 to float32), else
                 ``dtype``. The result is that of ``dtype`` in either case.
-            device: ``cpu`` or ``cuda``.
-            slow_tier: ``disk`` reads from the store past the page cache, ``host`` holds it in (pinned) RAM.
+            device: ``cpu``, ``cuda`` or ``cuda:1``.
+            slow_tier: ``disk`` reads from the store past the page cache, ``host`` holds it in (pinned) RAM, and
+                ``paced:25GB/s+10us`` is host memory whose transfers take as long as at that rate and latency.
             store: folder of the expert store, built on first use; default one in the cache folder
                 (``SPECMOE_CACHE``, else ``~/.cache/specmoe-bench``) for this path and stored dtype.
             progress: called with (experts converted, experts in all) while the store is built; by default it is shown
@@ -107,13 +109,13 @@ class SpecMoE:
             BudgetError: a budget that cannot hold the draft experts and one more.
             OptionError: an unknown option, one out of range, one that needs a calibration first, or a stored dtype that
                 would change the result.
-            ValueError: an unknown device, a malformed budget, or a hub id that cannot be fetched.
+            ValueError: an unknown device or slow tier, a malformed budget, or a hub id that cannot be fetched.
         """
         path = hub.resolve(path)
         if options is not None and choices:
             options = SpecOptions.of(**{**options.model_dump(), **choices})
         options = options or SpecOptions.of(**choices)
-        tier = open_device(device)
+        on, tier = open_device(device), SlowTier.of(slow_tier)
         dtype = dtype or checkpoint_dtype(path)
         model = build_shell(path, dtype)
         checkpoint = Checkpoint(path, model)
@@ -123,8 +125,8 @@ class SpecMoE:
         budget = planned.budget_bytes(expert_budget)
         check_budget(model, planned, options, budget)  # before the store is built
         expert_store = open_or_build(path, folder, stored_dtype, progress, dtype)
-        checkpoint.load_non_experts(tier.torch_device)
-        return cls(model, expert_store, options, assemble(model, expert_store, options, budget, tier, slow_tier))
+        checkpoint.load_non_experts(on.torch_device)
+        return cls(model, expert_store, options, assemble(model, expert_store, options, budget, on, tier))
 
     @one_call_at_a_time
     @torch.inference_mode()

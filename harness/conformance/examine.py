@@ -113,6 +113,8 @@ def _run(place: _Place, run: str, evidence: Evidence, batch: int, budget: str, n
         "name": "conformance",
         "model": place.model,
         "stored_dtype": "float32",
+        "device": "cpu",  # the kernel counts what a disk gives, and limits what the CPU holds
+        "slow_tier": "disk",
         "systems": [{"system": place.system, "options": place.options}],
         "batch_sizes": [batch],
         "expert_budget": budget,

@@ -14,6 +14,8 @@ from baselines import registry
 from harness.plan.errors import Assigned, ConfigError, config_error
 from harness.plan.sizes import ExpertSizes
 from reports.results.record import Cell
+from specmoe.offload.device import canonical, default_device
+from specmoe.offload.slow_tier import SlowTier, default_tier
 from specmoe.sizes import parse_bytes
 from workloads.lengths import Fixed, Length
 
@@ -66,11 +68,15 @@ class Experiment(BaseModel):
     ``expert_budget`` holds for every system that has none of its own: bytes, ``"256MB"`` or ``"25%"`` of all experts.
     Systems compute in ``dtype``; ``stored_dtype`` is that of the experts in the slow tier, whose bytes budgets count:
     null is the checkpoint's own where widening it to ``dtype`` is exact, else ``dtype``.
-    ``process_overhead`` plus the largest budget in bytes is the kernel's memory limit, the same for every process; null
-    means no limit.  Upper bounds that hold everything in memory (card ``limited=False``) run without it, and their
-    records say so.  ``disk_read_limit`` (``"500MB"``, per second) has the kernel throttle reads, to emulate a slower
-    disk; such results are of kind ``emulated``.  A failed or timed-out cell is tried again ``retries`` times; every
-    failure keeps its record.
+    Systems compute and keep resident experts on ``device`` (``cpu``, ``cuda``, ``cuda:1``); null is the first GPU, or
+    the CPU where there is none.  All experts rest in ``slow_tier``: ``disk``, ``host`` (memory of the process, pinned
+    where there is a GPU), or ``paced:25GB/s+10us``, host memory whose transfers take as long as on a link of that rate
+    and latency, which makes results ``emulated``; null is host memory behind a GPU and the disk behind a CPU.
+    ``process_overhead`` plus the largest budget in bytes, plus all experts where they rest in host memory, is the
+    kernel's memory limit, the same for every process; null means no limit.  Upper bounds that hold everything in memory
+    (card ``limited=False``) run without it, and their records say so.  ``disk_read_limit`` (``"500MB"``, per second)
+    has the kernel throttle reads, to emulate a slower disk; such results are of kind ``emulated``.  A failed or
+    timed-out cell is tried again ``retries`` times; every failure keeps its record.
     ``prompts`` is a name or file as in ``workloads.prompts.load``; ``prompt_tokens`` and ``new_tokens`` (an alias is
     ``output_tokens``) are lengths as in ``workloads.lengths``, drawn with ``request_seed``.
     """
@@ -95,6 +101,8 @@ class Experiment(BaseModel):
     threads: Swept[Annotated[int, Field(ge=1)]] = Field(default=[2])
     prompt_offset: Swept[Annotated[int, Field(ge=0)]] = Field(default=[0])
     disk_read_limit: Swept[Bytes | None] = Field(default=[None])
+    device: Swept[str | None] = Field(default=[None])
+    slow_tier: Swept[str | None] = Field(default=[None])
     prompts: Swept[str | None] = Field(default=[None])
     timeout_s: float = Field(default=600, gt=0, allow_inf_nan=False)
     retries: int = Field(default=0, ge=0, le=10)
@@ -116,6 +124,16 @@ class Experiment(BaseModel):
                 "give a size here, and fill to single systems"
             )
         return budgets
+
+    @field_validator("device")
+    @classmethod
+    def _known_devices(cls, devices: list[str | None]) -> list[str | None]:
+        return [None if name is None else canonical(name) for name in devices]
+
+    @field_validator("slow_tier")
+    @classmethod
+    def _known_tiers(cls, tiers: list[str | None]) -> list[str | None]:
+        return [None if text is None else str(SlowTier.of(text)) for text in tiers]
 
     @field_validator("new_tokens")
     @classmethod
@@ -143,9 +161,9 @@ def plan(experiment: Experiment, sizes: ExpertSizes) -> list[PlannedCell]:
     fixed = {name: getattr(experiment, name) for name in Cell.model_fields if name in Experiment.model_fields}
     planned = []
     for entry, chosen in expand(experiment):
-        settings = chosen | {"stored_dtype": chosen["stored_dtype"] or sizes.own}
+        settings = chosen | {"stored_dtype": chosen["stored_dtype"] or sizes.own, **_place(experiment, chosen)}
         everything = sizes.total_bytes(settings["stored_dtype"])
-        fixed["process_limit_bytes"] = _process_limit(experiment, everything)
+        fixed["process_limit_bytes"] = _process_limit(experiment, everything, settings["slow_tier"])
         swept = {key: value for name in settings for key, value in _to_cell(name, settings[name], everything).items()}
         if swept.get("fills_limit"):
             _check_fill(experiment, entry)
@@ -194,13 +212,29 @@ def _to_cell(name: str, value: Any, everything: int) -> dict[str, Any]:
     return {name: value}
 
 
-def _process_limit(experiment: Experiment, everything: int) -> int | None:
-    """The largest budget plus the overhead: the limit of every process; None means no limit."""
+def _place(experiment: Experiment, chosen: Mapping[str, Any]) -> dict[str, str]:
+    """The device and slow tier that a combination names or leaves to the machine."""
+    device = chosen["device"] or default_device()
+    slow_tier = chosen["slow_tier"] or default_tier(device)
+    if chosen["disk_read_limit"] is not None and SlowTier.of(slow_tier).in_memory:
+        raise ConfigError(
+            f"experiment {experiment.name!r}: disk_read_limit slows a disk, and slow_tier {slow_tier} reads none: "
+            "set slow_tier: disk, or state a rate with slow_tier: paced:25GB/s instead"
+        )
+    return {"device": device, "slow_tier": slow_tier}
+
+
+def _process_limit(experiment: Experiment, everything: int, slow_tier: str) -> int | None:
+    """The largest budget, the overhead, and all experts if they are in memory: the limit of every process.
+
+    None means no limit.
+    """
     if experiment.process_overhead is None:
         return None
     own = [entry.expert_budget for entry in experiment.systems if entry.expert_budget not in (None, FILL)]
     largest = max(_bytes(budget, everything, "expert_budget") for budget in [*experiment.expert_budget, *own])
-    return largest + _bytes(experiment.process_overhead, everything, "process_overhead")
+    held = everything if SlowTier.of(slow_tier).in_memory else 0
+    return largest + held + _bytes(experiment.process_overhead, everything, "process_overhead")
 
 
 def _check_fill(experiment: Experiment, entry: SystemEntry) -> None:

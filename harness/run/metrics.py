@@ -13,16 +13,18 @@ import torch
 from reports.results.metrics import Context, Metrics, combine
 from reports.results.record import Ceilings, Cell, Usage
 from reports.results.repetition import Repetition
-from reports.results.tier import from_host_memory
+from specmoe.offload.slow_tier import SlowTier
 from specmoe.offload.store import ExpertStore
 
 
 @dataclass(frozen=True)
 class Weights:
-    """Bytes of a model: one expert as stored, and everything that is not an expert, in the dtype it is computed in."""
+    """Bytes of a model: one expert as stored, everything that is not an expert in the dtype it is computed in, and all
+    experts as they are held in host memory."""
 
     expert_bytes: int
     other_bytes: int
+    all_experts_bytes: int
 
     @classmethod
     def of(cls, model_path: Path, store: ExpertStore, dtype: str) -> Weights:
@@ -32,6 +34,7 @@ class Weights:
         return cls(
             expert_bytes=store.total_bytes // store.total_experts,
             other_bytes=others * getattr(torch, dtype).itemsize,
+            all_experts_bytes=store.total_experts * store.slot_bytes,
         )
 
 
@@ -58,14 +61,20 @@ def measured(
 
 
 def _link_ceiling(cell: Cell, ceilings: Ceilings | None, disk: float | None) -> float | None:
-    """The ceiling of the medium that experts cross: PCIe if a GPU is fed from host memory, else the disk."""
-    on_gpu = str(cell.options.get("device", "cpu")).startswith("cuda")
-    if on_gpu and from_host_memory(cell.options):
-        return ceilings.pcie_to_gpu_gb_s if ceilings else None
-    return disk
+    """The ceiling of the medium that experts cross: PCIe or memory if they rest in host memory, else the disk.
+
+    A stated rate is the ceiling where it is the lower one.
+    """
+    stated = SlowTier.of(cell.slow_tier)
+    if not stated.in_memory:
+        return disk
+    copied = None if ceilings is None else ceilings.dram_copy_gb_s
+    if cell.device != "cpu":
+        copied = None if ceilings is None else ceilings.pcie_to_gpu_gb_s
+    return _lowest(copied, stated.rate_bytes_s)
 
 
-def _lowest(ceiling_gb_s: float | None, throttle_bytes_s: int | None) -> float | None:
+def _lowest(ceiling_gb_s: float | None, throttle_bytes_s: float | None) -> float | None:
     throttle = None if throttle_bytes_s is None else throttle_bytes_s / 1e9
     present = [value for value in (ceiling_gb_s, throttle) if value is not None]
     return min(present) if present else None

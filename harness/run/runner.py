@@ -34,6 +34,7 @@ from harness.run.session import Session, not_measured
 from harness.timestamp import now
 from reports.results.record import Covers, Record, ResultFile
 from specmoe.drafting.affinity import table_bytes
+from specmoe.offload.device import check_device
 from workloads import prompts, tokenizers
 
 BUILD_TIMEOUT_S = 1800.0
@@ -83,9 +84,12 @@ class Runner:
 
         Raises:
             ConfigError: an unknown system or option, or a malformed budget.
-            ValueError: no such model or prompt set.
+            ValueError: no such model or prompt set, or a device that this machine lacks.
             StoreError: the expert store is damaged or cannot be written.
         """
+        if executor is None or isinstance(executor, LocalExecutor):  # the nodes of a cluster check their own
+            for name in experiment.device:
+                check_device(name or "cpu")
         asked = {dtype: ModelFiles.of(experiment.model, experiment.dtype, dtype) for dtype in experiment.stored_dtype}
         files = {found.stored_dtype: found for found in asked.values()}
         first = next(iter(files.values()))

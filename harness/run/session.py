@@ -17,10 +17,11 @@ from harness.plan.schedule import Unit
 from harness.run.job import Answer
 from harness.run.launch import Outcome
 from harness.run.metrics import Weights, measured
+from reports.results import tier
 from reports.results.metrics import Metrics
 from reports.results.record import Ceilings, Cell, Limit, Record
 from reports.results.repetition import Repetition
-from reports.results.tier import not_from_disk
+from specmoe.offload.slow_tier import SlowTier
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ class Session:
             run_id=self.run_id,
             cell_id=cell.cell_id,
             round=unit.round,
-            kind="emulated" if cell.disk_read_limit_bytes_s and card.kind == "measured" else card.kind,
+            kind="emulated" if cell.emulated and card.kind == "measured" else card.kind,
             status=answer.status,
             error=answer.error,
             label=unit.planned.label,
@@ -64,11 +65,11 @@ class Session:
             cell=cell,
             started_at=started_at,
             wall_s=outcome.wall_s,
-            limit=outcome.limit,
+            limit=self._limit(cell, outcome.limit),
             metrics=metrics,
             repetitions=repetitions,
             phases_s=answer.phases_s,
-            notes=answer.notes + tier_notes(metrics, cell),
+            notes=answer.notes + tier_notes(metrics, cell, self.weights[cell.stored].expert_bytes),
             environment=self.environment,
             config=self.experiment.model_dump(mode="json"),
             attempt=attempt,
@@ -76,6 +77,12 @@ class Session:
             usage=outcome.usage,
             ceilings=self.ceilings,
         )
+
+    def _limit(self, cell: Cell, limit: Limit) -> Limit:
+        """The limit, with what it contains for experts in host memory."""
+        if limit.limit_bytes is None or not tier.in_memory(cell.slow_tier):
+            return limit
+        return limit.model_copy(update={"slow_tier_bytes": self.weights[cell.stored].all_experts_bytes})
 
     def _figures(self, cell: Cell, outcome: Outcome) -> tuple[list[Repetition], Metrics | None]:
         """Repetitions and their metrics; an answer that is not valid fails its cell and does not end the run."""
@@ -91,13 +98,35 @@ class Session:
             return [], None
 
 
-def tier_notes(metrics: Metrics | None, cell: Cell) -> list[str]:
-    """A note where the experts of a cell came from memory although its slow tier should be a disk."""
-    if metrics is None or not not_from_disk(metrics.link_bytes, metrics.kernel_read_bytes, cell.options):
+def tier_notes(metrics: Metrics | None, cell: Cell, expert_bytes: int) -> list[str]:
+    """What a reader must know of the medium that experts came from.
+
+    That the kernel's reads say nothing of experts in host memory; that a paced link was slower than stated; or that
+    experts came from memory although the slow tier should be a disk.
+    """
+    if metrics is None:
         return []
-    moved, read = (metrics.link_bytes or 0) / 1e6, (metrics.kernel_read_bytes or 0) / 1e6
-    counts = f"{moved:.1f} MB of experts crossed the link, the kernel read {read:.1f} MB from a disk"
-    return [f"{counts}: the slow tier was memory, or this kernel does not count reads"]
+    notes = []
+    if tier.in_memory(cell.slow_tier) and metrics.link_bytes is not None:
+        notes.append("experts rest in host memory: no reads from a disk to compare the link's bytes with")
+    if tier.is_paced(cell.slow_tier):
+        notes += _pace_notes(metrics, cell, expert_bytes)
+    if tier.not_from_disk(metrics.link_bytes, metrics.kernel_read_bytes, cell.slow_tier):
+        moved, read = (metrics.link_bytes or 0) / 1e6, (metrics.kernel_read_bytes or 0) / 1e6
+        counts = f"{moved:.1f} MB of experts crossed the link, the kernel read {read:.1f} MB from a disk"
+        notes.append(f"{counts}: the slow tier was memory, or this kernel does not count reads")
+    return notes
+
+
+def _pace_notes(metrics: Metrics, cell: Cell, expert_bytes: int) -> list[str]:
+    """A note where this machine copied more slowly than the stated rate."""
+    stated, reached = SlowTier.of(cell.slow_tier), metrics.achieved_link_gb_s
+    if stated.rate_bytes_s is None or not expert_bytes or reached is None:
+        return []
+    expected = expert_bytes / (stated.latency_s + expert_bytes / stated.rate_bytes_s) / 1e9
+    if reached >= tier.LEAST_PACE * expected:
+        return []
+    return [f"the link was slower than stated: {reached:.2f} of {expected:.2f} GB/s, this machine copies no faster"]
 
 
 def not_measured(answer: Answer, reason: str) -> Outcome:

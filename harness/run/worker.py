@@ -50,7 +50,8 @@ def run(job: Job) -> Answer:
     cell, limit = job.cell, job.limit
     engines = Engines(limit.engine_prefix, limit.engine_groups, limit.engine_ids)
     system = registry.create(cell.system, cell.options)
-    if refusal := system.card.refusal(cell.dtype, 1 if job.action == "build" else cell.batch_size):
+    batch_size = 1 if job.action == "build" else cell.batch_size
+    if refusal := system.card.refusal(cell.dtype, batch_size, cell.device, cell.slow_tier):
         raise NotSupported(refusal)
     setting = setting_of(job, engines)
     if job.action == "build":

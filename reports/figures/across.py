@@ -12,6 +12,7 @@ from reports.figures.spec import Material, Spec
 from reports.figures.style import Looks
 from reports.results.aggregate import mean_over_batches, ratio_of
 from reports.results.roles import REFERENCE
+from reports.results.tier import in_memory
 from reports.text import number
 from reports.wording.tables import system_text
 
@@ -25,18 +26,11 @@ def _compared(material: Material) -> pd.DataFrame:
     keep = (summary["reference_system"] == REFERENCE).astype(bool) & ~reference & summary["speedup"].notna()
     facts = material.records.drop_duplicates("workload").set_index("workload")
     rows = summary[keep]
-    disk = {name: _from_disk(row["record"]) for name, row in facts.iterrows()}
     return rows.assign(
         model=rows["workload"].map(facts["model"]),
         throttle=rows["workload"].map(facts["disk_read_limit_bytes_s"]),
-        on_disk=rows["workload"].map(disk),
+        on_disk=~rows["workload"].map(facts["slow_tier"]).map(in_memory).astype(bool),
     )
-
-
-def _from_disk(record: dict[str, Any]) -> bool:
-    """Whether experts come from disk: always without a GPU, else by the option ``slow_tier``."""
-    gpu = (record.get("environment") or {}).get("gpu")
-    return not gpu or (record["cell"].get("options") or {}).get("slow_tier") == "disk"
 
 
 def _by_model(material: Material) -> pd.DataFrame:

@@ -13,6 +13,7 @@ from reports.results import paper
 from reports.results.aggregate import mean_over_batches, ratio_of, round_ratios, rounds_of, within_rounds
 from reports.results.roles import CACHE, REFERENCE, SUBJECT
 from reports.results.stats import Ratio, bootstrap, geometric_mean
+from reports.results.tier import in_memory, tier_text
 from reports.text import NONE, number
 from reports.wording.tables import Table, cell
 
@@ -130,9 +131,9 @@ def _main(frame: pd.DataFrame, summary: pd.DataFrame) -> Iterator[tuple[str, Our
 
 
 def _ssd(frame: pd.DataFrame, summary: pd.DataFrame) -> Iterator[tuple[str, Ours]]:
-    """Averages over batch sizes, where experts come from disk (everywhere without a GPU)."""
+    """Averages over batch sizes, where experts come from disk."""
     chosen = _subject(summary, frame, "nllb-moe")
-    if chosen is None or chosen["workload"].map(lambda w: _has_gpu(frame, w)).any():
+    if chosen is None or chosen["workload"].map(lambda w: in_memory(_place(frame, w)[1])).any():
         return
     same = summary[summary["workload"] == chosen["workload"].iloc[0]]
     caching = same[(same["system"] == CACHE) & same["speedup"].notna()]
@@ -150,9 +151,10 @@ def _ssd(frame: pd.DataFrame, summary: pd.DataFrame) -> Iterator[tuple[str, Ours
             yield id, _of(mean_over_batches(frame, cells), where)
 
 
-def _has_gpu(frame: pd.DataFrame, workload: str) -> bool:
-    record = frame[frame["workload"] == workload]["record"].iloc[0]
-    return bool((record.get("environment") or {}).get("gpu"))
+def _place(frame: pd.DataFrame, workload: str) -> tuple[str, str]:
+    """Device and slow tier of a workload."""
+    first = frame[frame["workload"] == workload].iloc[0]
+    return str(first["device"]), str(first["slow_tier"])
 
 
 def _swept(frame: pd.DataFrame, summary: pd.DataFrame) -> Iterator[tuple[str, Ours]]:
@@ -220,5 +222,6 @@ def _of(ratio: Ratio, where: str, scale: float = 1.0) -> Ours:
 
 def _where(frame: pd.DataFrame, row: dict[str, Any], batches: str) -> str:
     facts = frame[frame["workload"] == row["workload"]].iloc[0]
-    tier = "GPU" if _has_gpu(frame, row["workload"]) else "experts on disk, CPU"
-    return ", ".join(filter(None, [str(row["title"]), str(facts["model"]), batches, tier]))
+    device, slow_tier = _place(frame, row["workload"])
+    where = f"experts {'in' if in_memory(slow_tier) else 'on'} {tier_text(slow_tier)}, {device.upper()}"
+    return ", ".join(filter(None, [str(row["title"]), str(facts["model"]), batches, where]))

@@ -19,11 +19,12 @@ from reports.results.load import ReportError, configured_order, finished, load
 from reports.results.metrics import METRICS
 from reports.results.roles import REFERENCE, Row
 from reports.results.stats import Ratio, bootstrap, quotient
+from reports.results.tier import tier_text
 from reports.text import NONE, dtypes, number
 from reports.wording.tables import Table, TableCell, markdown, plain
 
 _PLACE = ["kind", "model", "dtype", "new_tokens", "prompt_offset", "threads", "disk_read_limit_bytes_s", "batch_size"]
-_PLACE += ["prompts", "lengths", "stored_dtype"]
+_PLACE += ["prompts", "lengths", "stored_dtype", "device", "slow_tier"]
 _MACHINE = ("cpu", "cores", "ram_bytes", "gpu")
 _EVER_NEW = ("date", "command", "seed")  # differ between any two runs, or belong to the configuration
 _SIDE = "AB"
@@ -125,6 +126,8 @@ def _cell(key: tuple[Any, ...], frames: list[pd.DataFrame], reference: str, same
     throttle = facts["disk_read_limit_bytes_s"]
     request = "".join(f", {facts[name]}" for name in ("prompts", "lengths") if facts[name])
     disk = "" if throttle is None else f", disk throttled to {throttle / 1e9:.3g} GB/s"
+    if (facts["device"], facts["slow_tier"]) != ("cpu", "disk"):
+        disk += f", on {facts['device']}, experts from {tier_text(facts['slow_tier'])}"
     dtype = dtypes(facts["dtype"], facts["stored_dtype"])
     caption = f"{facts['model']}, {dtype}, {facts['new_tokens']} tokens, batch {facts['batch_size']}{request}{disk}"
     caption += "" if facts["kind"] == "measured" else f" ({facts['kind']})"
@@ -134,9 +137,10 @@ def _cell(key: tuple[Any, ...], frames: list[pd.DataFrame], reference: str, same
 def _reference(
     places: list[pd.DataFrame], frames: list[pd.DataFrame], key: tuple[Any, ...], reference: str
 ) -> str | None:
-    """Title of the reference that both files have; for an oracle, a measured one."""
+    """Title of the reference that both files have; for an oracle, one that ran."""
     if key[0] == "oracle":
-        places[:] = [pd.concat([p, _rows_at(f, ("measured", *key[1:]))]) for p, f in zip(places, frames, strict=True)]
+        ran = [[_rows_at(f, (kind, *key[1:])) for kind in ("measured", "emulated")] for f in frames]
+        places[:] = [pd.concat([place, *rows]) for place, rows in zip(places, ran, strict=True)]
     named = [finished(place[place["system"] == reference])["title"] for place in places]
     candidates = [list(titles) or [first_named(place)] for titles, place in zip(named, places, strict=True)]
     return next((title for title in candidates[0] if title and title in candidates[1]), None)

@@ -10,6 +10,7 @@ import pandas as pd
 from reports.figures import Figure
 from reports.results.commands import measured_by
 from reports.results.roles import Row
+from reports.results.tier import in_memory, tier_text
 from reports.text import NONE, dtypes, number
 from reports.wording.details import Detail, details
 from reports.wording.headline import Headline, headline
@@ -63,7 +64,7 @@ def section(place: int, summary: pd.DataFrame, frame: pd.DataFrame, figures: lis
         headline=headline(summary, frame),
         caveats=caveats(summary, frame),
         setup=_setup(summary, frame),
-        fairness=_fairness(summary),
+        fairness=_fairness(summary, frame),
         tables=tables(summary),
         figures=figures,
         details=details(frame),
@@ -102,6 +103,8 @@ def _setup(summary: pd.DataFrame, frame: pd.DataFrame) -> list[tuple[str, str]]:
         ("Prompt tokens per row (mean)", prompts),
         ("New tokens per row", str(first["new_tokens"])),
         ("Batch sizes", ", ".join(str(b) for b in sorted(set(summary["batch_size"])))),
+        ("Device", ", ".join(sorted(set(frame["device"])))),
+        ("Experts rest in", ", ".join(tier_text(text) for text in sorted(set(frame["slow_tier"])))),
         ("Rounds", span_text(rounds)),
         ("Threads", str(first["threads"] or NONE)),
     ]
@@ -115,16 +118,17 @@ def _limit(frame: pd.DataFrame) -> str:
     size = ", ".join(f"{number(limit / 1e9)} GB" for limit in limits) or "none"
     enforced = [value is True for value in frame["limit_enforced"]]
     how = sorted(set(frame["limit_mechanism"].dropna()) - {"none"})
+    held = "page cache and experts in host memory" if frame["slow_tier"].map(in_memory).any() else "page cache"
     if all(enforced):
-        return f"{size}, enforced by the kernel ({', '.join(how)}), page cache included"
+        return f"{size}, enforced by the kernel ({', '.join(how)}), {held} included"
     some = f"only for some cells ({', '.join(how)})" if any(enforced) else "not enforced by the kernel"
     why = sorted({str(reason) for reason in frame["limit_reason"].dropna()})
     return f"{size}, {some}" + (f": {'; '.join(why)}" if why else "")
 
 
-def _fairness(summary: pd.DataFrame) -> list[str]:
+def _fairness(summary: pd.DataFrame, frame: pd.DataFrame) -> list[str]:
     rows = mark_budgets(summary.to_dict("records"))
-    return [*_budgets(rows), *_limits(summary, rows), *_grains(summary), *PROTOCOL]
+    return [*_budgets(rows), *_limits(summary, rows), *_held(frame), *_grains(summary), *PROTOCOL]
 
 
 def _budgets(rows: list[Row]) -> list[str]:
@@ -160,6 +164,17 @@ def _limits(summary: pd.DataFrame, rows: list[Row]) -> list[str]:
             "systems it covers the Python process that they run in."
         )
     return lines
+
+
+def _held(frame: pd.DataFrame) -> list[str]:
+    """What of the limit holds the experts, where they rest in host memory."""
+    held = frame["limit_slow_tier_bytes"].dropna()
+    if held.empty:
+        return []
+    return [
+        f"All experts rest in the memory of the process: {number(held.max() / 1e9)} GB of its limit are for them, and "
+        "the kernel counts no disk reads to compare with the bytes of the link."
+    ]
 
 
 def _grains(summary: pd.DataFrame) -> list[str]:

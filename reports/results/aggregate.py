@@ -138,7 +138,7 @@ def _outcome(part: pd.DataFrame) -> dict[str, Any]:
 
 
 def _reference(frame: pd.DataFrame, row: dict[str, Any], system: str) -> pd.DataFrame | None:
-    """Finished rounds of the reference for a row: of its own kind, or measured ones if the row is an oracle's.
+    """Finished rounds of the reference for a row: of its own kind, or those that ran if the row is an oracle's.
 
     Of several references, the one with the row's budget is taken, else the first. In a workload without the
     reference system, the first system that its experiment names replaces it (an ablation's first setting).
@@ -147,7 +147,7 @@ def _reference(frame: pd.DataFrame, row: dict[str, Any], system: str) -> pd.Data
     named = system in set(frame.loc[workload, "system"])
     theirs = frame["system"] == system if named else frame["title"] == first_named(frame[workload])
     found = finished(frame[workload & theirs & (frame["batch_size"] == row["batch_size"])])
-    kinds = [row["kind"], "measured"] if row["kind"] == "oracle" else [row["kind"]]
+    kinds = [row["kind"], "measured", "emulated"] if row["kind"] == "oracle" else [row["kind"]]
     for kind in kinds:
         ours = found[found["kind"] == kind]
         if len(ours):

@@ -18,6 +18,7 @@ from reports.results.metrics import METRICS
 from reports.results.migrate import SCHEMA
 from reports.results.record import Cell, Limit, Record
 from reports.results.rounds import IDENTITY, counted_lines
+from reports.results.tier import tier_text
 from reports.text import dtypes
 
 _NOT_COLUMNS = {"schema_version", "cell", "limit", "metrics", "repetitions", "phases_s", "notes", "environment"}
@@ -107,6 +108,8 @@ def workload_names(frame: pd.DataFrame) -> dict[str, str]:
             "disk": first["disk_read_limit_bytes_s"].map(
                 lambda n: "full disk rate" if pd.isna(n) else f"disk throttled to {n / 1e9:.3g} GB/s"
             ),
+            "device": first["device"].map(lambda device: f"on {device}"),
+            "slow_tier": first["slow_tier"].map(lambda tier: f"experts from {tier_text(tier)}"),
             "threads": first["threads"].map(lambda n: f"{n} threads"),
             "host": first["host"].map(lambda host: f"on {host or 'an unnamed machine'}"),
         }
@@ -180,9 +183,11 @@ def _host(environment: dict[str, Any]) -> str:
 
 def _workload(experiment: str, host: str, cell: dict[str, Any]) -> str:
     """Equal for records that belong in one table: of one experiment and host, with every other setting equal."""
-    rest = [name for name in Cell.model_fields if name not in {*_WITHIN_WORKLOAD, *_SAME_WORKLOAD, "stored_dtype"}]
+    known = {*_WITHIN_WORKLOAD, *_SAME_WORKLOAD, "stored_dtype"}
+    rest = {name: field.default for name, field in Cell.model_fields.items() if name not in known}
     same = [*(cell.get(name) for name in _SAME_WORKLOAD), _stored(cell)]
-    return json.dumps([experiment, host, *same, {name: cell[name] for name in rest if cell.get(name)}])
+    changed = {name: cell[name] for name, default in rest.items() if cell.get(name) and cell[name] != default}
+    return json.dumps([experiment, host, *same, changed])
 
 
 def _stored(cell: dict[str, Any]) -> Any:

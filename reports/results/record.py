@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError
 
+from reports.results import tier
 from reports.results.lines import read_lines, seal
 from reports.results.metrics import Metrics
 from reports.results.migrate import SCHEMA
@@ -64,6 +65,17 @@ class Cell(Strict):
     fills_limit: bool = False
     """The system takes as much for experts as the process limit leaves (``expert_budget: fill``); each repetition
     holds what that was (``chosen_budget_bytes``), and ``expert_budget_bytes`` is that of all experts."""
+
+    device: str = "cpu"
+    """Where the system computes and keeps resident experts: ``cpu``, ``cuda``, ``cuda:1``."""
+    slow_tier: str = "disk"
+    """Where all experts rest: ``disk``; ``host``, memory of the process (pinned where there is a GPU); or that memory
+    paced to a stated rate and latency per transfer, as in ``paced:25GB/s+10us``."""
+
+    @property
+    def emulated(self) -> bool:
+        """Whether the link is slowed on purpose."""
+        return self.disk_read_limit_bytes_s is not None or tier.is_paced(self.slow_tier)
 
     @property
     def stored(self) -> str:
@@ -122,6 +134,8 @@ class Limit(Strict):
     """The throttle in force; None if none was requested (a cell whose throttle cannot be set fails)."""
     covers: Covers = "worker"
     """The limited process: the worker, which runs the system, or the system's engine, driven by an unlimited worker."""
+    slow_tier_bytes: int | None = None
+    """What ``limit_bytes`` contains for all experts, where they rest in the limited process; None if on disk."""
 
 
 class Usage(Strict):

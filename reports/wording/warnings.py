@@ -100,13 +100,12 @@ def _budgets(ok: list[Row]) -> list[str]:
 def _tier(frame: pd.DataFrame) -> list[str]:
     """Cells whose slow tier should be a disk although the kernel read much less than crossed the link."""
     ok = finished(frame)
-    counts = zip(ok["title"], ok["link_bytes"], ok["kernel_read_bytes"], ok["record"], strict=True)
+    counts = zip(ok["title"], ok["link_bytes"], ok["kernel_read_bytes"], ok["slow_tier"], strict=True)
     memory = sorted(
         {
             str(title)
-            for title, link, kernel, record in counts
-            if not (pd.isna(link) or pd.isna(kernel))
-            and not_from_disk(link, kernel, record["cell"].get("options") or {})
+            for title, link, kernel, slow_tier in counts
+            if not (pd.isna(link) or pd.isna(kernel)) and not_from_disk(link, kernel, slow_tier)
         }
     )
     if not memory:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel
@@ -32,7 +32,8 @@ from specmoe.offload.link import Link
 from specmoe.offload.placement import Placement, make_placement
 from specmoe.offload.prefetch import Prefetcher
 from specmoe.offload.residency import Residency
-from specmoe.offload.sources import DiskSource, Extended, HostSource, Source
+from specmoe.offload.slow_tier import SlowTier
+from specmoe.offload.sources import Extended, open_source
 from specmoe.offload.store import ExpertStore
 from specmoe.options import SpecOptions
 
@@ -66,7 +67,7 @@ def assemble(
     options: SpecOptions,
     budget_bytes: int,
     device: Device,
-    slow_tier: Literal["disk", "host"],
+    slow_tier: SlowTier,
 ) -> Assembly:
     """Build every part and attach the hook to ``model``.
 
@@ -94,7 +95,7 @@ def assemble(
     permanent = sum(len(set(s.tolist())) for s in slices or [])
     arena = ExpertArena(device, store.slot_bytes, budget_bytes, sum(sizes) + permanent, reserved)
     chosen = make_policies(sizes, options, arena, calibration, permanent, drafting)
-    link = Link(source, store, device)
+    link = Link(source, store, device, slow_tier.pace())
     residency = Residency(store, arena, link, chosen.placement)
     prefetcher = None
     if options.prefetch == "draft" and options.drafts_with_experts:
@@ -183,11 +184,6 @@ def _pins(draft_sizes: list[int], options: SpecOptions, slots: int) -> tuple[int
         return most, 0
     each = min(options.draft_experts, most) if options.controller == "auto" else options.draft_experts
     return most, sum(min(each, n) for n in draft_sizes)
-
-
-def open_source(store: ExpertStore, device: Device, slow_tier: Literal["disk", "host"]) -> Source:
-    """The slow tier over a store's files or over a copy of them in host memory."""
-    return DiskSource(store) if slow_tier == "disk" else HostSource(store, device)
 
 
 def _selection(sizes: list[int], options: SpecOptions, calibration: Calibration | None) -> DraftSelection:

@@ -6,6 +6,7 @@ from specmoe.offload.link import Link
 from specmoe.offload.placement import Placement, make_placement
 from specmoe.offload.prefetch import Prefetcher
 from specmoe.offload.residency import Residency
+from specmoe.offload.slow_tier import SlowTier
 from specmoe.offload.sources import DiskSource, HostSource
 from specmoe.offload.store import ExpertStore
 
@@ -19,6 +20,7 @@ __all__ = [
     "Placement",
     "Prefetcher",
     "Residency",
+    "SlowTier",
     "make_placement",
     "open_device",
 ]

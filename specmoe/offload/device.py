@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import mmap
+import re
 from typing import Protocol
 
 import torch
@@ -110,13 +111,40 @@ def open_device(name: str | torch.device) -> Device:
     """The device named ``"cpu"``, ``"cuda"`` or ``"cuda:1"``.
 
     Raises:
-        ValueError: unknown device type, or CUDA where torch sees no GPU.
+        ValueError: unknown device type, CUDA where torch sees no GPU, or a GPU of a number that it does not see.
     """
-    device = torch.device(name)
-    if device.type == "cpu":
-        return CpuDevice()
-    if device.type == "cuda":
-        if not torch.cuda.is_available():
-            raise ValueError(f"device {str(device)!r} requested, but torch sees no CUDA GPU: use device='cpu'")
-        return CudaDevice(device.index or 0)
-    raise ValueError(f"device type {device.type!r} is not supported: use 'cpu' or 'cuda'")
+    known = canonical(str(name))
+    check_device(known)
+    return CpuDevice() if known == "cpu" else CudaDevice(torch.device(known).index or 0)
+
+
+def canonical(name: str) -> str:
+    """``cpu``, ``cuda`` or ``cuda:1``; the first GPU is ``cuda``.
+
+    Raises:
+        ValueError: another device type, or no device at all.
+    """
+    found = re.fullmatch(r"cpu|cuda(?::0*([0-9]+))?", name)
+    if found is None:
+        raise ValueError(f"device {name!r} is not supported: use 'cpu', 'cuda' or 'cuda:1'")
+    return f"cuda:{int(found[1])}" if found[1] and int(found[1]) else name.partition(":")[0]
+
+
+def check_device(name: str) -> None:
+    """Check that torch sees a device of a canonical name.
+
+    Raises:
+        ValueError: it does not.
+    """
+    if name == "cpu":
+        return
+    if not torch.cuda.is_available():
+        raise ValueError(f"device {name!r} requested, but torch sees no CUDA GPU: use device='cpu'")
+    index, count = torch.device(name).index or 0, torch.cuda.device_count()
+    if index >= count:
+        raise ValueError(f"device {name!r} requested, but torch sees {count} GPUs: use 'cuda' to 'cuda:{count - 1}'")
+
+
+def default_device() -> str:
+    """``cuda`` where torch sees a GPU, else ``cpu``."""
+    return "cuda" if torch.cuda.is_available() else "cpu"

@@ -12,6 +12,7 @@ import torch
 from specmoe.errors import SpecMoEError
 from specmoe.offload.counters import LinkStats
 from specmoe.offload.device import Device, host_bytes
+from specmoe.offload.slow_tier import Pace
 from specmoe.offload.sources import Source
 from specmoe.offload.store import ExpertStore
 from specmoe.timeline import Timeline
@@ -114,13 +115,14 @@ class Link:
     """Moves experts into slots on one background thread, demanded ones before prefetched ones.
 
     One thread saturates the disks this was measured on; its reads release the interpreter lock, so transfers
-    run concurrently with compute.  Every expert's checksum is verified the first time it arrives.
+    run concurrently with compute.  Every expert's checksum is verified the first time it arrives, unless the source
+    did so.  A ``pace`` makes transfers as slow as those of a stated interconnect.
     """
 
-    def __init__(self, source: Source, store: ExpertStore, device: Device) -> None:
+    def __init__(self, source: Source, store: ExpertStore, device: Device, pace: Pace | None = None) -> None:
         self.stats = LinkStats()
         self.timeline = Timeline(enabled=False)
-        self._source, self._store, self._device = source, store, device
+        self._source, self._store, self._device, self._pace = source, store, device, pace
         self._checked: set[tuple[int, int]] = set()
         self._staging: torch.Tensor | None = None
         self._queue = _Queue()
@@ -184,8 +186,11 @@ class Link:
     def _run(self) -> None:
         while (transfer := self._queue.get()) is not None:
             started, self._moving = time.perf_counter(), True
+            before = self.stats.moved_bytes
             try:
                 event = self._move(transfer.layer, transfer.expert, transfer.slot)
+                if self._pace is not None:
+                    self._pace.hold(self.stats.moved_bytes - before, started)
             except BaseException as error:  # raised by the side that waits
                 self._moving = False
                 transfer.finish(None, error)

@@ -8,10 +8,12 @@ import os
 import warnings
 from typing import Protocol
 
+import numpy as np
 import torch
 
 from specmoe.errors import BufferedReadsWarning, StoreError
 from specmoe.offload.device import PAGE_BYTES, Device, host_bytes
+from specmoe.offload.slow_tier import SlowTier
 from specmoe.offload.store import ExpertStore
 
 _DIRECT_REFUSED = {errno.EINVAL, errno.EOPNOTSUPP}
@@ -109,7 +111,10 @@ class DiskSource:
 class HostSource:
     """Holds a whole store in host memory (pinned when the device is CUDA): the paper's main setting.
 
+    Every expert's checksum is compared while it is loaded, so that no transfer has to.
+
     Raises:
+        StoreError: the store is damaged.
         MemoryError, RuntimeError: the host has less than ``store.total_bytes`` of free memory.
     """
 
@@ -117,12 +122,16 @@ class HostSource:
         self.store = store
         disk = DiskSource(store)
         self._layers: list[torch.Tensor] = []
-        for layer, spec in enumerate(store.layers):
-            memory = device.staging(spec.experts * spec.stride_bytes)
-            for expert in range(spec.experts):
-                disk.read(layer, expert, host_bytes(self._expert(memory, layer, expert)))
-            self._layers.append(memory)
-        disk.close()
+        try:
+            for layer, spec in enumerate(store.layers):
+                memory = device.staging(spec.experts * spec.stride_bytes)
+                for expert in range(spec.experts):
+                    held = host_bytes(self._expert(memory, layer, expert))
+                    disk.read(layer, expert, held)
+                    store.check(layer, expert, held)
+                self._layers.append(memory)
+        finally:
+            disk.close()
 
     def _expert(self, memory: torch.Tensor, layer: int, expert: int) -> torch.Tensor:
         stride = self.store.layers[layer].stride_bytes
@@ -132,12 +141,12 @@ class HostSource:
         return self._expert(self._layers[layer], layer, expert)
 
     def read(self, layer: int, expert: int, out: memoryview) -> int:
-        source = host_bytes(self.view(layer, expert))
-        out[: len(source)] = source
+        source = self.view(layer, expert).numpy()
+        np.copyto(np.frombuffer(out, dtype=np.uint8)[: len(source)], source)  # releases the interpreter lock
         return len(source)
 
     def check(self, layer: int, expert: int, data: memoryview) -> None:
-        self.store.check(layer, expert, data)
+        """Nothing: compared when the store was loaded."""
 
     def close(self) -> None:
         self._layers = []
@@ -168,3 +177,12 @@ class Extended:
     def close(self) -> None:
         self._base.close()
         self._extension.close()
+
+
+def open_source(store: ExpertStore, device: Device, tier: SlowTier) -> Source:
+    """The slow tier over a store's files or over a copy of them in host memory.
+
+    Raises:
+        StoreError, MemoryError, RuntimeError: as ``HostSource``.
+    """
+    return HostSource(store, device) if tier.in_memory else DiskSource(store)

@@ -63,6 +63,8 @@ def test_generate_before_prepare_is_an_error_that_says_so() -> None:
 def test_a_card_refuses_what_it_does_not_name() -> None:
     card = contract.CapabilityCard("x", "x", "x", "experts", True, dtypes=("bfloat16",), max_batch=4)
     assert card.refusal("bfloat16", 4) is None
+    assert "use device: cpu" in card.refusal("bfloat16", 4, "cuda:1")
+    assert "use slow_tier: disk" in card.refusal("bfloat16", 4, "cpu", "paced:1GB/s")
     assert "use bfloat16" in card.refusal("float32", 1)
     assert "at most 4" in card.refusal("bfloat16", 5)
 

@@ -40,6 +40,8 @@ def record(
     raw: dict[str, Any] | None = None,
     config: dict[str, Any] | None = None,
     throttle: int | None = None,
+    device: str = "cpu",
+    slow_tier: str = "disk",
 ) -> Record:
     """A record of made-up figures; ``raw`` adds fields to its one repetition."""
     cell = Cell(
@@ -51,6 +53,8 @@ def record(
         expert_budget_bytes=budget,
         process_limit_bytes=1_000_000_000,
         disk_read_limit_bytes_s=throttle,
+        device=device,
+        slow_tier=slow_tier,
     )
     metrics, repetitions = None, []
     if speed is not None:

@@ -68,6 +68,32 @@ def test_a_cell_names_the_stored_dtype_that_null_stands_for() -> None:
         plan(validate(MINIMAL | {"stored_dtype": [None, "bfloat16"]}, "test"), sizes)
 
 
+def test_devices_and_slow_tiers_are_swept_by_one_name_each() -> None:
+    tiers = ["disk", "host", "paced: 25 GB/s", "paced:25GB/s+10us"]
+    cells = [p.cell for p in planned(device=["cpu", "cuda:0", "cuda:1"], slow_tier=tiers)]
+    assert len({cell.cell_id for cell in cells}) == 12
+    assert [cell.device for cell in cells[::4]] == ["cpu", "cuda", "cuda:1"]
+    assert [cell.slow_tier for cell in cells[:4]] == ["disk", "host", "paced:25GB/s", "paced:25GB/s+10us"]
+    assert [cell.emulated for cell in cells[:4]] == [False, False, True, True]
+
+
+@pytest.mark.parametrize(("gpu", "expected"), [(False, ("cpu", "disk")), (True, ("cuda", "host"))])
+def test_without_a_device_a_cell_is_of_the_gpu_where_there_is_one(
+    gpu: bool, expected: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: gpu)
+    (found,) = planned()
+    assert (found.cell.device, found.cell.slow_tier) == expected
+    (on_cpu,) = planned(device="cpu")
+    assert on_cpu.cell.slow_tier == "disk"
+    assert on_cpu.cell.cell_id == planned(device="cpu", slow_tier="disk")[0].cell.cell_id
+
+
+def test_the_limit_of_a_process_that_holds_the_experts_has_room_for_them() -> None:
+    limits = {p.cell.slow_tier: p.cell.process_limit_bytes for p in planned(slow_tier=["disk", "host", "paced:1GB/s"])}
+    assert limits["host"] == limits["paced:1GB/s"] == (limits["disk"] or 0) + 100_000
+
+
 def test_a_budget_that_fills_the_limit_leaves_the_limit_to_the_others() -> None:
     systems = [{"system": "on-demand"}, {"system": "caching", "expert_budget": "fill"}]
     others, filled = (p.cell for p in planned(systems=systems, expert_budget="25%", process_overhead="1MB"))
@@ -101,6 +127,10 @@ def test_a_disk_limit_is_bytes_per_second_and_never_a_share() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"device": "tpu"}, "device.*'tpu' is not supported: use 'cpu', 'cuda' or 'cuda:1'"),
+        ({"slow_tier": "paced"}, "slow_tier.*'paced' is unknown: use disk, host, .*paced:25GB/s"),
+        ({"slow_tier": "paced:0GB/s"}, "slow_tier.*is unknown"),
+        ({"slow_tier": "host", "disk_read_limit": "5MB"}, "slows a disk, and slow_tier host reads none"),
         ({"batch_sizes": [0]}, "batch_sizes.*1 or more"),
         ({"batch_sizes": []}, "batch_sizes"),
         ({"surprise": 1}, "surprise: no such field$"),

@@ -28,7 +28,7 @@ REPETITION = Repetition(
     decode_link_busy_s=1.0,
     decode_kernel_read_bytes=1_000_000_000,
 )
-WEIGHTS = Weights(expert_bytes=500_000_000, other_bytes=250_000_000)
+WEIGHTS = Weights(expert_bytes=500_000_000, other_bytes=250_000_000, all_experts_bytes=2_000_000_000)
 NO_WEIGHTS = Context(batch_size=2, expert_bytes=0, other_bytes=0)
 OF_THE_CELL = {"peak_device_expert_bytes", "peak_rss_bytes"}  # counters of the process, not in older repetitions
 OF_WEIGHTS = {"modelled_memory_gb_s", "memory_of_ceiling", "achieved_over_limit"}  # records do not hold their sizes
@@ -78,6 +78,20 @@ def test_a_throttle_below_the_disk_is_the_ceiling() -> None:
     cell = CELL.model_copy(update={"disk_read_limit_bytes_s": 1_000_000_000})
     assert measured([REPETITION], cell, None, CEILINGS, WEIGHTS).link_of_ceiling == 1.0
     assert measured([REPETITION], cell, None, None, WEIGHTS).link_of_ceiling == 1.0
+
+
+def test_the_ceiling_is_that_of_the_medium_that_experts_cross() -> None:
+    ceilings = CEILINGS.model_copy(update={"dram_copy_gb_s": 4.0, "pcie_to_gpu_gb_s": 20.0})
+
+    def share(device: str, slow_tier: str) -> float | None:
+        cell = CELL.model_copy(update={"device": device, "slow_tier": slow_tier})
+        return measured([REPETITION], cell, None, ceilings, WEIGHTS).link_of_ceiling
+
+    assert share("cpu", "host") == 1 / 4
+    assert share("cuda", "host") == 1 / 20
+    assert share("cuda", "disk") == 1 / 2
+    assert share("cpu", "paced:2GB/s") == 1 / 2
+    assert share("cpu", "paced:25GB/s") == 1 / 4, "a copy cannot be faster than memory"
 
 
 def test_without_a_calibration_shares_are_missing_and_not_guessed() -> None:

@@ -242,3 +242,51 @@ def test_generate_continues_a_text(capsys: pytest.CaptureFixture[str], cache: Pa
     captured = capsys.readouterr()
     assert captured.out.startswith("import os\nimport ")
     assert "tokens per step" in captured.err
+
+
+@pytest.fixture(scope="module")
+def tiers(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], Record]:
+    """One round from host memory, at full and at a stated rate: records by system and slow tier."""
+    systems = [{"system": "on-demand"}, {"system": "overlap"}, {"system": "accelerate-disk"}, SMALL["systems"][-1]]
+    changes = {"systems": systems, "rounds": 1, "slow_tier": ["host", "paced:1GB/s+50us"], "device": "cpu"}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SPECMOE_CACHE", str(tmp_path_factory.mktemp("cache")))
+        runner = Runner.open(validate(SMALL | changes, "test"), tmp_path_factory.mktemp("tiers"), show=lambda _: None)
+        runner.run()
+    return {(r.cell.system, r.cell.slow_tier): r for r in runner.results.read()}
+
+
+@pytest.mark.slow
+def test_experts_from_host_memory_give_the_same_tokens_and_records_say_where_from(
+    tiers: dict[tuple[str, str], Record], tmp_path: Path
+) -> None:
+    for slow_tier, kind in (("host", "measured"), ("paced:1GB/s+50us", "emulated")):
+        for system in ("on-demand", "specmoe"):
+            found = tiers[system, slow_tier]
+            assert (found.status, found.kind, found.metrics.fidelity) == ("ok", kind, 1.0)
+            assert found.metrics.link_bytes > 0
+            assert found.metrics.kernel_read_bytes in (0, None)
+            assert found.limit.slow_tier_bytes > 0
+            assert any("experts rest in host memory" in note for note in found.notes)
+            assert not any("slow tier was memory, or" in note for note in found.notes)
+        assert tiers["overlap", slow_tier].kind == "oracle"
+        refused = tiers["accelerate-disk", slow_tier]
+        assert (refused.status, refused.kind) == ("not_supported", kind)
+        assert "use slow_tier: disk" in refused.error
+    paced = tiers["on-demand", "paced:1GB/s+50us"].metrics.achieved_link_gb_s
+    assert paced <= 1.0 + 1e-3, "no transfer is faster than the stated rate"
+    results = tmp_path / "results.jsonl"
+    for record in tiers.values():
+        ResultFile(results).append(record)
+    assert cli.main(["report", str(results), "--out", str(tmp_path / "page")]) == 0
+    page = (tmp_path / "page" / "index.html").read_text()
+    assert "Emulated: run on a link paced to a stated rate" in page
+    assert "host memory paced to 1GB/s+50us (emulated)" in page
+    assert "are for them, and the kernel counts no disk reads" in page
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is present")
+def test_a_device_that_is_not_there_is_refused_before_anything_is_written(tmp_path: Path, cache: Path) -> None:
+    with pytest.raises(ValueError, match="torch sees no CUDA GPU: use device='cpu'"):
+        Runner.open(validate(SMALL | {"device": "cuda"}, "test"), tmp_path / "out")
+    assert not cache.exists()

@@ -63,7 +63,7 @@ marks = [Mark(float(second), 0) for second in range(3)]
 raw = raw_figures(marks, generation, request, ids.tolist(), baselines.naive.NaiveSystem.card)
 repetitions = [Repetition(**raw)]
 cell = old.cell.model_copy(update={"batch_size": 1, "new_tokens": 4})
-metrics = measured(repetitions, cell, None, None, Weights(1, 1))
+metrics = measured(repetitions, cell, None, None, Weights(1, 1, 1))
 file = Path(sys.argv[2]) / "results.jsonl"
 named = {"cell": cell, "cell_id": cell.cell_id}
 ResultFile(file).append(old.model_copy(update={"metrics": metrics, "repetitions": repetitions} | named))

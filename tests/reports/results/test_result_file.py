@@ -69,14 +69,16 @@ def test_a_cell_id_depends_on_every_field() -> None:
             {"expert_budget_bytes": 5},
             {"prompts": "questions"},
             {"disk_read_limit_bytes_s": 1},
+            {"device": "cuda"},
+            {"slow_tier": "host"},
         )
     ]
-    assert len({c.cell_id for c in [base, *others]}) == 7
+    assert len({c.cell_id for c in [base, *others]}) == 9
 
 
 def test_only_cells_that_differ_in_system_options_or_budget_are_compared() -> None:
     base = Cell(system="a", model="m", batch_size=1, new_tokens=4)
     alike = base.model_copy(update={"system": "b", "options": {"gamma": 1}, "expert_budget_bytes": 5})
     assert alike.conditions == base.conditions
-    for change in ({"batch_size": 2}, {"threads": 3}, {"prompts": "questions"}, {"disk_read_limit_bytes_s": 1}):
+    for change in ({"batch_size": 2}, {"threads": 3}, {"prompts": "questions"}, {"slow_tier": "host"}):
         assert base.model_copy(update=change).conditions != base.conditions

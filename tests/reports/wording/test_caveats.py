@@ -49,17 +49,24 @@ def test_a_spread_too_wide_to_conclude_gets_a_caveat(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kernel_read_bytes", "options", "expected"),
-    [(0, {}, True), (4e6, {}, True), (10e6, {}, False), (0, {"slow_tier": "host"}, False), (None, {}, False)],
+    ("kernel_read_bytes", "slow_tier", "expected"),
+    [
+        (0, "disk", True),
+        (4e6, "disk", True),
+        (10e6, "disk", False),
+        (0, "host", False),
+        (0, "paced:1GB/s", False),
+        (None, "disk", False),
+    ],
 )
 def test_experts_that_the_kernel_did_not_read_get_a_note_and_a_caveat(
-    kernel_read_bytes: float | None, options: dict[str, str], expected: bool, tmp_path: Path
+    kernel_read_bytes: float | None, slow_tier: str, expected: bool, tmp_path: Path
 ) -> None:
-    entry = record("specmoe", 5, options=options)
+    entry = record("specmoe", 5, slow_tier=slow_tier)
     assert entry.metrics is not None
     change = {"link_bytes": 10_000_000, "kernel_read_bytes": kernel_read_bytes and int(kernel_read_bytes)}
     entry = entry.model_copy(update={"metrics": entry.metrics.model_copy(update=change)})
-    assert any("slow tier was memory" in note for note in tier_notes(entry.metrics, entry.cell)) is expected
+    assert any("slow tier was memory" in note for note in tier_notes(entry.metrics, entry.cell, 1000)) is expected
     assert any("memory, not a disk" in c for c in caveats(*summary_of(tmp_path, [entry]))) is expected
 
 
