@@ -23,7 +23,7 @@ from baselines.contract import (
     prepared,
 )
 from baselines.counters import Counters
-from baselines.fill import filled_budget
+from baselines.fill import fill
 from baselines.registry import register
 from specmoe import SpecMoE, SpecOptions
 from specmoe.drafting import affinity
@@ -62,15 +62,16 @@ class _EngineSystem:
         open_or_build(setting.model_path, setting.store_path, setting.stored, compute_dtype=setting.dtype)
 
     def prepare(self, setting: Setting) -> None:
-        budget = setting.expert_budget_bytes
         if setting.fills_limit:
             if setting.device != "cpu":
                 raise NotSupported("expert_budget: fill is of the process limit, not of a GPU: give it a size")
             if setting.process_limit_bytes is None or setting.probe is None:
                 raise NotSupported("expert_budget: fill needs a process limit: set process_overhead")
             limit_bytes, probe = setting.process_limit_bytes, setting.probe
-            budget = self._chosen_budget = filled_budget(limit_bytes, probe, lambda trial: self._open(setting, trial))
-        self._engine = self._open(setting, budget)
+            self._engine = fill(limit_bytes, probe, lambda trial: self._open(setting, trial))
+            self._chosen_budget = self._engine.arena.budget_bytes
+        else:
+            self._engine = self._open(setting, setting.expert_budget_bytes)
 
     def _open(self, setting: Setting, budget_bytes: int | None) -> SpecMoE:
         return SpecMoE.from_pretrained(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import gc
 import os
 import re
 import threading
@@ -22,6 +21,8 @@ TRIALS = (0.25, 0.5, 0.75)
 """Budgets of trials, as shares of the memory that is free before; the first that holds the draft is used."""
 TRIAL_COMMITS = 3
 """The prefill and two cycles of a draft and its verification: then every buffer has had its size."""
+TRIAL_CALLS = 3
+"""A later call finds the heap in pieces that do not fit, and grows it."""
 MARGIN_SHARE, MARGIN_BYTES = 0.02, 32_000_000
 """Of the limit and on top: for page tables, for what falls between two samples, and for memory that is in pieces."""
 _PERIOD_S = 0.002
@@ -33,11 +34,12 @@ class _Enough(Exception):
     """Ends a trial."""
 
 
-def filled_budget(limit_bytes: int, probe: Request, open_engine: Callable[[int], SpecMoE]) -> int:
-    """Expert bytes that a process of ``limit_bytes`` can hold beside everything else, at most all experts.
+def fill(limit_bytes: int, probe: Request, open_engine: Callable[[int], SpecMoE]) -> SpecMoE:
+    """An engine with as many bytes for experts as a process of ``limit_bytes`` can hold beside everything else.
 
-    Loads the engine with a smaller budget, generates the first tokens of ``probe``, and takes what the process then
-    holds beside its experts as needed.  The prompts and lengths must be as large as those of later requests.
+    The engine is loaded with a smaller budget and generates the first tokens of ``probe``.  What the process then holds
+    beside experts is taken as needed, and the engine is resized to the rest, to all experts at most.  The prompts and
+    lengths must be as large as those of later requests.
 
     Args:
         open_engine: loads an engine with an expert budget in bytes.
@@ -51,15 +53,19 @@ def filled_budget(limit_bytes: int, probe: Request, open_engine: Callable[[int],
             engine = open_engine(trial)
         except BudgetError:
             continue
-        with engine:
+        try:
             with Peak(limit_bytes) as peak:
-                _first_tokens(engine, probe)
-            base, everything = peak.nbytes - engine.arena.peak_bytes, engine.store.budget_bytes(None)
-        del engine
-        gc.collect()
-        budget = min(everything, int(limit_bytes * (1 - MARGIN_SHARE)) - MARGIN_BYTES - base)
-        if budget > 0:
-            return budget
+                for _ in range(TRIAL_CALLS):
+                    _first_tokens(engine, probe)
+            base = peak.nbytes - engine.arena.peak_bytes
+            budget = int(limit_bytes * (1 - MARGIN_SHARE)) - MARGIN_BYTES - base
+            engine.resize(min(engine.store.budget_bytes(None), max(1, budget)))
+            return engine
+        except BudgetError:
+            break  # less than the draft needs
+        except BaseException:
+            engine.close()
+            raise
     raise NotSupported(
         f"the process limit of {limit_bytes / 1e6:.0f} MB leaves too little for experts: raise process_overhead or "
         "the experiment's expert_budget, or lower draft_experts"

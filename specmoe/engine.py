@@ -44,13 +44,21 @@ class SpecMoE:
     Build with ``from_pretrained``; ``close`` (or leaving a ``with`` block) stops the link.
     """
 
-    def __init__(self, model: PreTrainedModel, store: ExpertStore, options: SpecOptions, parts: Assembly) -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        store: ExpertStore,
+        options: SpecOptions,
+        budget_bytes: int,
+        build: Callable[[int], Assembly],
+    ) -> None:
         self.model = model
         self.store = store
         self.options = options
-        self._parts = parts
+        self._build = build  # the parts for an expert budget in bytes
         self._busy = threading.Lock()
-        self._state = parts.state
+        self._parts = build(budget_bytes)
+        self._state = self._parts.state
 
     @property
     def arena(self) -> ExpertArena:
@@ -126,7 +134,11 @@ class SpecMoE:
         check_budget(model, planned, options, budget)  # before the store is built
         expert_store = open_or_build(path, folder, stored_dtype, progress, dtype)
         checkpoint.load_non_experts(on.torch_device)
-        return cls(model, expert_store, options, assemble(model, expert_store, options, budget, on, tier))
+
+        def build(budget_bytes: int) -> Assembly:
+            return assemble(model, expert_store, options, budget_bytes, on, tier)
+
+        return cls(model, expert_store, options, budget, build)
 
     @one_call_at_a_time
     @torch.inference_mode()
@@ -251,6 +263,18 @@ class SpecMoE:
     def reset(self) -> None:
         """Empty device memory and forget draft experts and their counts, as after loading."""
         self._state.reset()
+
+    @one_call_at_a_time
+    def resize(self, expert_budget: int | str | None) -> None:
+        """Give experts another budget, as in ``from_pretrained``; device memory is empty afterwards, as after loading.
+
+        Raises:
+            BudgetError, ValueError: as ``from_pretrained``; after a ``BudgetError`` the engine is closed.
+        """
+        budget = self.store.budget_bytes(expert_budget)
+        self.link.close()
+        self._parts = self._build(budget)
+        self._state = self._parts.state
 
     def close(self) -> None:
         """Stop the link; the engine cannot generate afterwards."""

@@ -69,7 +69,8 @@ class KernelNorm(nn.Module):
 
 def replace_norms(model: nn.Module) -> int:
     """Replace the float32 root-mean-square norms of ``model``; returns how many."""
-    found = [(name, rms) for name, module in model.named_modules() if (rms := recognise(module)) is not None]
+    others = [(name, module) for name, module in model.named_modules() if not isinstance(module, KernelNorm)]
+    found = [(name, rms) for name, module in others if (rms := recognise(module)) is not None]
     for name, rms in found:
         model.set_submodule(name, KernelNorm.of(model.get_submodule(name), rms))
     return len(found)

@@ -81,6 +81,8 @@ def fuse_attention(model: PreTrainedModel, table: KernelTable) -> int:
         return 0
     replaced = 0
     for name, module in list(model.named_modules()):
+        if isinstance(module, FusedAttention):  # of a model that is assembled again
+            continue
         if all(isinstance(getattr(module, part, None), nn.Linear) for part in (*_PROJECTIONS, "o_proj")):
             fused = _fused(module, table)
             if fused is not None and _equal(module, fused, config):

@@ -8,11 +8,11 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from baselines import fill
+from baselines import fill as module
 from baselines.contract import NotSupported, Request
-from baselines.fill import MARGIN_BYTES, MARGIN_SHARE, Peak, filled_budget, held_bytes
+from baselines.fill import MARGIN_BYTES, MARGIN_SHARE, Peak, fill, held_bytes
 from specmoe import SpecMoE
-from tests.conftest import prompts
+from tests.conftest import prompts, reference
 
 Tiny = tuple[Path, PreTrainedModel]
 
@@ -33,28 +33,40 @@ def _probe() -> Request:
     return Request(*prompts(3), 12, lambda: None)
 
 
+def _expected(tiny: Tiny) -> torch.Tensor:
+    return reference(tiny[1], *prompts(3), 4)[:, -4:]
+
+
 def test_a_roomy_limit_holds_all_experts(tiny: Tiny) -> None:
     opened, tried = _opener(tiny)
-    with opened(1 << 30) as engine:
-        everything = engine.store.budget_bytes(None)
-    assert filled_budget(8 << 30, _probe(), opened) == everything
-    assert len(tried) == 2, "one trial"
+    with fill(8 << 30, _probe(), opened) as engine:
+        assert engine.arena.budget_bytes == engine.store.budget_bytes(None)
+        assert engine.arena.peak_bytes == 0, "nothing of the trial is left"
+        assert torch.equal(engine.generate(*prompts(3), max_new_tokens=4).sequences[:, -4:], _expected(tiny))
+    assert len(tried) == 1
 
 
 def test_a_tight_limit_leaves_its_margin(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
     limit, too_much = 1_000_000_000, 50_000
     held = int(limit * (1 - MARGIN_SHARE)) - MARGIN_BYTES + too_much  # at the trial's end, its experts included
-    monkeypatch.setattr(fill, "held_bytes", lambda limit_bytes: held)
+    monkeypatch.setattr(module, "held_bytes", lambda limit_bytes: held)
     opened, _ = _opener(tiny)
-    with opened(1 << 30) as engine:
-        everything = engine.store.budget_bytes(None)
-    assert filled_budget(limit, _probe(), opened) == everything - too_much
+    with fill(limit, _probe(), opened) as engine:
+        assert engine.arena.budget_bytes == engine.store.budget_bytes(None) - too_much
 
 
 def test_a_limit_without_room_is_refused_with_the_fix(tiny: Tiny) -> None:
     opened, _ = _opener(tiny)
     with pytest.raises(NotSupported, match="leaves too little for experts: raise process_overhead"):
-        filled_budget(1 << 20, _probe(), opened)
+        fill(1 << 20, _probe(), opened)
+
+
+def test_a_limit_that_holds_less_than_the_draft_needs_is_refused(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "held_bytes", lambda limit_bytes: 999_000_000)
+    opened, tried = _opener(tiny)
+    with pytest.raises(NotSupported, match="leaves too little for experts"):
+        fill(1_000_000_000, _probe(), opened)
+    assert len(tried) == 1
 
 
 def test_the_peak_is_seen_although_it_is_gone_at_the_end() -> None:
@@ -74,11 +86,11 @@ def test_file_pages_that_are_not_mapped_are_free(version: int, tmp_path: Path, m
     usage, mapped = ("memory.usage_in_bytes", "mapped_file") if version == 1 else ("memory.current", "file_mapped")
     (group / usage).write_text("1000\n")
     (group / "memory.stat").write_text(f"anon 500\n{mapped} 30\ninactive_file 200\nactive_file 100\n")
-    monkeypatch.setattr(fill, "_ROOT", tmp_path)
+    monkeypatch.setattr(module, "_ROOT", tmp_path)
     limit = "memory.limit_in_bytes" if version == 1 else "memory.max"
     (group / limit).write_text("8192\n")
     line = "4:memory:/a/b" if version == 1 else "0::/a/b"
-    monkeypatch.setattr(fill, "_LINES", tmp_path / "cgroup")
+    monkeypatch.setattr(module, "_LINES", tmp_path / "cgroup")
     (tmp_path / "cgroup").write_text(f"3:cpu:/\n{line}\n")
     assert held_bytes(8192 + 5) == 730, "limits are whole pages"
     resident = held_bytes(4096)
