@@ -60,12 +60,12 @@ def fill(limit_bytes: int, probe: Request, open_engine: Callable[[int], SpecMoE]
             base = peak.nbytes - engine.arena.peak_bytes
             budget = int(limit_bytes * (1 - MARGIN_SHARE)) - MARGIN_BYTES - base
             engine.resize(min(engine.store.budget_bytes(None), max(1, budget)))
-            return engine
-        except BudgetError:
-            break  # less than the draft needs
-        except BaseException:
+        except BaseException as error:
             engine.close()
+            if isinstance(error, BudgetError):
+                break  # less than the draft needs
             raise
+        return engine
     raise NotSupported(
         f"the process limit of {limit_bytes / 1e6:.0f} MB leaves too little for experts: raise process_overhead or "
         "the experiment's expert_budget, or lower draft_experts"

@@ -17,13 +17,16 @@ from specmoe.control.controller import make_controller
 from specmoe.drafters import make_drafter
 from specmoe.drafting import calibration
 from specmoe.drafting.calibration import Calibration
+from specmoe.errors import BudgetError
 from specmoe.exclusive import one_call_at_a_time
 from specmoe.generation import FromConfig, StopTokens, merge, plain_settings
 from specmoe.meter import Meter
 from specmoe.model.assemble import Assembly, assemble, check_budget
 from specmoe.model.checkpoint import Checkpoint, build_shell, checkpoint_dtype
 from specmoe.model.convert import Progress, default_store, open_or_build
+from specmoe.model.experts import detach
 from specmoe.model.layout import plan_layers
+from specmoe.model.pass_state import PassState
 from specmoe.model.stored_dtype import choose
 from specmoe.offload.arena import ExpertArena
 from specmoe.offload.device import open_device
@@ -58,7 +61,10 @@ class SpecMoE:
         self._build = build  # the parts for an expert budget in bytes
         self._busy = threading.Lock()
         self._parts = build(budget_bytes)
-        self._state = self._parts.state
+
+    @property
+    def _state(self) -> PassState:
+        return self._parts.state
 
     @property
     def arena(self) -> ExpertArena:
@@ -269,12 +275,17 @@ class SpecMoE:
         """Give experts another budget, as in ``from_pretrained``; device memory is empty afterwards, as after loading.
 
         Raises:
-            BudgetError, ValueError: as ``from_pretrained``; after a ``BudgetError`` the engine is closed.
+            BudgetError, ValueError: as ``from_pretrained``; the engine keeps its budget.
         """
-        budget = self.store.budget_bytes(expert_budget)
+        budget, before = self.store.budget_bytes(expert_budget), self.arena.budget_bytes
         self.link.close()
-        self._parts = self._build(budget)
-        self._state = self._parts.state
+        detach(self.model)
+        del self._parts  # so that the old memory is free before there is new one
+        try:
+            self._parts = self._build(budget)
+        except BudgetError:
+            self._parts = self._build(before)
+            raise
 
     def close(self) -> None:
         """Stop the link; the engine cannot generate afterwards."""

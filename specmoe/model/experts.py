@@ -24,6 +24,7 @@ from specmoe.compute.table import TORCH, KernelTable
 from specmoe.compute.widening import Widening
 from specmoe.drafting.substitution import Picks
 from specmoe.errors import UnsupportedModelError
+from specmoe.model.checkpoint import expert_modules
 from specmoe.model.families.base import HookedExperts
 from specmoe.model.pass_state import PassState
 from specmoe.offload.residency import Weights
@@ -135,11 +136,18 @@ def attach(model: PreTrainedModel, modules: dict[str, Any], state: PassState, ta
     ALL_EXPERTS_FUNCTIONS.register(NAME, specmoe_experts_forward)
     widening, scratch = Widening(), dict[str, torch.Tensor]()  # layers are computed one after another
     for layer, (name, module) in enumerate(modules.items()):
+        is_new = not hasattr(module, "specmoe_layer")
         module.specmoe_layer = ExpertsLayer(state, layer, module, table, widening, scratch)
-        if state.options.substitution == "best-gate":
+        if state.options.substitution == "best-gate" and is_new:
             _watch_router(model.get_submodule(name.rpartition(".")[0]), module)
     if any(not isinstance(module, HookedExperts) for module in modules.values()):
         model.set_experts_implementation(NAME)
+
+
+def detach(model: PreTrainedModel) -> None:
+    """Have the experts modules of an attached ``model`` hold no device memory; they cannot run until ``attach``."""
+    for module in expert_modules(model).values():
+        module.specmoe_layer = None
 
 
 def _watch_router(block: Any, experts: Any) -> None:
