@@ -19,11 +19,13 @@ from pydantic import BaseModel, ConfigDict
 
 from baselines.counters import Counters
 
-Grain = Literal["experts", "modules", "layers", "pages", "nothing"]
+Grain = Literal["experts", "modules", "layers", "pages", "nothing", "unknown"]
 Tier = Literal["gpu", "ram", "disk"]
 Sampling = Literal["greedy", "temperature"]
 DeviceType = Literal["cpu", "cuda"]
 SlowTierKind = Literal["disk", "host", "paced"]
+UNFINISHED = "\ufffd"
+"""What a tokenizer decodes a character to of which the last bytes are missing; texts are compared without it."""
 DTYPES = ("float32", "bfloat16", "float16")
 T = TypeVar("T")
 
@@ -37,14 +39,16 @@ class CapabilityCard:
     """What a system is and how it may be compared.
 
     ``grain`` is the smallest unit it moves between tiers (``pages``: the kernel moves pages of a mapped file;
-    ``nothing``: all weights stay).  ``knows_budget`` systems enforce ``expert_budget_bytes`` themselves; the others
-    are limited by the process limit alone.  ``tiers`` are where it can keep experts; ``dtypes``, ``sampling`` and
-    ``max_batch`` (None: any) are what it can run, ``devices`` where it computes, and ``slow_tiers`` where experts may
-    come from (host memory at full or at a stated rate, or a disk); the harness records ``not_supported`` for anything
-    else.
+    ``nothing``: all weights stay; ``unknown``: the system does not say).  ``knows_budget`` systems enforce
+    ``expert_budget_bytes`` themselves; the others are limited by the process limit alone.  ``tiers`` are where it can
+    keep experts; ``dtypes``, ``sampling`` and ``max_batch`` (None: any) are what it can run, ``devices`` where it
+    computes, and ``slow_tiers`` where experts may come from (host memory at full or at a stated rate, or a disk); the
+    harness records ``not_supported`` for anything else.
     ``limited`` is False only for an upper bound that keeps all weights in memory and runs without the limit.
     ``own_process``: the system's engine is a separate process, started in ``prepare`` with ``setting.start_engine``;
     the limit applies to that process instead of the worker that drives it.
+    ``external``: its engine was started by the user, outside of this harness: no limit and no count of the kernel
+    reaches it, and records say so.
     ``fills_limit``: it can choose its own budget so that the process limit is used up (``setting.fills_limit``).
     ``extra`` names the pip extra it needs, ``build_options`` the options that change the result of ``build``.
     """
@@ -64,6 +68,7 @@ class CapabilityCard:
     slow_tiers: tuple[SlowTierKind, ...] = ("disk",)
     limited: bool = True
     own_process: bool = False
+    external: bool = False
     fills_limit: bool = False
     extra: str | None = None
     build_options: tuple[str, ...] = ()
@@ -104,13 +109,19 @@ def _start_unlimited(argv: Sequence[str], **popen: Any) -> subprocess.Popen[Any]
     return subprocess.Popen(argv, **popen)
 
 
+def _ignore(row: int, count: int) -> None:
+    pass
+
+
 @dataclass(frozen=True)
 class Request:
     """One batch, decoded greedily: exactly ``lengths[b]`` new tokens for row b.
 
     ``input_ids`` and ``attention_mask`` are long [B, S], padded on the left.  ``new_tokens`` is the largest of
     ``lengths``; where ``output_tokens`` is None, it holds for every row.  ``on_prefill_done`` must be called once,
-    as soon as the first new token of every row is known.
+    as soon as the first new token of every row is known.  ``on_tokens(row, count)`` should be called, from any thread,
+    whenever ``count`` further tokens of a row are final, the first one included: latencies are taken from it, and a
+    system that never calls it has none.
 
     Raises:
         ValueError: shapes differ, a row is empty or padded on the right, or a row asks for less than 1 token.
@@ -121,6 +132,7 @@ class Request:
     new_tokens: int
     on_prefill_done: Callable[[], None]
     output_tokens: tuple[int, ...] | None = None
+    on_tokens: Callable[[int, int], None] = _ignore
 
     def __post_init__(self) -> None:
         ids, mask = self.input_ids, self.attention_mask
@@ -187,10 +199,19 @@ class Setting:
 
 @dataclass
 class Generation:
-    """``new_ids`` holds the new tokens without the prompt: long [B, new_tokens], or one long tensor [n] per row."""
+    """``new_ids`` holds the new tokens without the prompt: long [B, new_tokens], or one long tensor [n] per row.
+
+    ``counts`` is set by a system that gives text and no ids: its number of tokens of each row.  ``new_ids`` then holds
+    the text, encoded again with the model's tokenizer, and is compared with the reference's text, encoded likewise.
+    """
 
     new_ids: torch.Tensor | Sequence[torch.Tensor]
     counters: Counters = field(default_factory=Counters)
+    counts: Sequence[int] | None = None
+
+    def lengths(self) -> list[int]:
+        """Number of new tokens of each row."""
+        return [len(row) for row in self.rows()] if self.counts is None else list(self.counts)
 
     def rows(self) -> list[list[int]]:
         """The new tokens of each row.

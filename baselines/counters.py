@@ -48,6 +48,8 @@ class RecordedCounters(BaseModel):
     """Tables of expert distances of all layers, 16 bits per entry."""
     kernels: str | None = None
     """Kernels that multiply, by number of rows; where that choice comes from; threads and how they wait."""
+    server: dict[str, str] | None = None
+    """What a server states of itself, in which form it takes prompts, and which tokens were compared."""
     phases_s: dict[str, float] = Field(default_factory=dict)
     """Decode time by phase."""
     cycles: list[dict[str, Any]] = Field(default_factory=list)

@@ -14,6 +14,7 @@ from baselines.contract import CapabilityCard, Generation, Request
 from baselines.counters import Counters
 from harness.run.engines import Engines
 
+_NO_TOKEN, _NO_REFERENCE = -1, -2
 _ORACLE_TIMES = {"oracle_prefill_s": "prefill_s", "oracle_decode_s": "decode_s"}
 
 
@@ -40,17 +41,20 @@ def raw_figures(
         RuntimeError: computed times from a system that is not an oracle, or an oracle without them.
     """
     counters, tokens = generation.counters, generation.rows()
+    if generation.counts is not None:
+        tokens, reference = _of_equal_length(tokens, reference)
     start, first, end = marks
+    start_bytes, first_bytes, end_bytes = (None if card.external else mark.read_bytes for mark in marks)
     counted = {name: value for name, value in vars(counters).items() if name not in _ORACLE_TIMES}
     measured = {
         "prefill_s": first.seconds - start.seconds,
         "decode_s": end.seconds - first.seconds,
         "prompt_tokens": int(request.attention_mask.sum()),
-        "new_tokens": sum(map(len, tokens)),
+        "new_tokens": sum(generation.lengths()),
         "new_tokens_by_row": list(request.lengths) if request.output_tokens else None,
         "decode_steps": counters.decode_steps or request.new_tokens - 1,
-        "prefill_kernel_read_bytes": _difference(start.read_bytes, first.read_bytes),
-        "decode_kernel_read_bytes": _difference(first.read_bytes, end.read_bytes),
+        "prefill_kernel_read_bytes": _difference(start_bytes, first_bytes),
+        "decode_kernel_read_bytes": _difference(first_bytes, end_bytes),
         "drafted_tokens": _total(counters.drafted_by_position),
         "accepted_tokens": _total(counters.accepted_by_position),
         "fidelity": fidelity(tokens, reference),
@@ -79,6 +83,15 @@ def fidelity(tokens: list[list[int]], reference: list[list[int]]) -> float:
         same = next((i for i, pair in enumerate(zip(row, expected, strict=False)) if pair[0] != pair[1]), len(expected))
         shares.append(same / len(expected) if len(row) == len(expected) else 0.0)
     return sum(shares) / len(shares)
+
+
+def _of_equal_length(rows: list[list[int]], expected: list[list[int]]) -> tuple[list[list[int]], list[list[int]]]:
+    """Rows of texts, encoded again, of which the shorter of each pair ends in tokens that no model has."""
+    pairs = [(max(len(row), len(other)), row, other) for row, other in zip(rows, expected, strict=True)]
+    return (
+        [row + [_NO_TOKEN] * (length - len(row)) for length, row, _ in pairs],
+        [other + [_NO_REFERENCE] * (length - len(other)) for length, _, other in pairs],
+    )
 
 
 def _difference(before: int | None, after: int | None) -> int | None:

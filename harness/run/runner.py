@@ -17,7 +17,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from baselines import registry
-from harness.machine.limits import MemoryLimit, clean_stale_groups, detect
+from harness.machine.limits import LimitSupport, MemoryLimit, clean_stale_groups, detect
 from harness.machine.page_cache import drop_page_cache
 from harness.machine.throttle import Throttle
 from harness.plan import schedule
@@ -38,6 +38,7 @@ from specmoe.offload.device import check_device
 from workloads import prompts, tokenizers
 
 BUILD_TIMEOUT_S = 1800.0
+_OUTSIDE = "the server was started by its user, outside of this run: its memory is not limited"
 
 
 class RunError(RuntimeError):
@@ -214,8 +215,8 @@ class Runner:
         if built.status != "ok":
             return self.session.record(unit, attempt, started_at, not_measured(built, "not started"))
         drop_page_cache(self._files(unit.planned).folders(cell.system))
-        limited = registry.systems()[cell.system].card.limited
-        limit_bytes = cell.process_limit_bytes if limited else None
+        card = registry.systems()[cell.system].card
+        limit_bytes = cell.process_limit_bytes if card.limited and not card.external else None
         outcome = self._work("measure", unit.planned, limit_bytes, self.experiment.timeout_s)
         return self.session.record(unit, attempt, started_at, outcome)
 
@@ -223,10 +224,12 @@ class Runner:
         """Run one worker process to its end."""
         cell = planned.cell
         measuring = action == "measure"
-        own_process = registry.systems()[cell.system].card.own_process
-        throttle = Throttle.of(self._files(planned).store, cell.disk_read_limit_bytes_s if measuring else None)
-        covers: Covers = "engine" if measuring and own_process else "worker"
-        limit = MemoryLimit(limit_bytes, action, throttle=throttle, covers=covers)
+        card = registry.systems()[cell.system].card
+        throttled = measuring and not card.external
+        throttle = Throttle.of(self._files(planned).store, cell.disk_read_limit_bytes_s if throttled else None)
+        covers: Covers = "engine" if measuring and card.own_process else "worker"
+        outside = LimitSupport("none", reason=_OUTSIDE) if card.external else None
+        limit = MemoryLimit(limit_bytes, action, outside, throttle=throttle, covers=covers)
         with tempfile.TemporaryDirectory(prefix="specmoe-bench-") as folder:
             job = self._job(action, planned, limit_bytes, Path(folder) / "answer.json")
             return launch.run(job, limit, timeout_s)

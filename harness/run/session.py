@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import uuid
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +51,8 @@ class Session:
         """The record of one try of a unit."""
         cell, answer = unit.planned.cell, outcome.answer
         card = registry.systems()[cell.system].card
+        if card.external:  # the worker is a client: its memory and its disk are not the system's
+            outcome = replace(outcome, usage=None)
         repetitions, metrics = self._figures(cell, outcome)
         return Record(
             run_id=self.run_id,
@@ -87,10 +89,10 @@ class Session:
     def _figures(self, cell: Cell, outcome: Outcome) -> tuple[list[Repetition], Metrics | None]:
         """Repetitions and their metrics; an answer that is not valid fails its cell and does not end the run."""
         answer = outcome.answer
-        if answer.status != "ok":
-            return [], None
         try:
             repetitions = [Repetition(**r) for r in answer.repetitions]
+            if answer.status != "ok":
+                return repetitions, None
             return repetitions, measured(repetitions, cell, outcome.usage, self.ceilings, self.weights[cell.stored])
         except (ValueError, TypeError, ArithmeticError) as error:
             answer.status = "failed"

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from baselines import registry
-from baselines.contract import Generation, NotSupported, Request, Setting
+from baselines.contract import UNFINISHED, Generation, NotSupported, Request, Setting
 from harness.run import leaks
 from harness.run.engines import Engines
 from harness.run.job import LEFT_BEHIND, Answer, Job
@@ -53,6 +53,10 @@ def run(job: Job) -> Answer:
     batch_size = 1 if job.action == "build" else cell.batch_size
     if refusal := system.card.refusal(cell.dtype, batch_size, cell.device, cell.slow_tier):
         raise NotSupported(refusal)
+    if system.card.external and cell.disk_read_limit_bytes_s:
+        raise NotSupported(
+            f"{cell.system} runs outside of this harness, which cannot throttle its disk: remove disk_read_limit"
+        )
     setting = setting_of(job, engines)
     if job.action == "build":
         setting.scratch.mkdir(parents=True, exist_ok=True)
@@ -164,26 +168,49 @@ def _reference(job: Job) -> Answer:
 
 
 def _measure(job: Job, system: Any, prepare_s: float, engines: Engines) -> Answer:
-    asked = batch(job)
-    ids, mask, lengths = asked.input_ids, asked.attention_mask, asked.output_tokens
-    ragged = lengths if len(set(lengths)) > 1 else None
-    reference = json.loads(job.paths.reference.read_text())
+    """Warm up, and measure every repetition; those before one that fails stay in the answer."""
+    asked, reference = batch(job), json.loads(job.paths.reference.read_text())
     answer = Answer(phases_s={"prepare": prepare_s})
     if job.cell.warmup_tokens:
-        system.generate(Request(ids, mask, job.cell.warmup_tokens, lambda: None))
-    for _ in range(job.cell.repetitions):
-        marks = [Mark.now(engines)]
-        request = Request(ids, mask, max(lengths), lambda: marks.append(Mark.now(engines)), ragged)  # noqa: B023
-        generation = system.generate(request)
-        marks.append(Mark.now(engines))
-        if len(marks) != 3:
-            raise RuntimeError(
-                f"{job.cell.system} reported its first token {len(marks) - 2} times: exactly once is asked"
-            )
-        _check_lengths(generation, request)
-        answer.repetitions.append(raw_figures(marks, generation, request, reference, system.card))
-        answer.phases_s |= generation.counters.phases_s
+        system.generate(Request(asked.input_ids, asked.attention_mask, job.cell.warmup_tokens, lambda: None))
+    for number in range(job.cell.repetitions):
+        try:
+            figures, phases_s = _repetition(job, system, engines, asked, reference)
+        except Exception as error:
+            if not number:
+                raise
+            answer.status, answer.error = "failed", f"repetition {number + 1}: {type(error).__name__}: {error}"
+            answer.notes.append(traceback.format_exc(limit=-4))
+            break
+        answer.repetitions.append(figures)
+        answer.phases_s |= phases_s
     return answer
+
+
+def _repetition(
+    job: Job, system: Any, engines: Engines, asked: requests.Batch, reference: list[list[int]]
+) -> tuple[dict[str, Any], dict[str, float]]:
+    """The figures and phases of one timed call."""
+    lengths = asked.output_tokens
+    ragged = lengths if len(set(lengths)) > 1 else None
+    marks = [Mark.now(engines)]
+    request = Request(
+        asked.input_ids, asked.attention_mask, max(lengths), lambda: marks.append(Mark.now(engines)), ragged
+    )
+    generation = system.generate(request)
+    marks.append(Mark.now(engines))
+    if len(marks) != 3:
+        raise RuntimeError(f"{job.cell.system} reported its first token {len(marks) - 2} times: exactly once is asked")
+    _check_lengths(generation, request)
+    expected = reference if generation.counts is None else encoded_again(reference, job)
+    return raw_figures(marks, generation, request, expected, system.card), generation.counters.phases_s
+
+
+def encoded_again(rows: list[list[int]], job: Job) -> list[list[int]]:
+    """Tokens of the rows' texts, which compare with those of a system that gives text alone."""
+    tokenizer = tokenizers.load(job.paths.model)
+    texts = [tokenizer.decode(row, skip_special_tokens=False).rstrip(UNFINISHED) for row in rows]
+    return [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
 
 
 def _check_lengths(generation: Generation, request: Request) -> None:
@@ -192,7 +219,7 @@ def _check_lengths(generation: Generation, request: Request) -> None:
     Raises:
         RuntimeError: names the first row that has not.
     """
-    given = [len(row) for row in generation.rows()]
+    given = generation.lengths()
     if len(given) != len(request.lengths):
         raise RuntimeError(f"{len(given)} rows came back, {len(request.lengths)} were requested")
     for row, (length, asked) in enumerate(zip(given, request.lengths, strict=True)):

@@ -27,6 +27,7 @@ GRAINS = {
     "layers": "whole layers",
     "pages": "pages of a mapped file",
     "nothing": "nothing (all experts are resident)",
+    "unknown": "what a server decides, which it does not say",
 }
 
 
@@ -144,7 +145,8 @@ def _budgets(rows: list[Row]) -> list[str]:
         f"{title} has {'a larger' if budget > (usual or 0) else 'a smaller'} budget of {number(budget / 1e6)} MB."
         for title, budget in others.items()
     ]
-    uncounted = [row["title"] for row in rows if pd.isna(row["peak_device_expert_bytes"]) and row["rounds_ok"]]
+    counted = [row for row in rows if row["rounds_ok"] and row["grain"] != "unknown"]
+    uncounted = [row["title"] for row in counted if pd.isna(row["peak_device_expert_bytes"])]
     if uncounted:
         names = ", ".join(dict.fromkeys(uncounted))
         lines.append(f"{names}: expert bytes are not counted; only the memory limit of the process bounds them.")
@@ -158,6 +160,11 @@ def _limits(summary: pd.DataFrame, rows: list[Row]) -> list[str]:
         return []
     how = "enforced by the kernel" if summary["enforced"].all() else "but the kernel did not enforce it for all"
     lines = [f"Every process has the same memory limit of {number(limit / 1e9)} GB, {how}."]
+    if servers := dict.fromkeys(row["title"] for row in rows if row["grain"] == "unknown"):
+        lines.append(
+            f"{', '.join(servers)}: a server that its user started, outside of every limit; it may have more memory, "
+            "other processors and other weights than the systems that are run here."
+        )
     if engines := dict.fromkeys(row["title"] for row in rows if row["limit_covers"] == "engine"):
         lines.append(
             f"{', '.join(engines)}: the engine is a process of its own, and the limit covers it alone; for the other "
