@@ -65,6 +65,8 @@ class EndpointSystem:
         grain="unknown",
         knows_budget=False,
         tiers=("gpu", "ram", "disk"),
+        devices=("cpu", "cuda"),
+        slow_tiers=("disk", "host"),
         limited=False,
         external=True,
     )

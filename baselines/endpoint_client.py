@@ -54,7 +54,7 @@ class Completion:
         self.counted = usage.get("completion_tokens", self.counted)
         self.prompt_tokens = usage.get("prompt_tokens", self.prompt_tokens)
         self.cached_tokens = (usage.get("prompt_tokens_details") or {}).get("cached_tokens", self.cached_tokens)
-        choice = next(iter(event.get("choices") or []), {})
+        choice: dict[str, Any] = next(iter(event.get("choices") or []), {})
         text, ids = choice.get("text") or "", choice.get("token_ids")
         self.text += text
         self.finish_reason = choice.get("finish_reason") or self.finish_reason

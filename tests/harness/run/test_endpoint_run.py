@@ -112,7 +112,7 @@ def test_a_server_that_fails_loses_no_other_result(
     assert loading.status == "ok"
     assert (failed.status, refused.status) == ("failed", "failed")
     assert "EndpointError: row 0, after 0 of 6 tokens: the server answers /v1/completions with 500" in str(failed.error)
-    assert "401" in str(refused.error), "without a key"
+    assert "does not list the model 'large' but tiny" in str(refused.error)
 
 
 def test_a_disk_throttle_that_cannot_reach_the_server_is_refused(tmp_path: Path) -> None:
@@ -125,7 +125,7 @@ def test_a_disk_throttle_that_cannot_reach_the_server_is_refused(tmp_path: Path)
         disk_read_limit_bytes_s=400_000_000,
     )
     paths = Paths(model=tmp_path, store=tmp_path, scratch=tmp_path, reference=tmp_path, result=tmp_path)
-    with pytest.raises(NotSupported, match="its disk is not throttled, remove disk_read_limit"):
+    with pytest.raises(NotSupported, match="cannot throttle its disk: remove disk_read_limit"):
         worker.run(Job(action="measure", cell=cell, paths=paths))
 
 

@@ -7,9 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from baselines import registry
 from baselines.contract import Generation, Request
 from harness.plan.experiment import plan, validate
 from harness.run import worker
+from harness.run.engines import Engines
 from harness.run.job import Job, Paths
 from harness.run.worker import _check_lengths
 from reports.results.record import Cell
@@ -58,3 +60,24 @@ def test_an_answer_with_a_row_too_long_or_missing_is_an_error_of_the_system() ->
         _check_lengths(Generation(torch.zeros(2, 4, dtype=torch.long)), request)
     with pytest.raises(RuntimeError, match="1 rows came back, 2 were requested"):
         _check_lengths(Generation(torch.zeros(1, 4, dtype=torch.long)), request)
+
+
+def test_repetitions_before_one_that_fails_stay_in_the_answer(tmp_path: Path) -> None:
+    (planned,) = plan(validate(EXPERIMENT | {"repetitions": 3, "batch_sizes": [2], "new_tokens": 2}, "test"), SIZES)
+    job = _job(planned.cell, "embedded")
+    job = job.model_copy(update={"paths": job.paths.model_copy(update={"reference": tmp_path / "reference.json"})})
+    job.paths.reference.write_text("[[0, 0], [0, 0]]")
+
+    class Twice:
+        card, calls = registry.systems()["on-demand"].card, 0
+
+        def generate(self, request: Request) -> Generation:
+            request.on_prefill_done()
+            self.calls += request.new_tokens == 2
+            if self.calls == 3:
+                raise OSError("the disk is gone")
+            return Generation(torch.zeros(2, request.new_tokens, dtype=torch.long))
+
+    answer = worker._measure(job, Twice(), 0.5, Engines())
+    assert (answer.status, answer.error) == ("failed", "repetition 3: OSError: the disk is gone")
+    assert [repetition["fidelity"] for repetition in answer.repetitions] == [1.0, 1.0]
