@@ -153,6 +153,12 @@ class Request:
         """Number of new tokens of each row."""
         return self.output_tokens or (self.new_tokens,) * len(self.input_ids)
 
+    def report_step(self, step: int) -> None:
+        """Report token ``step`` (from 0) of every row that is asked for so many, where all rows advance together."""
+        for row, length in enumerate(self.lengths):
+            if step < length:
+                self.on_tokens(row, 1)
+
     def cut(self, new_ids: torch.Tensor) -> list[torch.Tensor]:
         """Each row's own tokens of ``new_ids`` (long [B, new_tokens]), for systems that end all rows together."""
         return [row[:length] for row, length in zip(new_ids, self.lengths, strict=True)]

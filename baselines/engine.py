@@ -92,6 +92,7 @@ class _EngineSystem:
             request.attention_mask,
             max_new_tokens=request.lengths,
             on_first_token=request.on_prefill_done,
+            on_tokens=lambda row, tokens: request.on_tokens(row, len(tokens)),
             **plain_settings(bool(engine.model.config.is_encoder_decoder)),
         )
         sequences, stats = output.to_tuple()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, ClassVar, Literal
 
 import psutil
@@ -27,16 +26,18 @@ from specmoe.model.families.base import HookedExperts
 Experts = Literal["grouped_mm", "batched_mm", "eager"]
 
 
-class _FirstToken:
-    """A streamer that reports the first new token; transformers calls ``put`` with the prompt before it."""
+class _Steps:
+    """A streamer that reports each step's tokens; transformers calls ``put`` with the prompt before the first."""
 
-    def __init__(self, report: Callable[[], None]) -> None:
-        self._report, self._puts = report, 0
+    def __init__(self, request: Request) -> None:
+        self._request, self._puts = request, 0
 
     def put(self, value: torch.Tensor) -> None:
         self._puts += 1
+        if self._puts > 1:
+            self._request.report_step(self._puts - 2)
         if self._puts == 2:
-            self._report()
+            self._request.on_prefill_done()
 
     def end(self) -> None:
         pass
@@ -69,7 +70,7 @@ def greedy(model: Any, request: Request) -> Generation:
         do_sample=False,
         eos_token_id=None,
         pad_token_id=0,
-        streamer=_FirstToken(request.on_prefill_done),
+        streamer=_Steps(request),
         stopping_criteria=StoppingCriteriaList([_OwnLengths(request, opening, model.device)]),
     )
     new_ids = sequences[:, opening:].cpu()

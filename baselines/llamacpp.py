@@ -121,12 +121,14 @@ class LlamaCppSystem:
         self._open_context(engine, request)
         first = engine.call("step", rows=list(range(len(prompts))), tokens=prompts, starts=[0] * len(prompts))
         new = [[token] for token in first]
+        request.report_step(0)
         request.on_prefill_done()
         while rows := [row for row, length in enumerate(request.lengths) if len(new[row]) < length]:
             starts = [len(prompts[row]) + len(new[row]) - 1 for row in rows]
             following = engine.call("step", rows=rows, tokens=[new[row][-1:] for row in rows], starts=starts)
             for row, token in zip(rows, following, strict=True):
                 new[row].append(token)
+                request.on_tokens(row, 1)
         engine.call("shut")
         counters = Counters(decode_steps=request.new_tokens - 1, tokens_per_step=1.0)
         return Generation([torch.tensor(row) for row in new], counters)

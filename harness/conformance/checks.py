@@ -8,6 +8,7 @@ from typing import Literal
 
 from harness.conformance.evidence import Evidence
 from harness.run.job import LEFT_BEHIND
+from reports.results.fidelity import first_difference
 from reports.results.metrics import Metrics
 from reports.results.record import Record
 
@@ -72,7 +73,11 @@ def _equal_tokens(which: str) -> Callable[[Evidence], str]:
         fidelity = metrics.fidelity
         if not evidence.card.lossless:
             raise _Skip(f"the card says lossy; fidelity {fidelity}")
-        _require(fidelity == 1.0, f"fidelity {fidelity} against transformers' greedy tokens in float32: it must be 1.0")
+        line = record.model_dump(mode="json")
+        first = first_difference(line, "differs") or first_difference(line, "tie")
+        where = f" ({first})" if first else ""
+        reference = "transformers' greedy tokens in float32"
+        _require(fidelity == 1.0, f"fidelity {fidelity} against {reference}: it must be 1.0{where}")
         tokens = record.repetitions[0].new_tokens
         return f"{tokens} tokens of {record.cell.batch_size} rows equal transformers' in float32"
 

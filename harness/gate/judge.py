@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from harness.gate.evidence import Evidence
+from reports.results.fidelity import first_difference
 from reports.results.metrics import METRICS
 from reports.results.record import Record
 from reports.results.stats import FEW_ROUNDS, Ratio, geometric_mean
@@ -107,7 +108,10 @@ def _reasons(slowdown: Ratio | None, speed: Verdict, max_slowdown: float) -> lis
 
 
 def _exact(evidence: Evidence, cell_id: str) -> tuple[list[str], list[str]]:
-    """Reasons for a regression, and reasons for no decision, from failures and from metrics that repeat exactly."""
+    """Reasons for a regression, and reasons for no decision, from failures and from metrics that repeat exactly.
+
+    Output that differs from the reference at ties alone is no regression; the counts of its cell are then not compared.
+    """
     then = [r for r in evidence.then if r.cell_id == cell_id and r.finished]
     ours = [r for r in evidence.now if r.cell_id == cell_id]
     now = [r for r in ours if r.finished]
@@ -117,10 +121,15 @@ def _exact(evidence: Evidence, cell_id: str) -> tuple[list[str], list[str]]:
     if not now:
         reason = ours[-1].error if ours else "not run"
         return [], [f"no result now: {reason}"]
-    lost, unclear = [], []
+    unclear: list[str] = []
+    lost = _wrong_output(now)
+    if any(r.fidelity_kind == "tie" for r in [*then, *now]):  # counts of other tokens
+        return lost, unclear
     for name in EXACT:
-        before = {getattr(r.metrics, name) for r in then}
+        before = {getattr(r.metrics, name) for r in then if r.metrics and name in r.metrics.model_fields_set}
         after = {getattr(r.metrics, name) for r in now}
+        if not before:  # a metric newer than the baseline
+            continue
         if before == after and len(before) == 1:
             continue
         if len(before) > 1:
@@ -129,6 +138,15 @@ def _exact(evidence: Evidence, cell_id: str) -> tuple[list[str], list[str]]:
             values = ", ".join(sorted(f"{v}" for v in after))
             lost.append(f"{name} was {before.pop()}, is {values}")
     return lost, unclear
+
+
+def _wrong_output(now: list[Record]) -> list[str]:
+    """A reason where a lossless system gives other tokens than the reference, by more than rounding explains."""
+    wrong = [r for r in now if r.fidelity_kind == "differs" and r.lossless is not False]
+    if not wrong:
+        return []
+    first = first_difference(wrong[0].model_dump(mode="json"), "differs")
+    return [f"output differs from the reference by more than rounding ({first})"]
 
 
 def percentage(text: str) -> float:

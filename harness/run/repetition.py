@@ -30,6 +30,31 @@ class Mark:
         return cls(time.perf_counter(), engines.read_bytes())
 
 
+class Arrivals:
+    """Notes when each token of each row was reported as final (``Request.on_tokens``)."""
+
+    def __init__(self, rows: int) -> None:
+        self._started = time.perf_counter()
+        self._times: list[list[float]] = [[] for _ in range(rows)]
+
+    def note(self, row: int, count: int) -> None:
+        """``count`` more tokens of ``row`` are final now."""
+        self._times[row] += [time.perf_counter()] * count
+
+    def seconds(self, lengths: Sequence[int]) -> list[list[float]] | None:
+        """By row, from the start to each of its ``lengths`` tokens; None if nothing was reported.
+
+        Raises:
+            RuntimeError: more or fewer tokens were reported than the system returned.
+        """
+        if not any(self._times):
+            return None
+        for row, (times, length) in enumerate(zip(self._times, lengths, strict=True)):
+            if len(times) != length:
+                raise RuntimeError(f"row {row} has {length} tokens, {len(times)} were reported: correct on_tokens")
+        return [[round(one - self._started, 6) for one in times] for times in self._times]
+
+
 def raw_figures(
     marks: Sequence[Mark], generation: Generation, request: Request, reference: list[list[int]], card: CapabilityCard
 ) -> dict[str, Any]:
@@ -42,7 +67,7 @@ def raw_figures(
     """
     counters, tokens = generation.counters, generation.rows()
     if generation.counts is not None:
-        tokens, reference = _of_equal_length(tokens, reference)
+        tokens, reference = of_equal_length(tokens, reference)
     start, first, end = marks
     start_bytes, first_bytes, end_bytes = (None if card.external else mark.read_bytes for mark in marks)
     counted = {name: value for name, value in vars(counters).items() if name not in _ORACLE_TIMES}
@@ -85,7 +110,7 @@ def fidelity(tokens: list[list[int]], reference: list[list[int]]) -> float:
     return sum(shares) / len(shares)
 
 
-def _of_equal_length(rows: list[list[int]], expected: list[list[int]]) -> tuple[list[list[int]], list[list[int]]]:
+def of_equal_length(rows: list[list[int]], expected: list[list[int]]) -> tuple[list[list[int]], list[list[int]]]:
     """Rows of texts, encoded again, of which the shorter of each pair ends in tokens that no model has."""
     pairs = [(max(len(row), len(other)), row, other) for row, other in zip(rows, expected, strict=True)]
     return (

@@ -24,7 +24,7 @@ from harness.plan import schedule
 from harness.plan.experiment import Experiment, PlannedCell, plan
 from harness.plan.schedule import Unit
 from harness.plan.sizes import ExpertSizes
-from harness.run import launch, manifest
+from harness.run import launch, manifest, reference
 from harness.run.executor import Executor, LocalExecutor
 from harness.run.job import Action, Answer, Job, Paths, WorkerLimit
 from harness.run.launch import Outcome
@@ -191,7 +191,7 @@ class Runner:
             self.show(f"{planned.label} cannot be built: {answer.error or answer.status}")
 
     def _reference(self, planned: PlannedCell) -> None:
-        if self._reference_path(planned).exists():
+        if reference.is_complete(self._reference_path(planned)):
             return
         batch = planned.cell.batch_size
         self.show(f"reference tokens for batch {batch}")

@@ -19,10 +19,11 @@ import torch
 
 from baselines import registry
 from baselines.contract import UNFINISHED, Generation, NotSupported, Request, Setting
-from harness.run import leaks
+from harness.run import leaks, reference
+from harness.run.differences import explained
 from harness.run.engines import Engines
 from harness.run.job import LEFT_BEHIND, Answer, Job
-from harness.run.repetition import Mark, raw_figures
+from harness.run.repetition import Arrivals, Mark, raw_figures
 from specmoe.errors import BufferedReadsWarning
 from specmoe.files import write_text
 from workloads import prompts, requests, tokenizers
@@ -154,28 +155,21 @@ def _reference(job: Job) -> Answer:
     from specmoe.generation import plain_config
     from specmoe.model.wrappers import load_whole
 
-    asked = batch(job)
-    ids, mask, new_tokens = asked.input_ids, asked.attention_mask, max(asked.output_tokens)
     model = load_whole(job.paths.model, getattr(torch, job.cell.dtype))
     model.generation_config = plain_config(model)  # measured tokens follow no setting of generation_config.json
-    output = model.generate(
-        ids, attention_mask=mask, max_new_tokens=new_tokens, do_sample=False, eos_token_id=None, pad_token_id=0
-    )
-    rows = output[:, -new_tokens:].tolist()
-    tokens = [row[:length] for row, length in zip(rows, asked.output_tokens, strict=True)]
-    write_text(job.paths.reference, json.dumps(tokens))
+    reference.write(model, batch(job), job.paths.reference)
     return Answer()
 
 
 def _measure(job: Job, system: Any, prepare_s: float, engines: Engines) -> Answer:
     """Warm up, and measure every repetition; those before one that fails stay in the answer."""
-    asked, reference = batch(job), json.loads(job.paths.reference.read_text())
+    asked, expected = batch(job), json.loads(job.paths.reference.read_text())
     answer = Answer(phases_s={"prepare": prepare_s})
     if job.cell.warmup_tokens:
         system.generate(Request(asked.input_ids, asked.attention_mask, job.cell.warmup_tokens, lambda: None))
     for number in range(job.cell.repetitions):
         try:
-            figures, phases_s = _repetition(job, system, engines, asked, reference)
+            figures, phases_s = _repetition(job, system, engines, asked, expected)
         except Exception as error:
             if not number:
                 raise
@@ -188,22 +182,25 @@ def _measure(job: Job, system: Any, prepare_s: float, engines: Engines) -> Answe
 
 
 def _repetition(
-    job: Job, system: Any, engines: Engines, asked: requests.Batch, reference: list[list[int]]
+    job: Job, system: Any, engines: Engines, asked: requests.Batch, expected: list[list[int]]
 ) -> tuple[dict[str, Any], dict[str, float]]:
     """The figures and phases of one timed call."""
     lengths = asked.output_tokens
     ragged = lengths if len(set(lengths)) > 1 else None
-    marks = [Mark.now(engines)]
-    request = Request(
-        asked.input_ids, asked.attention_mask, max(lengths), lambda: marks.append(Mark.now(engines)), ragged
-    )
+    ids, mask = asked.input_ids, asked.attention_mask
+    marks, arrivals = [Mark.now(engines)], Arrivals(len(lengths))
+    request = Request(ids, mask, max(lengths), lambda: marks.append(Mark.now(engines)), ragged, on_tokens=arrivals.note)
     generation = system.generate(request)
     marks.append(Mark.now(engines))
     if len(marks) != 3:
         raise RuntimeError(f"{job.cell.system} reported its first token {len(marks) - 2} times: exactly once is asked")
     _check_lengths(generation, request)
-    expected = reference if generation.counts is None else encoded_again(reference, job)
-    return raw_figures(marks, generation, request, expected, system.card), generation.counters.phases_s
+    compared = expected if generation.counts is None else encoded_again(expected, job)
+    figures = raw_figures(marks, generation, request, compared, system.card)
+    if system.card.kind != "oracle":  # whose times are computed
+        figures["arrivals_s"] = arrivals.seconds(generation.lengths())
+    logits = job.paths.reference if compared == expected else None  # a text's tokens may stand at other positions
+    return figures | explained(generation.rows(), compared, logits), generation.counters.phases_s
 
 
 def encoded_again(rows: list[list[int]], job: Job) -> list[list[int]]:

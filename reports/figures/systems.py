@@ -48,6 +48,16 @@ SPECS = (
         needs="finished cells of a system that drafts",
     ),
     metric_spec(
+        id="accepted_length",
+        place=("drafting", 15),
+        title="Accepted length",
+        question="How many drafted tokens does the target accept?",
+        metric=Metric("accepted_length", "accepted tokens per draft of a row", may_log=False),
+        caption="Systems that do not draft are left out. The figure by position shows where drafts are rejected.",
+        needs="finished cells of a system that drafts",
+        of_systems=False,
+    ),
+    metric_spec(
         id="hit_rate",
         place=("drafting", 20),
         title="Expert hit rate",

@@ -13,6 +13,7 @@ from reports.pages import ablation_controller, ablation_overview
 from reports.pages.sections import span_text
 from reports.results.aggregate import within_rounds
 from reports.results.commands import measured_by
+from reports.results.fidelity import differing
 from reports.results.load import ReportError, finished, load
 from reports.wording.tables import markdown
 from specmoe.files import write_text
@@ -52,7 +53,7 @@ def _opening(frame: pd.DataFrame, out: Path) -> list[str]:
 
 def _about(frame: pd.DataFrame) -> str:
     rounds = sorted({int(n) for n in frame.groupby("experiment")["round"].nunique()})
-    inexact = frame[frame["fidelity"] < 1.0]["title"].unique()
+    inexact = frame[differing(frame)]["title"].unique()
     about = _ABOUT.format(
         machine=_machine(frame),
         rounds=span_text([str(n) for n in rounds]),

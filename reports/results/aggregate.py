@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from reports.results.fidelity import worst
 from reports.results.load import finished
 from reports.results.metrics import METRICS
 from reports.results.roles import KINDS, REFERENCE, named_reference
@@ -134,6 +135,7 @@ def _outcome(part: pd.DataFrame) -> dict[str, Any]:
         "failed_attempts": int(part["failed_attempts"].sum()),
         "status": "ok" if done else str(lost["status"].iloc[-1]),
         "reason": "; ".join(reasons),
+        "fidelity_kind": worst(part["fidelity_kind"]),
     }
 
 

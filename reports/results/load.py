@@ -13,6 +13,7 @@ from typing import Any
 import pandas as pd
 from pydantic.fields import FieldInfo
 
+from reports.results.fidelity import kind_of
 from reports.results.lines import read_lines
 from reports.results.metrics import METRICS
 from reports.results.migrate import SCHEMA
@@ -47,9 +48,9 @@ def load(paths: Iterable[Path]) -> pd.DataFrame:
     Columns: the plain fields of the record and of its cell, ``METRICS`` as floats (NaN where not applicable),
     ``limit_*``, and ``record`` with the parsed line. Added: ``file``, ``line``, ``experiment`` (its name, empty if
     unnamed), ``workload`` (equal for records that belong in one table), ``lengths`` (of prompts and outputs), ``host``,
-    and ``title`` (the label, made unique where one label names several cells). Of several records of the
-    same run, cell, kind and round the last finished one counts (``reports.results.rounds``); ``failed_attempts`` counts
-    the others that had failed.
+    ``fidelity_kind``, and ``title`` (the label, made unique where one label names several cells). Of several records of
+    the same run, cell, kind and round the last finished one counts (``reports.results.rounds``); ``failed_attempts``
+    counts the others that had failed.
 
     Raises:
         ReportError: a missing file, no record at all, or a line that is JSON but not a record.
@@ -164,6 +165,7 @@ def _row(path: Path, number: int, record: dict[str, Any]) -> dict[str, Any]:
     row |= {name: metrics.get(name) for name in METRICS}
     row |= {f"limit_{name.removeprefix('limit_')}": value for name, value in _values(limit, Limit.model_fields).items()}
     row |= {"host": host, "lengths": _lengths(cell), "experiment": experiment}
+    row["fidelity_kind"] = kind_of(record)
     row["workload"] = _workload(experiment, host, cell)
     return row
 

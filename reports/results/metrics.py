@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
+from reports.results.latency import Latencies, between_tokens, end_to_end, first_token, percentile
 from reports.results.repetition import Repetition, Strict
 from reports.text import number, percent
 
@@ -124,6 +125,28 @@ def _limit_s(sample: Sample) -> float | None:
     draft_steps = sum(int(cycle.get("gamma", 0)) for cycle in raw.cycles)
     read = verified + draft_steps * cell.other_bytes
     return max(moved / cell.link_ceiling_gb_s, read / cell.memory_read_ceiling_gb_s) / 1e9
+
+
+def _latency(of: Latencies, percent: float) -> Formula:
+    """A percentile of the latencies of a repetition's rows; None where arrivals are unknown."""
+    return lambda s: None if s.raw.arrivals_s is None else percentile(of(s.raw.arrivals_s), percent)
+
+
+def _accepted_length(sample: Sample) -> float | None:
+    drafted, accepted = sample.raw.drafted_by_position, sample.raw.accepted_by_position
+    return _over(sum(accepted), drafted[0]) if drafted and accepted else None
+
+
+def _acceptance_at(position: int) -> Formula:
+    """The share of tokens drafted at a position, from 1, that were accepted; None where none was drafted there."""
+
+    def formula(sample: Sample) -> float | None:
+        drafted, accepted = sample.raw.drafted_by_position, sample.raw.accepted_by_position
+        if not drafted or not accepted or len(drafted) < position:
+            return None
+        return _over(accepted[position - 1], drafted[position - 1])
+
+    return formula
 
 
 def _io_bound_gb_s(sample: Sample) -> float | None:
@@ -250,6 +273,34 @@ class Metrics(Strict):
     ] = None
     """Link bytes over the whole time of I/O-bound cycles (the link was busy for longer than the processor), over the
     calibrated link rate."""
+    ttft_p50_s: Annotated[float | None, Metric(_latency(first_token, 50), "s")] = None
+    """The time to first token of a row, 50th percentile."""
+    ttft_p95_s: Annotated[float | None, Metric(_latency(first_token, 95), "s")] = None
+    """The time to first token of a row, 95th percentile."""
+    ttft_p99_s: Annotated[float | None, Metric(_latency(first_token, 99), "s")] = None
+    """The time to first token of a row, 99th percentile."""
+    itl_p50_s: Annotated[float | None, Metric(_latency(between_tokens, 50), "s")] = None
+    """The time between two tokens of a row, 0 within a burst, 50th percentile."""
+    itl_p95_s: Annotated[float | None, Metric(_latency(between_tokens, 95), "s")] = None
+    """The time between two tokens of a row, 0 within a burst, 95th percentile."""
+    itl_p99_s: Annotated[float | None, Metric(_latency(between_tokens, 99), "s")] = None
+    """The time between two tokens of a row, 0 within a burst, 99th percentile."""
+    e2e_p50_s: Annotated[float | None, Metric(_latency(end_to_end, 50), "s")] = None
+    """The time to the last token of a row, 50th percentile."""
+    e2e_p95_s: Annotated[float | None, Metric(_latency(end_to_end, 95), "s")] = None
+    """The time to the last token of a row, 95th percentile."""
+    e2e_p99_s: Annotated[float | None, Metric(_latency(end_to_end, 99), "s")] = None
+    """The time to the last token of a row, 99th percentile."""
+    accepted_length: Annotated[float | None, Metric(_accepted_length, "tokens", repeats="exactly")] = None
+    """Drafted tokens that the target accepts per draft of a row."""
+    acceptance_at_1: Annotated[float | None, Metric(_acceptance_at(1), "share", text=percent, repeats="exactly")] = None
+    """Accepted over drafted tokens at draft position 1."""
+    acceptance_at_2: Annotated[float | None, Metric(_acceptance_at(2), "share", text=percent, repeats="exactly")] = None
+    """Accepted over drafted tokens at draft position 2."""
+    acceptance_at_4: Annotated[float | None, Metric(_acceptance_at(4), "share", text=percent, repeats="exactly")] = None
+    """Accepted over drafted tokens at draft position 4."""
+    acceptance_at_8: Annotated[float | None, Metric(_acceptance_at(8), "share", text=percent, repeats="exactly")] = None
+    """Accepted over drafted tokens at draft position 8."""
 
 
 METRICS: dict[str, Metric] = {

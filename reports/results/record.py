@@ -19,6 +19,8 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError
 
 from reports.results import tier
+from reports.results.fidelity import Kind as FidelityKind
+from reports.results.fidelity import worst
 from reports.results.lines import read_lines, seal
 from reports.results.metrics import Metrics
 from reports.results.migrate import SCHEMA
@@ -225,6 +227,11 @@ class Record(Strict):
     def finished(self) -> bool:
         """Whether the cell gave a result; ``reports.results.load.finished`` selects the same rows of a frame."""
         return self.status == "ok" and self.metrics is not None
+
+    @property
+    def fidelity_kind(self) -> FidelityKind | None:
+        """The worst of the repetitions; None in older records."""
+        return worst(repetition.fidelity_kind for repetition in self.repetitions)
 
     @property
     def key(self) -> tuple[str, int]:

@@ -2,15 +2,33 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from baselines.counters import RecordedCounters
+from reports.results.fidelity import Kind
 
 
 class Strict(BaseModel):
     """Base of every object in a record: unknown fields and infinite numbers are refused, docstrings are documented."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
+
+
+class Difference(Strict):
+    """Where one row first differs from the reference; what follows is another text and is not compared."""
+
+    row: int
+    position: int
+    """0 is the row's first new token."""
+    token: int | None
+    """The system's; null where its text ends."""
+    reference_token: int | None
+    margin: float | None = None
+    """The reference's logit of its own token minus that of the system's; null without logits (texts)."""
+    margin_is_bound: bool = False
+    """The system's token is not among the reference's likeliest: the margin is at least this."""
+    kind: Kind
+    """``tie``: the margin is within the noise floor."""
 
 
 class Repetition(RecordedCounters, Strict):
@@ -34,7 +52,17 @@ class Repetition(RecordedCounters, Strict):
     decode_kernel_read_bytes: int | None = None
     """Bytes the kernel read from disk for the process."""
     prefill_kernel_read_bytes: int | None = None
+    arrivals_s: list[list[float]] | None = None
+    """By row: from the request until each of its tokens was final; tokens of one burst have one time. Null where the
+    system does not report its tokens."""
     drafted_tokens: int | None = None
     accepted_tokens: int | None = None
     fidelity: float | None = None
     """Length of the common prefix with the reference output over its length, mean over rows."""
+    fidelity_kind: Kind | None = None
+    """``equal`` tokens, or the worst of ``differences``; null in records from before it was recorded."""
+    differences: list[Difference] = Field(default_factory=list)
+    """One for each row that differs."""
+    noise_floor: float | None = None
+    """Set with differences: the largest change of the margin between the reference's two best tokens when it computes a
+    row alone, all tokens in one pass, instead of in the batch, token by token."""

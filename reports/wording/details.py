@@ -36,11 +36,17 @@ def details(frame: pd.DataFrame) -> list[Detail]:
 
 
 def _round(record: dict[str, Any]) -> dict[str, Any]:
-    """The record with the cycles of each repetition as one list per field, which is five times shorter."""
-    repetitions = [
-        r | {"cycles": _columns(r["cycles"])} if r.get("cycles") else r for r in record.get("repetitions", [])
-    ]
-    return record | {"repetitions": repetitions}
+    """The record with one line for each list of cycles or arrivals, which is five times shorter."""
+    return record | {"repetitions": [_repetition(repetition) for repetition in record.get("repetitions", [])]}
+
+
+def _repetition(repetition: dict[str, Any]) -> dict[str, Any]:
+    short: dict[str, Any] = {}
+    if cycles := repetition.get("cycles"):
+        short["cycles"] = _columns(cycles)
+    if arrivals := repetition.get("arrivals_s"):
+        short["arrivals_s"] = [json.dumps(row) for row in arrivals]
+    return repetition | short
 
 
 def _columns(cycles: list[dict[str, Any]]) -> dict[str, str]:

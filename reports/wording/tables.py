@@ -94,6 +94,8 @@ def notes(row: Row) -> str:
         parts.append("limit not enforced")
     if row["budget_differs"]:
         parts.append(f"budget {number(row['expert_budget_bytes'] / 1e6)} MB")
+    if row["fidelity_kind"] == "tie":
+        parts.append("other tokens at ties only")
     if row["lossless"] is False:
         parts.append("lossy by design")
     return "; ".join(parts)

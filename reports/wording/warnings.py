@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 
+from reports.results.fidelity import Kind, first_difference
 from reports.results.load import finished
 from reports.results.roles import Row
 from reports.results.stats import FEW_ROUNDS
@@ -24,7 +25,7 @@ def caveats(summary: pd.DataFrame, frame: pd.DataFrame) -> list[str]:
         _attempts(rows),
         _steadiness(ok),
         _conclusive(ok),
-        _fidelity(ok),
+        _fidelity(ok, frame),
         _budgets(ok),
         _tier(frame),
         _environment(frame),
@@ -85,11 +86,32 @@ def _conclusive(ok: list[Row]) -> list[str]:
     ]
 
 
-def _fidelity(ok: list[Row]) -> list[str]:
-    off = [row for row in ok if row["lossless"] is not False and row["fidelity_low"] < 1]
-    if not off:
-        return []
-    return [f"The output differs from the reference tokens although the system should be lossless: {_names(off)}."]
+def _fidelity(ok: list[Row], frame: pd.DataFrame) -> list[str]:
+    """Tokens that differ by more than rounding, and those that differ at ties, each with its first difference."""
+    lossless = [row for row in ok if row["lossless"] is not False and row["fidelity_low"] < 1]
+    ties = [row for row in lossless if row["fidelity_kind"] == "tie"]
+    off = [row for row in lossless if row["fidelity_kind"] != "tie"]
+    out = []
+    if off:
+        first = _first_difference(off, frame, "differs")
+        out.append(
+            f"Output is wrong: it differs from the reference tokens by more than rounding: {_names(off)}{first}."
+        )
+    if ties:
+        first = _first_difference(ties, frame, "tie")
+        out.append(
+            "Two tokens are as likely as each other within the reference's own rounding, and the output has the other "
+            f"one: {_names(ties)}{first}."
+        )
+    return out
+
+
+def _first_difference(rows: list[Row], frame: pd.DataFrame, kind: Kind) -> str:
+    """The first difference of a kind, in brackets."""
+    titles = {row["title"] for row in rows}
+    texts = (first_difference(record, kind) for record in frame[frame["title"].isin(titles)]["record"])
+    found = next((text for text in texts if text), "")
+    return f" ({found})" if found else ""
 
 
 def _budgets(ok: list[Row]) -> list[str]:

@@ -76,14 +76,19 @@ def test_the_driver_feeds_each_row_at_its_position_until_it_has_its_tokens(tmp_p
     ids = torch.tensor([[0, 0, 10], [5, 6, 20], [0, 7, 30]])
     mask = torch.tensor([[0, 0, 1], [1, 1, 1], [0, 1, 1]])
     seen: list[str] = []
+    reported: list[int] = []
     system, setting = _llama_with(COUNTING, tmp_path)
     try:
         system.prepare(setting)
-        generation = system.generate(Request(ids, mask, 4, lambda: seen.append("first"), (4, 1, 3)))
+        request = Request(
+            ids, mask, 4, lambda: seen.append("first"), (4, 1, 3), on_tokens=lambda row, _: reported.append(row)
+        )
+        generation = system.generate(request)
     finally:
         system.close()
     assert generation.rows() == [[11, 12, 13, 14], [21], [31, 32, 33]]
     assert seen == ["first"]
+    assert reported == [0, 1, 2, 0, 2, 0, 2, 0]
 
 
 def test_the_engine_answers_every_line_and_continues_after_errors() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -81,14 +82,21 @@ def test_every_system_ends_rows_at_their_own_length(
     folder, model = tiny
     ids, mask = random_prompts(len(RAGGED), seed=5)
     seen: list[str] = []
+    reported = [0] * len(RAGGED)
+
+    def report(row: int, count: int) -> None:
+        reported[row] += count
+
     system, setting = registry.create(name, {}), setting_of(folder, tmp_path)
     try:
         system.build(setting)
         system.prepare(setting)
-        assert system.generate(_request(ids, mask, seen)).rows() == _alone(model, ids, mask)
+        request = replace(_request(ids, mask, seen), on_tokens=report)
+        assert system.generate(request).rows() == _alone(model, ids, mask)
     finally:
         system.close()
     assert seen == ["first"]
+    assert tuple(reported) == RAGGED, "every token is reported once"
 
 
 def test_as_many_lengths_as_rows_are_asked_for(tiny: tuple[Path, PreTrainedModel]) -> None:

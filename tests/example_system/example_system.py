@@ -100,6 +100,7 @@ class ExampleReload:
             new.append(ids)
             mask = torch.cat([mask, torch.ones_like(ids)], dim=1)
             positions = positions[:, -1:] + 1
+            request.report_step(step)
             if step == 0:
                 request.on_prefill_done()
         counters = Counters(decode_steps=request.new_tokens - 1, tokens_per_step=1.0)

@@ -9,11 +9,12 @@ import pandas as pd
 
 from reports.results.aggregate import summarize
 from reports.results.load import load
-from reports.results.metrics import Metrics
+from reports.results.metrics import METRICS, Context, Metrics, Sample
 from reports.results.record import Cell, Covers, Kind, Limit, Record, ResultFile, Status
 from reports.results.repetition import Repetition
 
 BUDGET = 100_000_000
+OF_TOKENS = [name for name in METRICS if name.startswith(("ttft_p", "itl_", "e2e_", "accepted_", "acceptance_at_"))]
 
 
 def record(
@@ -86,6 +87,8 @@ def record(
                 **(raw or {}),
             )
         ]
+        sample = Sample(repetitions[0], Context(batch, 0, 0))
+        metrics = metrics.model_copy(update={name: METRICS[name].of([sample]) for name in OF_TOKENS})
     return Record(
         run_id=run,
         cell_id=cell.cell_id,

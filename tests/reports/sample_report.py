@@ -49,7 +49,7 @@ def comparison(model: str = "embedded-x32", throttle: int | None = None, names: 
                 options={"controller": "auto", "gamma": 16} if "controller" in label else {},
                 drafted=[20, 16] if ours else None,
                 accepted=[18, 8] if ours else None,
-                raw=_raw(label, rnd),
+                raw=_raw(label, rnd) | _arrivals(label, batch, 16 * batch / speed),
                 environment=MACHINE | {"command": f"specmoe-bench run {config['name']} --report"},
                 config=config,
             )
@@ -68,6 +68,15 @@ def _raw(label: str, rnd: int) -> dict[str, Any]:
         raw["cycles"] = [{"gamma": (i + rnd) % 4, "draft_experts": 8} for i in range(6)]
         raw |= PREFETCH
     return raw
+
+
+def _arrivals(label: str, batch: int, decode_s: float) -> dict[str, Any]:
+    """When the 16 tokens of each row arrive: one by one, or of SpecMoE in bursts of three."""
+    if label in ("accelerate-disk", "overlap"):
+        return {}
+    burst = 3 if label.startswith("SpecMoE") else 1
+    times = [round(0.5 + decode_s * (-(-token // burst) * burst) / 15, 6) for token in range(16)]
+    return {"arrivals_s": [times] * batch}
 
 
 def _with_ceiling(one: Record, ceilings: Ceilings) -> Record:

@@ -10,7 +10,9 @@ import pytest
 from harness.cli import main as cli
 from harness.gate.evidence import Evidence
 from harness.gate.judge import EXIT_CODES, gate, judge, percentage
+from reports.results.metrics import Metrics
 from reports.results.record import Record, ResultFile
+from reports.results.repetition import Repetition
 from tests.harness.gate.records import record, rounds
 
 
@@ -116,3 +118,50 @@ def test_an_allowed_slowdown_that_is_not_a_share_is_refused(text: str) -> None:
 
 def test_shares_are_read() -> None:
     assert percentage("5%") == pytest.approx(percentage("0.05"))
+
+
+def _with_output(kind: str, **metrics: float) -> list[Record]:
+    """Eight rounds in which specmoe's tokens compare with the reference as ``kind``."""
+    difference = {"row": 0, "position": 3, "token": 5, "reference_token": 9, "margin": 0.5, "kind": kind}
+    repetition = Repetition(
+        **{"prefill_s": 1, "decode_s": 1, "prompt_tokens": 4, "new_tokens": 32, "decode_steps": 7, "noise_floor": 0.1},
+        fidelity_kind=kind,
+        differences=[] if kind == "equal" else [difference],
+    )
+    return [
+        r.model_copy(
+            update={"repetitions": [repetition], "metrics": r.metrics and r.metrics.model_copy(update=metrics)}
+        )
+        if r.cell.system == "specmoe"
+        else r
+        for r in rounds(8)
+    ]
+
+
+def test_a_tie_is_no_regression_although_its_counts_are_those_of_other_tokens() -> None:
+    tie = _with_output("tie", fidelity=0.8, tokens_per_step=2.3)
+    for then, now in ((_with_output("equal"), tie), (tie, _with_output("equal")), (rounds(8), tie)):
+        assert judge(Evidence(then, now, paired=False), 0.05).verdict == "pass"
+
+
+def test_output_that_rounding_does_not_explain_is_a_regression_whatever_the_baseline_holds() -> None:
+    wrong = _with_output("differs", fidelity=0.8)
+    for then in (_with_output("equal"), wrong):
+        judgement = judge(Evidence(then, wrong, paired=False), 0.05)
+        assert judgement.verdict == "regression"
+        assert "row 0, new token 3: 5 for 9, logit margin 0.5, noise floor 0.1" in str(judgement)
+    lossy = [r.model_copy(update={"lossless": False}) for r in wrong]
+    assert judge(Evidence(lossy, lossy, paired=False), 0.05).verdict == "pass"
+
+
+def test_a_metric_newer_than_the_baseline_is_not_compared() -> None:
+    now = [
+        r.model_copy(update={"metrics": r.metrics and r.metrics.model_copy(update={"hit_rate": 0.5})})
+        for r in rounds(8)
+    ]
+    judged = [r.model_copy(update={"metrics": r.metrics and _without(r.metrics, "fidelity")}) for r in rounds(8)]
+    assert judge(Evidence(judged, now, paired=False), 0.05).verdict == "pass"
+
+
+def _without(metrics: Metrics, name: str) -> Metrics:
+    return Metrics(**{key: value for key, value in metrics.model_dump(exclude_unset=True).items() if key != name})

@@ -111,7 +111,7 @@ def test_a_server_that_fails_loses_no_other_result(
         loading, failed, refused = run(url, tmp_path, {"api_key_env": "STAND_IN_KEY"}, {"model": "large"})
     assert loading.status == "ok"
     assert (failed.status, refused.status) == ("failed", "failed")
-    assert "EndpointError: row 0, after 0 of 6 tokens: the server answers /v1/completions with 500" in str(failed.error)
+    assert "after 0 of 6 tokens: the server answers /v1/completions with 500 Internal Server Error" in str(failed.error)
     assert "does not list the model 'large' but tiny" in str(refused.error)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from harness.run.metrics import Weights, measured
-from harness.run.repetition import fidelity
+from harness.run.repetition import Arrivals, fidelity
 from reports.results.metrics import METRICS, Context, combine
 from reports.results.record import Ceilings, Cell, ResultFile
 from reports.results.repetition import Repetition
@@ -136,3 +136,15 @@ def test_fidelity_is_the_share_of_the_common_prefix() -> None:
     assert fidelity([[1, 2, 9, 4]], [[1, 2, 3, 4]]) == 0.5
     assert fidelity([[1, 2, 3, 4], [9, 2, 3, 4]], [[1, 2, 3, 4], [1, 2, 3, 4]]) == 0.5
     assert fidelity([[1, 2]], [[1, 2, 3, 4]]) == 0.0
+
+
+def test_arrivals_are_noted_by_row_and_bursts_share_a_time() -> None:
+    arrivals = Arrivals(2)
+    assert arrivals.seconds((2, 1)) is None, "nothing was reported"
+    arrivals.note(0, 1)
+    arrivals.note(1, 1)
+    arrivals.note(0, 3)
+    first, second = arrivals.seconds((4, 1)) or []
+    assert 0 <= first[0] <= second[0] <= first[1] == first[2] == first[3]
+    with pytest.raises(RuntimeError, match="row 0 has 3 tokens, 4 were reported: correct on_tokens"):
+        arrivals.seconds((3, 1))

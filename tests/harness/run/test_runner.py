@@ -103,6 +103,21 @@ class TestAFinishedRun:
                 assert record.metrics.tokens_per_step == 1
                 assert record.metrics.acceptance_rate is None
 
+    def test_says_when_every_token_of_every_row_was_final(self, finished: tuple[Path, list[Record]]) -> None:
+        for record in finished[1]:
+            (repetition,) = record.repetitions
+            assert repetition.arrivals_s is not None
+            assert [len(row) for row in repetition.arrivals_s] == [6, 6, 6]
+            assert all(row == sorted(row) for row in repetition.arrivals_s)
+            whole = repetition.prefill_s + repetition.decode_s
+            assert max(row[-1] for row in repetition.arrivals_s) == pytest.approx(whole, rel=0.2)
+            assert max(row[0] for row in repetition.arrivals_s) == pytest.approx(repetition.prefill_s, rel=0.2)
+            bursts = {len(set(row)) < 6 for row in repetition.arrivals_s}
+            assert (True in bursts) == (record.cell.system == "specmoe")
+
+    def test_compares_output_by_kind(self, finished: tuple[Path, list[Record]]) -> None:
+        assert {record.fidelity_kind for record in finished[1]} == {"equal"}
+
     def test_runs_nothing_again(self, finished: tuple[Path, list[Record]]) -> None:
         out, records = finished
         before = (out / "results.jsonl").read_bytes()
@@ -210,6 +225,8 @@ def test_trouble_becomes_a_record_and_never_stops_the_run(how: str, troubled: di
     assert record.status == status
     if message is None:
         assert record.metrics.fidelity < 1.0, "tokens that differ from the reference must show"
+        assert record.fidelity_kind == "differs"
+        assert record.repetitions[0].differences
     else:
         assert message in record.error
 

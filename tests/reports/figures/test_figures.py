@@ -26,9 +26,20 @@ from tests.reports.sample_report import everything
 
 SPECS = all_specs()
 PAGE_ORDER = [
-    *("throughput", "latency", "speedup", "bytes", "bytes_per_token", "phases"),
+    *("throughput", "latency", "speedup"),
+    *("first_token_percentiles", "inter_token_percentiles", "end_to_end_percentiles", "arrivals"),
+    *("bytes", "bytes_per_token", "phases"),
     *("selection", "draft_experts", "affinity", "gamma", "settings"),
-    *("tokens_per_step", "hit_rate", "acceptance_by_position", "controller", "prefetch", "memory", "link_rate"),
+    *(
+        "tokens_per_step",
+        "accepted_length",
+        "hit_rate",
+        "acceptance_by_position",
+        "controller",
+        "prefetch",
+        "memory",
+        "link_rate",
+    ),
     *("low_hotness", "ssd_tier"),
     *("projection-paper", "projection-validation", "projection-sensitivity", "projection-link", "projection-batch"),
     *("performance-kernels", "performance-speed", "performance-cycle", "performance-limit"),

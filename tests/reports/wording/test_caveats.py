@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -24,6 +25,28 @@ def test_unenforced_limits_are_marked(tmp_path: Path) -> None:
 def test_a_lossless_system_with_different_tokens_gets_a_caveat(tmp_path: Path) -> None:
     records = [record("on-demand", 4, rnd=rnd, fidelity=fidelity) for rnd, fidelity in enumerate((1.0, 1.0, 0.5))]
     assert any("differs from the reference tokens" in caveat for caveat in caveats(*summary_of(tmp_path, records)))
+
+
+def _differing(kind: str, margin: float) -> dict[str, Any]:
+    """Fields of a repetition whose third row differs."""
+    difference = {"row": 2, "position": 7, "token": 5, "reference_token": 9, "margin": margin, "kind": kind}
+    return {"fidelity_kind": kind, "differences": [difference], "noise_floor": 0.02}
+
+
+def test_a_tie_is_told_from_an_error_by_page_and_table(tmp_path: Path) -> None:
+    records = [
+        record("caching", 4, fidelity=0.8, raw=_differing("tie", 0.01)),
+        record("specmoe", 4, fidelity=0.8, raw=_differing("differs", 1.5)),
+    ]
+    summary, frame = summary_of(tmp_path, records)
+    found = caveats(summary, frame)
+    (wrong,) = [caveat for caveat in found if "Output is wrong" in caveat]
+    assert "specmoe at batch 1 (row 2, new token 7: 5 for 9, logit margin 1.5, noise floor 0.02)" in wrong
+    assert "caching" not in wrong
+    (tie,) = [caveat for caveat in found if "as likely as each other" in caveat]
+    assert "caching at batch 1 (row 2, new token 7: 5 for 9, logit margin 0.01, noise floor 0.02)" in tie
+    notes = [row[-1].text for row in tables(summary)[0].rows]
+    assert ["other tokens at ties only" in note for note in notes] == [True, False]
 
 
 def test_failed_attempts_show_although_a_later_one_finished(tmp_path: Path) -> None:

@@ -1,0 +1,37 @@
+"""Latencies of rows from the times at which their tokens arrived."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+
+Arrivals = Sequence[Sequence[float]]
+"""By row: the seconds from the request until each of its tokens was final; tokens of one burst have one time."""
+
+Latencies = Callable[[Arrivals], list[float]]
+
+
+def first_token(arrivals: Arrivals) -> list[float]:
+    """Time to first token of each row."""
+    return [row[0] for row in arrivals]
+
+
+def between_tokens(arrivals: Arrivals) -> list[float]:
+    """Time between a token and the one before it in its row: 0 within a burst."""
+    return [after - before for row in arrivals for before, after in pairwise(row)]
+
+
+def end_to_end(arrivals: Arrivals) -> list[float]:
+    """Time to the last token of each row."""
+    return [row[-1] for row in arrivals]
+
+
+def percentile(values: Sequence[float], percent: float) -> float | None:
+    """By linear interpolation between neighbours; None of no values."""
+    if not values:
+        return None
+    ordered = sorted(values)
+    place = (len(ordered) - 1) * percent / 100
+    below = int(place)
+    above = min(below + 1, len(ordered) - 1)
+    return ordered[below] + (ordered[above] - ordered[below]) * (place - below)
