@@ -1,5 +1,7 @@
 """Hugging Face accelerate's CPU offload: experts modules in host memory, copied to the GPU in every pass.
 
+The copies are as accelerate makes them: of pageable memory, before the module computes.
+
 Without a GPU the device is host memory as well: the hooks run but no byte crosses a link, and all experts count
 against the process limit.  The card's grain is the unit that moves where there is a GPU.
 """
@@ -13,7 +15,7 @@ from accelerate import cpu_offload
 
 from baselines import fused
 from baselines.contract import CapabilityCard, Setting
-from baselines.hf import GreedySystem, check_fits_limit, shell_without_experts
+from baselines.hf import GreedySystem, check_fits_limit, check_tier, shell_without_experts
 from baselines.registry import register
 from specmoe.model.checkpoint import expert_modules
 from specmoe.offload.store import ExpertStore
@@ -35,6 +37,7 @@ class AccelerateCpuSystem(GreedySystem):
     )
 
     def prepare(self, setting: Setting) -> None:
+        check_tier(setting, "host", self.card.name)
         store = ExpertStore.open(setting.store_path)
         check_fits_limit(setting, fused.computed_bytes(store.total_bytes, store, setting.dtype), self.card.name)
         device = torch.device(setting.device)

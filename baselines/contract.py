@@ -43,7 +43,8 @@ class CapabilityCard:
     ``expert_budget_bytes`` themselves; the others are limited by the process limit alone.  ``tiers`` are where it can
     keep experts; ``dtypes``, ``sampling`` and ``max_batch`` (None: any) are what it can run, ``devices`` where it
     computes, and ``slow_tiers`` where experts may come from (host memory at full or at a stated rate, or a disk); the
-    harness records ``not_supported`` for anything else.
+    harness records ``not_supported`` for anything else.  ``run_on`` are those of ``devices`` that it was run on; for
+    the others it was only written.
     ``limited`` is False only for an upper bound that keeps all weights in memory and runs without the limit.
     ``own_process``: the system's engine is a separate process, started in ``prepare`` with ``setting.start_engine``;
     the limit applies to that process instead of the worker that drives it.
@@ -66,12 +67,20 @@ class CapabilityCard:
     max_batch: int | None = None
     devices: tuple[DeviceType, ...] = ("cpu",)
     slow_tiers: tuple[SlowTierKind, ...] = ("disk",)
+    run_on: tuple[DeviceType, ...] = ("cpu",)
     limited: bool = True
     own_process: bool = False
     external: bool = False
     fills_limit: bool = False
     extra: str | None = None
     build_options: tuple[str, ...] = ()
+
+    @property
+    def only_written_for(self) -> tuple[DeviceType, ...]:
+        """Devices that it was written for and never run on; none for a system without an adapter, and for a server."""
+        if self.external or not self.run_on:
+            return ()
+        return tuple(device for device in self.devices if device not in self.run_on)
 
     def refusal(self, dtype: str, batch_size: int, device: str = "cpu", slow_tier: str = "disk") -> str | None:
         """The reason why the card excludes such a cell, or None."""

@@ -9,11 +9,22 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from baselines.contract import NotSupported, Setting, require
 from baselines.hf import GreedySystem
 
 EXTRA = "deepspeed"
 _FIX = "install a C++ compiler, ninja, and libaio with its headers (apt-get install g++ libaio-dev)"
+
+
+def process_environment(device: str) -> dict[str, str]:
+    """Environment of a process group of this process alone on ``cpu``, ``cuda`` or ``cuda:1``.
+
+    DeepSpeed otherwise chooses a GPU wherever torch sees one, and the GPU of this process's number among several.
+    """
+    kind, _, index = device.partition(":")
+    return {"DS_ACCELERATOR": kind, "RANK": "0", "LOCAL_RANK": index or "0", "WORLD_SIZE": "1"}
 
 
 def use_ops_folder(setting: Setting, clear_locks: bool = False) -> None:
@@ -36,6 +47,7 @@ def compile_ops(setting: Setting, names: Sequence[str]) -> None:
     Raises:
         NotSupported: DeepSpeed is missing, or an operator cannot be compiled here.
     """
+    os.environ |= process_environment(setting.device)
     accelerator = require("deepspeed.accelerator", EXTRA).get_accelerator()
     use_ops_folder(setting, clear_locks=True)
     common = [] if accelerator.device_name() == "cuda" else ["ShareMemCommBuilder"]
@@ -54,8 +66,9 @@ class SingleProcessGroup:
 
     def __init__(self, setting: Setting) -> None:
         use_ops_folder(setting)
-        for name, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}.items():
-            os.environ.setdefault(name, value)
+        os.environ |= process_environment(setting.device)
+        if setting.device != "cpu":
+            torch.cuda.set_device(setting.device)
         self._deepspeed: Any = require("deepspeed", EXTRA)
         handle, self._file = tempfile.mkstemp(prefix="specmoe-bench-deepspeed-")
         os.close(handle)
@@ -76,12 +89,12 @@ class DeepSpeedSystem(GreedySystem):
         super().__init__(options)
         self._group: SingleProcessGroup | None = None
 
-    def operators(self) -> Sequence[str]:
+    def operators(self, setting: Setting) -> Sequence[str]:
         """Names of the operator builders that it needs besides the common ones."""
         return ()
 
     def build(self, setting: Setting) -> None:
-        compile_ops(setting, self.operators())
+        compile_ops(setting, self.operators(setting))
         super().build(setting)
 
     def open_group(self, setting: Setting) -> None:

@@ -1,7 +1,8 @@
 """DeepSpeed's ``init_inference``: all weights resident, with fused kernels for the model families it supports.
 
 It has no slow tier, so it runs only where the process limit allows all weights in memory.  Kernel injection supports a
-fixed list of older families; DeepSpeed wraps models of other families unchanged.
+fixed list of older families; DeepSpeed wraps models of other families unchanged.  On a GPU the model is loaded into
+host memory first and then moved, whole.
 """
 
 from __future__ import annotations
@@ -45,6 +46,8 @@ class DeepSpeedInferenceSystem(DeepSpeedSystem):
         grain="nothing",
         knows_budget=False,
         tiers=("gpu", "ram"),
+        devices=("cpu", "cuda"),
+        slow_tiers=("disk", "host"),
         extra=EXTRA,
     )
 

@@ -2,8 +2,8 @@
 
 ZeRO-3 gathers the parameters of a submodule before it runs.  In transformers 5 all experts of a block are two
 parameters of one module, so a visit gathers the whole block, as for a MoE block marked as a ZeRO-3 leaf: the system
-streams whole layers and is not an on-demand baseline.  The rest of the model stays in host memory, as in every system
-here.
+streams whole layers and is not an on-demand baseline.  On a CPU the rest of the model stays in host memory, as in every
+system here; on a GPU it stays there, and experts are gathered to the GPU from NVMe or from pinned host memory.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 from baselines import fused
 from baselines.contract import CapabilityCard, Setting, SystemOptions, require
 from baselines.deepspeed_common import EXTRA, DeepSpeedSystem
-from baselines.hf import check_fits_limit, place_experts, shell_without_experts
+from baselines.hf import check_fits_limit, check_tier, place_experts, shell_without_experts
 from baselines.registry import register
 from specmoe.model.checkpoint import expert_modules
 from specmoe.offload.store import ExpertStore
@@ -31,6 +31,18 @@ def read_bytes(store: ExpertStore, dtype: torch.dtype) -> int:
     """Size of one ``async_io`` read: the largest power of two, within bounds, that the smallest parameter fills."""
     smallest = min(t.numel() * dtype.itemsize for _, tensors in fused.layers(store) for t in tensors.values())
     return int(min(max(1 << (smallest.bit_length() - 1), _MIN_READ_BYTES), _MAX_READ_BYTES))
+
+
+def offload_of(options: Any, setting: Setting) -> str:
+    """Where experts rest, as DeepSpeed names it: ``nvme`` or ``cpu``, as the option says, else the cell's slow tier."""
+    return str(options.offload or ("nvme" if setting.slow_tier == "disk" else "cpu"))
+
+
+def resident(config: dict[str, Any], device: str) -> dict[str, Any]:
+    """The configuration for what is not offloaded: parameters in host memory on a CPU, on the GPU itself otherwise."""
+    zero = config["zero_optimization"]
+    kept = {"offload_param": zero["offload_param"] | {"device": "cpu"}} if device == "cpu" else {}
+    return config | {"zero_optimization": {k: v for k, v in zero.items() if k != "offload_param"} | kept}
 
 
 def config(model: PreTrainedModel, setting: Setting, store: ExpertStore, options: Any) -> dict[str, Any]:
@@ -46,11 +58,11 @@ def config(model: PreTrainedModel, setting: Setting, store: ExpertStore, options
         "zero_optimization": {
             "stage": 3,
             "offload_param": {
-                "device": options.offload,
+                "device": offload_of(options, setting),
                 "nvme_path": str(setting.scratch),
                 "buffer_count": blocks * max(map(len, sizes)),
                 "buffer_size": max(map(max, sizes)),
-                "pin_memory": torch.cuda.is_available(),
+                "pin_memory": setting.device != "cpu",
             },
             "stage3_max_live_parameters": blocks * block,
             "stage3_max_reuse_distance": 0,
@@ -78,11 +90,13 @@ class DeepSpeedZeroSystem(DeepSpeedSystem):
         knows_budget=False,
         build_options=("offload",),
         tiers=("gpu", "ram", "disk"),
+        devices=("cpu", "cuda"),
+        slow_tiers=("disk", "host"),
         extra=EXTRA,
     )
 
     class Options(SystemOptions):
-        offload: Literal["nvme", "cpu"] = "nvme"
+        offload: Literal["nvme", "cpu"] | None = None
         prefetch: bool = True
 
     def __init__(self, options: Any) -> None:
@@ -90,20 +104,21 @@ class DeepSpeedZeroSystem(DeepSpeedSystem):
         self._engine: Any = None
         self._swap: Path | None = None
 
-    def operators(self) -> Sequence[str]:
-        return ["AsyncIOBuilder"] if self.options.offload == "nvme" else []
+    def operators(self, setting: Setting) -> Sequence[str]:
+        return ["AsyncIOBuilder"] if offload_of(self.options, setting) == "nvme" else []
 
     def prepare(self, setting: Setting) -> None:
         deepspeed = require("deepspeed", EXTRA)
         store = ExpertStore.open(setting.store_path)
-        if self.options.offload == "cpu":
+        offload = offload_of(self.options, setting)
+        check_tier(setting, "disk" if offload == "nvme" else "host", f"{self.card.name} with offload={offload}")
+        if offload == "cpu":
             nbytes = fused.computed_bytes(store.total_bytes, store, setting.dtype)
             check_fits_limit(setting, nbytes, f"{self.card.name} with offload=cpu")
         self.open_group(setting)
         self._swap = setting.scratch / "zero_stage_3"
-        model = shell_without_experts(setting, torch.device("cpu"))
+        model = shell_without_experts(setting, torch.device(setting.device))
         chosen = config(model, setting, store, self.options)
-        in_memory = config(model, setting, store, self.options.model_copy(update={"offload": "cpu"}))
         modules, swapper = expert_modules(model), None
         for spec, tensors in fused.layers(store):  # one block in memory at a time
             module = modules[spec.module]
@@ -112,7 +127,7 @@ class DeepSpeedZeroSystem(DeepSpeedSystem):
             swapper = deepspeed.zero.Init(
                 module=module, config_dict_or_path=chosen, param_swapper=swapper
             ).param_swapper
-        deepspeed.zero.Init(module=model, config_dict_or_path=in_memory)  # all but the experts
+        deepspeed.zero.Init(module=model, config_dict_or_path=resident(chosen, setting.device))  # all but the experts
         self._engine, *_ = deepspeed.initialize(model=model, config=chosen)
         self._model = self._engine.module.eval()
 

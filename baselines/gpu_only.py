@@ -1,7 +1,8 @@
 """Systems that need a GPU for this comparison, each with its reason, so that none is missing without an explanation.
 
-Their cards are listed and their cells recorded as ``not_supported``.  The reasons are those of their documentation and
-packages in November 2026; an adapter replaces an entry once the system can run here.
+Their cards are listed and their cells recorded as ``not_supported``, on a GPU too: three of them are servers, which the
+system ``endpoint`` measures.  The reasons are those of their documentation and packages in November 2026; an adapter
+replaces an entry once the system can run here.
 """
 
 from __future__ import annotations
@@ -48,10 +49,13 @@ def _card(name: str, title: str, grain: Grain, tiers: tuple[Tier, ...]) -> Capab
     return CapabilityCard(
         name=name,
         title=title,
-        summary="not supported without a GPU; its record holds the reason",
+        summary="no adapter: its record holds the reason",
         grain=grain,
         knows_budget=False,
         tiers=tiers,
+        devices=("cpu", "cuda"),
+        slow_tiers=("disk", "host", "paced"),
+        run_on=(),
     )
 
 
@@ -62,7 +66,7 @@ class VllmSystem(_GpuOnly):
     card = _card("vllm", "vLLM", "modules", ("gpu", "ram"))
     reason = (
         "vLLM offloads weights and experts from a GPU to host memory (cpu_offload_gb); its CPU backend holds every "
-        "weight in memory and has no slower tier to offload to"
+        "weight in memory and has no slower tier to offload to. On a GPU measure its server: system endpoint"
     )
 
 
@@ -73,7 +77,7 @@ class SglangSystem(_GpuOnly):
     card = _card("sglang", "SGLang", "modules", ("gpu", "ram"))
     reason = (
         "SGLang's CPU engine (AMX kernels, built from source) holds every weight in memory; its weight offload "
-        "(cpu_offload_gb) moves weights between host memory and a GPU"
+        "(cpu_offload_gb) moves weights between host memory and a GPU. On a GPU measure its server: system endpoint"
     )
 
 
@@ -84,7 +88,7 @@ class KTransformersSystem(_GpuOnly):
     card = _card("ktransformers", "KTransformers", "experts", ("gpu", "ram"))
     reason = (
         "KTransformers computes experts on the CPU and the rest of the model on a GPU, which it requires; all experts "
-        "stay in host memory, there is no disk tier"
+        "stay in host memory, there is no disk tier. On a GPU measure its server: system endpoint"
     )
 
 
@@ -95,5 +99,5 @@ class MoeInfinitySystem(_GpuOnly):
     card = _card("moe-infinity", "MoE-Infinity", "experts", ("gpu", "ram", "disk"))
     reason = (
         "MoE-Infinity caches experts in GPU memory and prefetches them from host memory; its runtime is built on CUDA "
-        "and has no CPU device"
+        "and has no CPU device, so an adapter could not be run here"
     )

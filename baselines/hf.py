@@ -149,6 +149,21 @@ def check_fits_limit(setting: Setting, nbytes: int, what: str) -> None:
         )
 
 
+def check_tier(setting: Setting, kind: str, what: str) -> None:
+    """Refuse a GPU cell whose slow tier is not the one that a system takes its experts from.
+
+    On a CPU systems that hold all experts in host memory run beside those that read a disk: nothing crosses a link.
+
+    Raises:
+        NotSupported: the cell names another tier.
+    """
+    if setting.device != "cpu" and setting.slow_tier != kind:
+        raise NotSupported(
+            f"{what} takes experts to the GPU from {kind}, the cell's slow tier is {setting.slow_tier}: "
+            f"set slow_tier: {kind}"
+        )
+
+
 def place_experts(module: Any, tensors: dict[str, torch.Tensor]) -> None:
     """Make ``tensors`` the parameters of an experts module, without a copy."""
     for name, tensor in tensors.items():

@@ -1,8 +1,8 @@
 """llama.cpp over a memory-mapped GGUF file of the same checkpoint.
 
 Rows are sequences of one ``llama_batch``.  The library runs in a process of its own (``baselines.llamacpp_engine``), as
-its users run it, and only that process is under the limit.  The file is mapped and weights are not repacked: repacked
-copies would stay in memory outside the mapping.
+its users run it, and only that process is under the limit.  On a CPU the file is mapped and weights are not repacked:
+repacked copies would stay in memory outside the mapping.  ``baselines.llamacpp_gpu`` says what a GPU holds.
 """
 
 from __future__ import annotations
@@ -13,8 +13,9 @@ import sys
 from typing import Any, ClassVar
 
 import torch
+from pydantic import Field, field_validator
 
-from baselines import gguf_file
+from baselines import gguf_file, llamacpp_gpu
 from baselines.contract import (
     CapabilityCard,
     Generation,
@@ -32,6 +33,7 @@ from specmoe.model.convert import open_or_build
 
 _FILE = "model.gguf"
 _END_TIMEOUT_S = 10.0
+_ERRORS = {"ImportError": ImportError, "ModuleNotFoundError": ImportError, "NotImplementedError": NotSupported}
 
 
 class _Driver:
@@ -49,6 +51,7 @@ class _Driver:
         Raises:
             RuntimeError: it failed, or the process has ended.
             ImportError: the engine cannot import llama_cpp.
+            NotSupported: its llama_cpp is built without what the arguments ask for.
         """
         try:
             print(json.dumps([method, arguments]), file=self._requests, flush=True)
@@ -59,8 +62,7 @@ class _Driver:
             raise RuntimeError(f"llama.cpp's engine ended with code {self._process.wait()} in {method!r}")
         answer = json.loads(line)
         if "error" in answer:
-            kind = ImportError if answer["kind"] in ("ImportError", "ModuleNotFoundError") else RuntimeError
-            raise kind(answer["error"])
+            raise _ERRORS.get(answer["kind"], RuntimeError)(answer["error"])
         return answer["result"]
 
     def close(self) -> None:
@@ -82,15 +84,34 @@ class LlamaCppSystem:
         summary="GGUF of the same checkpoint, memory-mapped; the page cache decides which pages stay",
         grain="pages",
         knows_budget=False,
+        tiers=("gpu", "ram", "disk"),
+        devices=("cpu", "cuda"),
+        slow_tiers=("disk", "host"),
         own_process=True,
         extra="llamacpp",
     )
 
     class Options(SystemOptions):
         ubatch: int = 512
+        n_gpu_layers: int = Field(default=999, ge=0, description="layers in GPU memory, from the last one on")
+        n_cpu_moe: int | None = Field(
+            default=None,
+            ge=0,
+            description="layers whose experts stay in host memory, from the first on; null: all",
+        )
+        override_tensor: str | None = Field(
+            default=None, description="PATTERN=CPU,...: tensors in host memory, instead of n_cpu_moe"
+        )
+
+        @field_validator("override_tensor")
+        @classmethod
+        def _known_buffers(cls, text: str | None) -> str | None:
+            if text is not None:
+                llamacpp_gpu.overrides(text)
+            return text
 
     def __init__(self, options: Any) -> None:
-        self._ubatch = options.ubatch
+        self._options, self._ubatch = options, options.ubatch
         self._engine: _Driver | None = None
         self._context: dict[str, Any] = {}
 
@@ -103,11 +124,12 @@ class LlamaCppSystem:
             gguf_file.write(setting.model_path, store, out, dtype)
 
     def prepare(self, setting: Setting) -> None:
+        placed = llamacpp_gpu.load_arguments(self._options, setting.device, setting.slow_tier)
         dtype = str(setting.dtype).removeprefix("torch.")
         self._context = {"ubatch": self._ubatch, "threads": setting.threads, "dtype": dtype}
         self._engine = _Driver(setting)
         try:
-            loaded = self._engine.call("load", path=str(setting.scratch / _FILE))
+            loaded = self._engine.call("load", path=str(setting.scratch / _FILE), **placed)
         except ImportError as error:
             raise missing("llama_cpp", "llamacpp", error) from error
         if not loaded:

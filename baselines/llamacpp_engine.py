@@ -7,6 +7,7 @@ process ends at the end of its input.  llama.cpp's own output goes to standard e
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import sys
@@ -23,21 +24,42 @@ class Engine:
         self._lib: Any = None
         self._model: Any = None
         self._context: _Context | None = None
+        self._overrides: Any = None  # llama.cpp reads it for as long as the model is loaded
 
-    def load(self, path: str) -> bool:
-        """Map a GGUF file; False if llama.cpp cannot load it.
+    def load(
+        self, path: str, gpu_layers: int = 0, gpu: int = 0, in_host_memory: Sequence[str] = (), mapped: bool = True
+    ) -> bool:
+        """Map or read a GGUF file; False if llama.cpp cannot load it.
+
+        Args:
+            path: the file.
+            gpu_layers: layers in the memory of a GPU, from the last one on.
+            gpu: number of that GPU.
+            in_host_memory: patterns of tensors that stay in host memory all the same.
+            mapped: weights in host memory are pages of the file; otherwise they are read into memory.
 
         Raises:
             ImportError: llama_cpp is not installed, or cannot be loaded here.
+            NotImplementedError: layers on a GPU, and llama_cpp is built without one.
         """
         import llama_cpp as lib
 
         self._lib = lib
         lib.llama_backend_init()
+        if gpu_layers and not lib.llama_supports_gpu_offload():
+            raise NotImplementedError(
+                "llama_cpp is built for the CPU, or sees no GPU: CMAKE_ARGS=-DGGML_CUDA=on pip install "
+                "--force-reinstall --no-cache-dir llama-cpp-python"
+            )
         params = lib.llama_model_default_params()
-        params.load_mode = lib.LLAMA_LOAD_MODE_MMAP
+        params.load_mode = lib.LLAMA_LOAD_MODE_MMAP if mapped else lib.LLAMA_LOAD_MODE_NONE
         params.use_extra_bufts = False
-        params.n_gpu_layers = 0
+        params.n_gpu_layers = gpu_layers
+        if gpu_layers:
+            params.split_mode, params.main_gpu = lib.LLAMA_SPLIT_MODE_NONE, gpu
+        if in_host_memory:
+            self._overrides = _overrides(in_host_memory)
+            params.tensor_buft_overrides = ctypes.cast(self._overrides, ctypes.c_void_p)
         self._model = lib.llama_model_load_from_file(path.encode(), params)
         return bool(self._model)
 
@@ -67,6 +89,22 @@ class Engine:
         if self._model:
             self._lib.llama_model_free(self._model)
             self._model = None
+
+
+class _Override(ctypes.Structure):
+    """``llama_model_tensor_buft_override`` of llama.h: tensors whose names match go to a type of buffer."""
+
+    _fields_ = (("pattern", ctypes.c_char_p), ("buffer_type", ctypes.c_void_p))
+
+
+def _overrides(patterns: Sequence[str]) -> Any:
+    """The overrides that keep matching tensors in host memory, ended by an empty one."""
+    from llama_cpp import _ggml
+
+    host = _ggml.libggml.ggml_backend_cpu_buffer_type
+    host.restype = ctypes.c_void_p
+    listed = [_Override(pattern.encode(), host()) for pattern in patterns]
+    return (_Override * (len(listed) + 1))(*listed)
 
 
 class _Context:

@@ -78,6 +78,8 @@ class NaiveSystem(GreedySystem):
         summary="copies all experts of a layer in every pass, keeps one layer",
         grain="layers",
         knows_budget=True,
+        tiers=("gpu", "ram", "disk"),
+        devices=("cpu", "cuda"),
         slow_tiers=("disk", "host", "paced"),
     )
     Options = ExpertsOptions

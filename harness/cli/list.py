@@ -143,6 +143,8 @@ def _facts(card: CapabilityCard) -> list[str]:
         facts[-1] = "runs without a limit"
     if card.own_process:
         facts.append("engine in its own process")
+    if card.only_written_for:
+        facts.append(f"written for {', '.join(card.only_written_for)}, not run there")
     if card.extra:
         facts.append(f"needs pip install 'specmoe-bench[{card.extra}]'")
     return facts

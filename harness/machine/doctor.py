@@ -7,15 +7,16 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
 import psutil
 
-from harness.machine import ceilings, environment, limits, proc
+from harness.machine import ceilings, environment, gpu_checks, limits, proc
+from harness.machine.check import Check
 from harness.machine.energy import Rapl
 from harness.machine.gpu import Gpu
+from harness.machine.gpu_checks import Facts
 from harness.machine.perf_events import MemoryCounters
 from harness.machine.storage import Storage
 from harness.machine.throttle import Throttle
@@ -26,23 +27,9 @@ READ_AHEAD_KIB = 1024
 SPACE_BYTES = 6 * 10**9  # embedded-x32: the model, its store, and an offload folder
 
 
-@dataclass(frozen=True)
-class Check:
-    """One ability of the machine: ``detail`` says what was found, ``fix`` what to do if it is missing."""
-
-    name: str
-    ok: bool
-    detail: str
-    fix: str = ""
-
-    def __str__(self) -> str:
-        fix = f"\n{'':26}fix: {self.fix}" if not self.ok and self.fix else ""
-        return f"{self.name:20} {'yes' if self.ok else 'no':4} {self.detail}{fix}"
-
-
 def examine() -> list[Check]:
     """All checks, the most important first."""
-    return [*_enforcement(), *_storage(), *_counters(), *_noise(), *_packages()]
+    return [*_enforcement(), *_storage(), *_counters(), *_noise(), *_packages(), *gpu_checks.examine(Facts.here())]
 
 
 def _enforcement() -> Iterator[Check]:

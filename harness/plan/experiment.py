@@ -11,6 +11,7 @@ from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic.fields import FieldInfo
 
 from baselines import registry
+from harness.plan import link_share
 from harness.plan.errors import Assigned, ConfigError, config_error
 from harness.plan.sizes import ExpertSizes
 from reports.results.record import Cell
@@ -71,7 +72,8 @@ class Experiment(BaseModel):
     Systems compute and keep resident experts on ``device`` (``cpu``, ``cuda``, ``cuda:1``); null is the first GPU, or
     the CPU where there is none.  All experts rest in ``slow_tier``: ``disk``, ``host`` (memory of the process, pinned
     where there is a GPU), or ``paced:25GB/s+10us``, host memory whose transfers take as long as on a link of that rate
-    and latency, which makes results ``emulated``; null is host memory behind a GPU and the disk behind a CPU.
+    and latency (``paced:memory/50``: a fiftieth of this machine's calibrated memory rate), which makes results
+    ``emulated``; null is host memory behind a GPU and the disk behind a CPU.
     ``process_overhead`` plus the largest budget in bytes, plus all experts where they rest in host memory, is the
     kernel's memory limit, the same for every process; null means no limit.  Upper bounds that hold everything in memory
     (card ``limited=False``) run without it, and their records say so.  ``disk_read_limit`` (``"500MB"``, per second)
@@ -133,7 +135,7 @@ class Experiment(BaseModel):
     @field_validator("slow_tier")
     @classmethod
     def _known_tiers(cls, tiers: list[str | None]) -> list[str | None]:
-        return [None if text is None else str(SlowTier.of(text)) for text in tiers]
+        return [None if text is None else link_share.canonical(text) for text in tiers]
 
     @field_validator("new_tokens")
     @classmethod
@@ -152,16 +154,20 @@ class PlannedCell(BaseModel):
     cell: Cell
 
 
-def plan(experiment: Experiment, sizes: ExpertSizes) -> list[PlannedCell]:
-    """Expand an experiment into cells for a model with experts of ``sizes``.
+def plan(experiment: Experiment, sizes: ExpertSizes, memory_read_gb_s: float | None = None) -> list[PlannedCell]:
+    """Expand an experiment into cells for a model with experts of ``sizes``, on a machine of a calibrated memory rate.
 
     Raises:
-        ConfigError: an unknown system or option, a malformed budget, or two equal cells.
+        ConfigError: an unknown system or option, a malformed budget, two equal cells, or a slow tier that is a share of
+            the memory rate where that is None.
     """
     fixed = {name: getattr(experiment, name) for name in Cell.model_fields if name in Experiment.model_fields}
     planned = []
     for entry, chosen in expand(experiment):
-        settings = chosen | {"stored_dtype": chosen["stored_dtype"] or sizes.own, **_place(experiment, chosen)}
+        settings = chosen | {
+            "stored_dtype": chosen["stored_dtype"] or sizes.own,
+            **_place(experiment, chosen, memory_read_gb_s),
+        }
         everything = sizes.total_bytes(settings["stored_dtype"])
         fixed["process_limit_bytes"] = _process_limit(experiment, everything, settings["slow_tier"])
         swept = {key: value for name in settings for key, value in _to_cell(name, settings[name], everything).items()}
@@ -212,10 +218,10 @@ def _to_cell(name: str, value: Any, everything: int) -> dict[str, Any]:
     return {name: value}
 
 
-def _place(experiment: Experiment, chosen: Mapping[str, Any]) -> dict[str, str]:
+def _place(experiment: Experiment, chosen: Mapping[str, Any], memory_read_gb_s: float | None) -> dict[str, str]:
     """The device and slow tier that a combination names or leaves to the machine."""
     device = chosen["device"] or default_device()
-    slow_tier = chosen["slow_tier"] or default_tier(device)
+    slow_tier = link_share.resolved(chosen["slow_tier"] or default_tier(device), memory_read_gb_s)
     if chosen["disk_read_limit"] is not None and SlowTier.of(slow_tier).in_memory:
         raise ConfigError(
             f"experiment {experiment.name!r}: disk_read_limit slows a disk, and slow_tier {slow_tier} reads none: "

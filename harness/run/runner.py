@@ -28,6 +28,7 @@ from harness.run import launch, manifest, reference
 from harness.run.executor import Executor, LocalExecutor
 from harness.run.job import Action, Answer, Job, Paths, WorkerLimit
 from harness.run.launch import Outcome
+from harness.run.memory_rate import memory_read_gb_s
 from harness.run.metrics import Weights
 from harness.run.model_files import ModelFiles
 from harness.run.session import Session, not_measured
@@ -102,7 +103,8 @@ class Runner:
             show(f"{store.total_bytes / 1e6:.0f} MB of experts, {table_bytes(store) / 1e3:.0f} kB of affinity tables")
         own = asked[None].stored_dtype if None in asked else first.stored_dtype
         slot_bytes = {dtype: store.slot_bytes for dtype, store in stores.items()}
-        cells = plan(experiment, ExpertSizes(stores[own].total_experts, slot_bytes, own))
+        sizes = ExpertSizes(stores[own].total_experts, slot_bytes, own)
+        cells = plan(experiment, sizes, memory_read_gb_s(experiment, show))
         for name in set(experiment.prompts):  # a missing prompt set is refused here rather than in every worker
             prompts.load(first.prompts(name))
         weights = {dtype: Weights.of(first.checkpoint, store, experiment.dtype) for dtype, store in stores.items()}
@@ -248,10 +250,11 @@ class Runner:
 
 
 def _build_key(planned: PlannedCell) -> str:
-    """Cells of equal key share one build: the same system, dtypes, and options that its card lists for builds."""
+    """Cells of equal key share one build: of one system, dtype, tier, and options that its card lists for builds."""
     cell = planned.cell
     options = {name: cell.options.get(name) for name in registry.systems()[cell.system].card.build_options}
-    return json.dumps([cell.system, options, cell.dtype, cell.stored], sort_keys=True)
+    place = [cell.device, cell.slow_tier.partition(":")[0]]
+    return json.dumps([cell.system, options, cell.dtype, cell.stored, *place], sort_keys=True)
 
 
 def _headline(record: Record) -> str:

@@ -29,13 +29,20 @@ _ABOUT_PAPER = (
     "not say that either side is wrong. Absolute speeds are not compared. Ratios are ratios of decode speed."
 )
 
+_ABOUT_EMULATED = (
+    "Emulated figures are of a CPU with experts in its memory, each transfer made to take as long as on a link of the "
+    "stated rate. They show the paper's regime in shape, not the speed of a GPU: products cost more beside reads on a "
+    "CPU, most of all at large batch, and a paced transfer takes processor time that a GPU's copy engine would not."
+)
+
 
 def common(frame: pd.DataFrame, summary: pd.DataFrame, across: list[Figure]) -> list[Part]:
     """Parts that span the sections: figures over several experiments, and our figures against the paper's."""
     parts = []
     if across:
         parts.append(Part("across", "Across experiments", figures=across))
-    compared = against_paper.table(frame, summary)
-    if compared is not None:
-        parts.append(Part("paper", "Against the paper", [_ABOUT_PAPER], [compared]))
+    compared = against_paper.tables(frame, summary)
+    if compared:
+        about = [_ABOUT_PAPER, *([_ABOUT_EMULATED] if any(t.kind == "emulated" for t in compared) else [])]
+        parts.append(Part("paper", "Against the paper", about, compared))
     return parts

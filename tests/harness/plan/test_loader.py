@@ -31,7 +31,7 @@ def test_packaged_suites_name_systems_and_options_that_exist(name: str) -> None:
     suite = load(name)
     assert suite.name == name
     for experiment in suite.experiments:
-        assert plan(experiment, SIZES)
+        assert plan(experiment, SIZES, memory_read_gb_s=20.0)
 
 
 @pytest.mark.parametrize("text", ["", "- 1", "smoke"])

@@ -20,10 +20,19 @@ def test_the_full_suite_is_estimated_under_three_hours() -> None:
     assert "on 2 cores" in estimate.announcement(full)
 
 
-def test_the_paper_suite_says_what_it_leaves_out() -> None:
+def test_the_paper_suite_says_what_it_leaves_out_and_runs_on_the_papers_tier() -> None:
     paper = load("paper")
     assert "encoder-decoder" in estimate.announcement(paper)
+    assert "tier" not in estimate.announcement(paper)
+    assert {(*e.device, *e.slow_tier) for e in paper.experiments} == {(None, None)}, "a GPU and host memory by default"
     assert "about" not in estimate.extent(paper), "nothing is known of such machines"
+
+
+def test_the_papers_settings_run_on_a_paced_link_in_under_forty_minutes() -> None:
+    ratio = load("paper-ratio")
+    assert {(*e.device, *e.slow_tier) for e in ratio.experiments} == {("cpu", "paced:memory/50")}
+    assert "mulated" in ratio.about
+    assert estimate.estimate_s(ratio) < 40 * 60
 
 
 def test_an_estimate_counts_the_cells_that_are_planned(tmp_path: Path) -> None:
