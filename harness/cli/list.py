@@ -145,6 +145,8 @@ def _facts(card: CapabilityCard) -> list[str]:
         facts.append("engine in its own process")
     if card.only_written_for:
         facts.append(f"written for {', '.join(card.only_written_for)}, not run there")
+    if card.external:
+        facts.append("a server that its user starts")
     if card.extra:
         facts.append(f"needs pip install 'specmoe-bench[{card.extra}]'")
     return facts

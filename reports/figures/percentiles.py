@@ -31,13 +31,13 @@ def _data(metric: str, material: Material) -> pd.DataFrame:
     return data[known].reset_index(drop=True)
 
 
-def _paint(axis: str, data: pd.DataFrame, looks: Looks) -> Any:
+def _paint(axis: str, may_log: bool, data: pd.DataFrame, looks: Looks) -> Any:
     figure, grid = paint.panels(len(_PERCENTS), len(_PERCENTS), 3.4, sharey=True)
     handles = []
     for axes, percent in zip(grid, _PERCENTS, strict=True):
         handles = paint.by_batch(axes, data[data["percent"] == percent], "ms", looks)
         axes.set_title(f"p{percent}")
-    paint.value_axis(grid[0], data, "ms", axis)
+    paint.value_axis(grid[0], data, "ms", axis, may_log)
     paint.legend(figure, handles)
     return figure
 
@@ -57,7 +57,7 @@ def _spec(id: str, rank: int, metric: str, title: str, question: str, axis: str,
         needs=_NEEDS,
         command="nox -s reproduce",
         data=partial(_data, metric),
-        paint=partial(_paint, axis),
+        paint=partial(_paint, axis, metric != "itl"),  # half of its values may be 0
         alt=partial(_alt, title),
         of_systems=True,
     )

@@ -12,6 +12,7 @@ from reports.results.commands import measured_by
 from reports.results.roles import Row
 from reports.results.tier import in_memory, tier_text
 from reports.text import NONE, dtypes, number
+from reports.wording import latency
 from reports.wording.details import Detail, details
 from reports.wording.headline import Headline, headline
 from reports.wording.tables import Table, mark_budgets, tables
@@ -66,7 +67,7 @@ def section(place: int, summary: pd.DataFrame, frame: pd.DataFrame, figures: lis
         caveats=caveats(summary, frame),
         setup=_setup(summary, frame),
         fairness=_fairness(summary, frame),
-        tables=tables(summary),
+        tables=[*tables(summary), *latency.tables(summary)],
         figures=figures,
         details=details(frame),
     )

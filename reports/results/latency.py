@@ -18,7 +18,7 @@ def first_token(arrivals: Arrivals) -> list[float]:
 
 def between_tokens(arrivals: Arrivals) -> list[float]:
     """Time between a token and the one before it in its row: 0 within a burst."""
-    return [after - before for row in arrivals for before, after in pairwise(row)]
+    return [round(after - before, 6) for row in arrivals for before, after in pairwise(row)]
 
 
 def end_to_end(arrivals: Arrivals) -> list[float]:

@@ -12,11 +12,13 @@ from transformers import PreTrainedModel
 
 from baselines import registry
 from baselines.contract import NotSupported, Request
+from harness.run import reference
 from specmoe.generation import plain_config
 from specmoe.model.wrappers import load_whole
 from tests import families
 from tests.baselines.builders import setting_of
 from tests.conftest import prompts
+from workloads.requests import Batch
 
 NEW = 6
 OUTPUTS = (3, 6, 4)
@@ -76,3 +78,17 @@ def test_systems_over_transformers_experts_functions_say_why_not(name: str, fold
 
     with pytest.raises(NotSupported, match="outside transformers' experts interface, which this system uses"):
         load()
+
+
+def test_the_reference_has_logits_beside_the_tokens_of_its_decoder(
+    folder: Path, expected: list[list[int]], tmp_path: Path
+) -> None:
+    model = load_whole(folder, torch.float32)
+    model.generation_config = plain_config(model)
+    reference.write(model, Batch(*prompts(3), OUTPUTS), tmp_path / "tokens.json")
+    logits = reference.Logits.read(tmp_path / "tokens.json")
+    assert json.loads((tmp_path / "tokens.json").read_text()) == expected
+    assert logits is not None
+    assert [[step[0] for step in row] for row in logits.tokens] == expected
+    assert all(row[0][1] < -1e38 for row in logits.logits), "the first token is forced"
+    assert 0 < logits.noise_floor < 1e-4, "of one pass over the decoder's tokens"
