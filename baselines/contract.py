@@ -200,6 +200,7 @@ class Setting:
     device: str = "cpu"
     slow_tier: str = "disk"
     stored_dtype: torch.dtype | None = None
+    batch_size: int | None = None
     calibration_texts: tuple[str, ...] = ()
     process_limit_bytes: int | None = None
     fills_limit: bool = False

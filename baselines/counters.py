@@ -50,6 +50,16 @@ class RecordedCounters(BaseModel):
     """Kernels that multiply, by number of rows; where that choice comes from; threads and how they wait."""
     server: dict[str, str] | None = None
     """What a server states of itself, in which form it takes prompts, and which tokens were compared."""
+    draft_pool: str | None = None
+    """Experts that may draft: pinned, resident, low-bit copies, or none."""
+    draft_bits: int | None = None
+    """Bits per weight of low-bit copies."""
+    draft_copies_bytes: int | None = None
+    """Expert memory that low-bit copies take."""
+    expert_slots: int | None = None
+    """Full experts that the rest of the expert memory holds."""
+    setting_reason: str | None = None
+    """Why drafts and slots share the expert memory so, with the speeds that were expected."""
     phases_s: dict[str, float] = Field(default_factory=dict)
     """Decode time by phase."""
     cycles: list[dict[str, Any]] = Field(default_factory=list)

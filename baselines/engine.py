@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from pydantic import Field
+from pydantic import Field, model_validator
 from transformers import AutoTokenizer
 
 from baselines.contract import (
@@ -26,10 +26,13 @@ from baselines.counters import Counters
 from baselines.fill import fill
 from baselines.registry import register
 from specmoe import SpecMoE, SpecOptions
-from specmoe.drafting import affinity
-from specmoe.drafting.calibration import FILE as CALIBRATION
+from specmoe.drafting import affinity, low_bit
+from specmoe.drafting import calibration as calibrations
+from specmoe.drafting.agreement import ASSUMED
+from specmoe.drafting.calibration import Calibration
 from specmoe.generation import plain_settings
 from specmoe.model.convert import open_or_build
+from specmoe.offload.store import ExpertStore
 from specmoe.options import Kernels, PlacementName
 from specmoe.stats import GenerationStats
 
@@ -82,6 +85,7 @@ class _EngineSystem:
             store=setting.store_path,
             device=setting.device,
             slow_tier=setting.slow_tier,
+            expected_rows=setting.batch_size,
             **self.arguments(),
         )
 
@@ -98,6 +102,10 @@ class _EngineSystem:
         sequences, stats = output.to_tuple()
         counters = _counters(stats)
         counters.kernels, counters.chosen_budget_bytes = engine.kernels, self._chosen_budget
+        if stats.setting is not None:
+            counters.draft_pool, counters.draft_bits = stats.setting.pool, stats.setting.bits
+            counters.draft_copies_bytes, counters.expert_slots = stats.setting.copies_bytes, stats.setting.slots
+            counters.setting_reason = stats.setting.reason
         counters.affinity_table_bytes = affinity.table_bytes(engine.store)
         return Generation(request.cut(sequences[:, -request.new_tokens :]), counters)
 
@@ -132,9 +140,21 @@ def _counters(stats: GenerationStats) -> Counters:
 
 
 class SpecMoEOptions(SpecOptions, SystemOptions):
-    """Every option of the engine; N defaults to 8, for models with 64 experts per layer."""
+    """Every option of the engine; N defaults to 8, for models with 64 experts per layer.
+
+    Without any option the system sets itself: ``controller: auto`` with gamma up to 16 and prefetching drafts.  Where
+    options are given they are the setting, and those left out have the fixed defaults of the engine; only
+    ``controller: auto`` among them keeps the rest automatic.
+    """
 
     draft_experts: int = Field(default=8, ge=1)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _sets_itself(cls, given: Any) -> Any:
+        if isinstance(given, dict) and (not given or given.get("controller") == "auto"):
+            return {"controller": "auto", "gamma": 16, "prefetch": "draft", **given}
+        return given
 
 
 @register
@@ -151,6 +171,7 @@ class SpecMoESystem(_EngineSystem):
         devices=DEVICES,
         slow_tiers=SLOW_TIERS,
         fills_limit=True,
+        build_options=("controller", "draft_pool", "draft_bits"),
     )
     Options = SpecMoEOptions
 
@@ -158,22 +179,40 @@ class SpecMoESystem(_EngineSystem):
         return {"options": SpecOptions.of(**self.options.model_dump())}
 
     def build(self, setting: Setting) -> None:
-        """Make the store and, unless it has one, its calibration on the setting's texts."""
+        """Make the store and, where missing, its calibration on the setting's texts and the low-bit copies.
+
+        Copies are those that the options name, or where the system sets itself, those that may pay.
+        """
         super().build(setting)
-        if setting.calibration_texts and not (setting.store_path / CALIBRATION).exists():
-            tokenizer = AutoTokenizer.from_pretrained(setting.model_path, padding_side="left")
-            tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
-            encoded = tokenizer(list(setting.calibration_texts), return_tensors="pt", padding=True)
-            with SpecMoE.from_pretrained(
-                setting.model_path,
-                gamma=0,
-                expert_budget="50%",
-                dtype=setting.dtype,
-                stored_dtype=setting.stored,
-                store=setting.store_path,
-                device=setting.device,
-            ) as engine:
-                engine.calibrate(encoded["input_ids"], encoded["attention_mask"])
+        store = ExpertStore.open(setting.store_path)
+        known = calibrations.load(store)
+        calibrates = bool(setting.calibration_texts) and (known is None or known.agreement is None)
+        if not calibrates and set(self._copied(known)) <= set(low_bit.made(store)):
+            return
+        with SpecMoE.from_pretrained(
+            setting.model_path,
+            gamma=0,
+            expert_budget="50%",
+            dtype=setting.dtype,
+            stored_dtype=setting.stored,
+            store=setting.store_path,
+            device=setting.device,
+        ) as engine:
+            if calibrates:
+                tokenizer = AutoTokenizer.from_pretrained(setting.model_path, padding_side="left")
+                tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
+                encoded = tokenizer(list(setting.calibration_texts), return_tensors="pt", padding=True)
+                known = engine.calibrate(encoded["input_ids"], encoded["attention_mask"])
+            engine.make_copies(self._copied(known))
+
+    def _copied(self, known: Calibration | None) -> list[int]:
+        """Bits of the copies that engines with these options may use."""
+        options = SpecOptions.of(**self.options.model_dump())
+        if options.drafts_with_copies:
+            return [options.draft_bits]
+        if options.draft_pool == "auto" and options.controller == "auto":
+            return ((known.agreement if known is not None else None) or ASSUMED).likely_bits()
+        return []
 
 
 @register

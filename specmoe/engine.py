@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -11,18 +12,18 @@ from typing import Any
 import torch
 from transformers import GenerationConfig, PreTrainedModel
 
-from specmoe import hub
-from specmoe.batch import OnTokens, Run
+from specmoe import hub, profiling
+from specmoe.automatic import Settled, settle
+from specmoe.batch import OnTokens
 from specmoe.control.controller import make_controller
 from specmoe.drafters import make_drafter
-from specmoe.drafting import calibration
+from specmoe.drafting import calibration, low_bit
 from specmoe.drafting.calibration import Calibration
 from specmoe.errors import BudgetError
 from specmoe.exclusive import one_call_at_a_time
 from specmoe.generation import FromConfig, StopTokens, merge, plain_settings
-from specmoe.meter import Meter
-from specmoe.model.assemble import Assembly, assemble, check_budget
-from specmoe.model.checkpoint import Checkpoint, build_shell, checkpoint_dtype
+from specmoe.model.assemble import Assembly, assemble, check_budget, lay_ground, transposed
+from specmoe.model.checkpoint import Checkpoint, build_shell, checkpoint_dtype, expert_modules
 from specmoe.model.convert import Progress, default_store, open_or_build
 from specmoe.model.experts import detach
 from specmoe.model.layout import plan_layers
@@ -34,10 +35,10 @@ from specmoe.offload.link import Link
 from specmoe.offload.slow_tier import SlowTier
 from specmoe.offload.store import ExpertStore
 from specmoe.options import SpecOptions
-from specmoe.recorder import NoRecorder, Recorder
+from specmoe.recorder import Recorder
 from specmoe.request import GenerateOutput, Request
 from specmoe.speculate import decode, prefill
-from specmoe.stats import GenerationStats
+from specmoe.stats import DraftSetting, GenerationStats
 from specmoe.timeline import Timeline
 
 
@@ -51,16 +52,19 @@ class SpecMoE:
         self,
         model: PreTrainedModel,
         store: ExpertStore,
-        options: SpecOptions,
         budget_bytes: int,
-        build: Callable[[int], Assembly],
+        build: Callable[[int], tuple[Settled, Assembly]],
     ) -> None:
         self.model = model
         self.store = store
-        self.options = options
-        self._build = build  # the parts for an expert budget in bytes
+        self._build = build  # the options and the parts for an expert budget in bytes
         self._busy = threading.Lock()
-        self._parts = build(budget_bytes)
+        self._settled, self._parts = build(budget_bytes)
+
+    @property
+    def options(self) -> SpecOptions:
+        """The options in use, with every choice made that was left to the engine."""
+        return self._settled.options
 
     @property
     def _state(self) -> PassState:
@@ -93,6 +97,7 @@ class SpecMoE:
         device: str = "cpu",
         slow_tier: str = "disk",
         store: str | Path | None = None,
+        expected_rows: int | None = None,
         progress: Progress | None = None,
         **choices: Any,
     ) -> SpecMoE:
@@ -114,6 +119,7 @@ class SpecMoE:
                 ``paced:25GB/s+10us`` is host memory whose transfers take as long as at that rate and latency.
             store: folder of the expert store, built on first use; default one in the cache folder
                 (``SPECMOE_CACHE``, else ``~/.cache/specmoe-bench``) for this path and stored dtype.
+            expected_rows: rows that will decode together, for which ``controller="auto"`` splits the budget; default 8.
             progress: called with (experts converted, experts in all) while the store is built; by default it is shown
                 on stderr after two seconds.
 
@@ -123,13 +129,16 @@ class SpecMoE:
             BudgetError: a budget that cannot hold the draft experts and one more.
             OptionError: an unknown option, one out of range, one that needs a calibration first, or a stored dtype that
                 would change the result.
-            ValueError: an unknown device or slow tier, a malformed budget, or a hub id that cannot be fetched.
+            ValueError: an unknown device or slow tier, a malformed budget, a number of rows below 1, or a hub id that
+                cannot be fetched.
         """
         path = hub.resolve(path)
         if options is not None and choices:
             options = SpecOptions.of(**{**options.model_dump(), **choices})
         options = options or SpecOptions.of(**choices)
         on, tier = open_device(device), SlowTier.of(slow_tier)
+        if expected_rows is not None and expected_rows < 1:
+            raise ValueError(f"expected_rows is {expected_rows}: give a number from 1 on, or None")
         dtype = dtype or checkpoint_dtype(path)
         model = build_shell(path, dtype)
         checkpoint = Checkpoint(path, model)
@@ -141,10 +150,16 @@ class SpecMoE:
         expert_store = open_or_build(path, folder, stored_dtype, progress, dtype)
         checkpoint.load_non_experts(on.torch_device)
 
-        def build(budget_bytes: int) -> Assembly:
-            return assemble(model, expert_store, options, budget_bytes, on, tier)
+        def build(budget_bytes: int) -> tuple[Settled, Assembly]:
+            ground = lay_ground(model, expert_store, options, on, tier)
+            try:
+                settled = settle(model, expert_store, options, budget_bytes, on, ground, expected_rows)
+                return settled, assemble(model, expert_store, settled.options, budget_bytes, on, ground)
+            except BaseException:
+                ground.link.close()
+                raise
 
-        return cls(model, expert_store, options, budget, build)
+        return cls(model, expert_store, budget, build)
 
     @one_call_at_a_time
     @torch.inference_mode()
@@ -223,31 +238,36 @@ class SpecMoE:
         seed = self.options.seed if seed is None else seed
         request = Request.of(self.model, input_ids, attention_mask, merged, seed)
         stats = GenerationStats.start(request.prompt_tokens, self.options.gamma)
-        run = self._run(request, stats, timeline, recorder)
+        run = request.run(self.model, self._state, self.link, self.options.gamma, stats, timeline, recorder)
         with run.meter.phase(stats.prefill):
             first = prefill(run, request.prompts)
         rows = request.first_rows(first, on_tokens)
         if on_first_token is not None:
             on_first_token()
         with run.meter.phase(stats.decode):
-            decode(run, rows, make_drafter(self.options), make_controller(self.options, self._parts.most_draft_experts))
+            controller = make_controller(self.options, self._parts.most_draft_experts, self._settled.plan)
+            decode(run, rows, make_drafter(self.options), controller)
+        stats.setting = self._setting()
         stats.peak_expert_bytes = self.arena.peak_bytes
         return request.output(rows, stats)
 
-    def _run(
-        self, request: Request, stats: GenerationStats, timeline: Timeline | None, recorder: Recorder | None
-    ) -> Run:
-        cache = request.open_cache(self.model, self.options.gamma)
-        self.link.timeline = timeline = timeline or Timeline(enabled=False)
-        meter = Meter(stats, self.link, self._state, timeline)
-        recorder = recorder or NoRecorder()
-        return Run(self.model, self._state, cache, request.sampler, meter, timeline, recorder, request.forced_first)
+    def _setting(self) -> DraftSetting:
+        """How the expert budget is used, and why."""
+        options = self.options
+        if not options.drafts_with_experts:
+            return DraftSetting("none", None, 0, self.arena.slots, self._settled.reason)
+        bits = options.draft_bits if options.drafts_with_copies else None
+        copies_bytes = len(self.arena.reserved)
+        return DraftSetting(options.draft_pool, bits, copies_bytes, self.arena.slots, self._settled.reason)
 
+    @one_call_at_a_time
+    @torch.inference_mode()
     def calibrate(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> Calibration:
         """Run sample prompts once, measure how they use the experts, and save the result beside the store.
 
-        ``selection="hot-global"``, ``substitution="affinity-activation"`` and ``"merged"`` need it; engines
-        loaded afterwards find it.  Every expert is loaded at least once.
+        ``selection="hot-global"``, ``substitution="affinity-activation"`` and ``"merged"`` need it, and the split of
+        ``controller="auto"`` is better with it, as it tells how often each kind of draft is right; engines loaded
+        afterwards find it.  Every expert is loaded at least once.
 
         Args:
             input_ids: long [B, S], padded on the left; source texts of an encoder-decoder, whose decoder is measured
@@ -255,16 +275,38 @@ class SpecMoE:
             attention_mask: [B, S], 0 on padding; default all ones.
 
         Raises:
-            ValueError: as ``generate`` does.
+            ValueError, UnsupportedModelError: as ``generate`` does, for a few tokens after the prompts.
         """
-        observer = calibration.Observer(self.store)
-        with self._state.observed_by(observer):
-            has_encoder = bool(self.model.config.is_encoder_decoder)
-            new_tokens = calibration.TARGET_TOKENS if has_encoder else 1
-            self.generate(input_ids, attention_mask, max_new_tokens=new_tokens, **plain_settings(has_encoder))
-        result = observer.result()
+        has_encoder = bool(self.model.config.is_encoder_decoder)
+        steps = calibration.TARGET_TOKENS if has_encoder else 1 + profiling.STEPS
+        settings = merge(
+            self.model.generation_config,
+            None,
+            plain_settings(has_encoder),
+            is_encoder_decoder=has_encoder,
+            max_new_tokens=steps,
+        )
+        request = Request.of(self.model, input_ids, attention_mask, settings, self.options.seed)
+        run = request.run(self.model, self._state, self.link, self.options.gamma, GenerationStats())
+        turned = transposed(expert_modules(self.model))
+        rounding = {bits: partial(_rounded, bits, turned) for bits in profiling.BITS}
+        result = profiling.calibrate(run, request.prompts, self.store, rounding)
         result.save(self.store)
         return result
+
+    def make_copies(self, bits: Sequence[int]) -> None:
+        """Make the low-bit copies of all experts that drafts with ``draft_pool="low-bit"`` use, unless they are there.
+
+        Engines loaded afterwards with ``controller="auto"`` choose among the copies that have been made.
+
+        Args:
+            bits: 2, 3, 4 or 8 per weight.
+
+        Raises:
+            StoreError: the store's folder cannot be written, or holds damaged copies.
+        """
+        for number in bits:
+            low_bit.open_or_build(self.store, number, transposed(expert_modules(self.model)))
 
     def reset(self) -> None:
         """Empty device memory and forget draft experts and their counts, as after loading."""
@@ -282,9 +324,9 @@ class SpecMoE:
         detach(self.model)
         del self._parts  # so that the old memory is free before there is new one
         try:
-            self._parts = self._build(budget)
+            self._settled, self._parts = self._build(budget)
         except BudgetError:
-            self._parts = self._build(before)
+            self._settled, self._parts = self._build(before)
             raise
 
     def close(self) -> None:
@@ -296,3 +338,7 @@ class SpecMoE:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         self.close()
+
+
+def _rounded(bits: int, turned: list[bool], layer: int, weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return low_bit.rounded(weights, bits, turned[layer])

@@ -11,7 +11,7 @@ from specmoe.errors import OptionError
 PlacementName = Literal["on-demand", "lru", "top-fraction", "lfu"]
 Kernels = Literal["auto", "torch"]
 Drafter = Literal["pinned", "ngram", "ngram+pinned"]
-DraftPool = Literal["pinned", "resident", "low-bit"]
+DraftPool = Literal["auto", "pinned", "resident", "low-bit"]
 Selection = Literal["hot-temporal", "hot-global", "hot-prefill", "random"]
 CountWindow = Literal["decayed", "last", "accumulated"]
 Substitution = Literal["affinity", "affinity-activation", "random", "best-gate", "drop", "merged"]
@@ -33,8 +33,9 @@ class SpecOptions(BaseModel):
         default="pinned", description="draft tokens from pinned experts, n-gram lookup, or lookup first"
     )
     draft_pool: DraftPool = Field(
-        default="pinned",
-        description="what drafts: the N pinned experts (paper), all resident ones, or low-bit copies of all experts",
+        default="auto",
+        description="what drafts: the N pinned experts (paper), all resident ones, or low-bit copies of all experts; "
+        "auto: pinned, with controller=auto what a split of the budget by measured costs chooses at load",
     )
     draft_bits: Literal[2, 3, 4, 8] = Field(
         default=4, description="bits per weight of the copies that draft with draft_pool=low-bit"
@@ -71,7 +72,7 @@ class SpecOptions(BaseModel):
     ngram_max: int = Field(default=4, ge=1, le=16, description="longest suffix looked up by the n-gram drafter")
     ngram_min: int = Field(default=2, ge=1, le=16, description="shortest suffix looked up by the n-gram drafter")
     controller: Literal["fixed", "auto"] = Field(
-        default="fixed", description="auto: choose gamma (0 included), N and refresh interval from measured costs"
+        default="fixed", description="auto: choose draft_pool, gamma (0 included), N and refresh interval from costs"
     )
     kernels: Kernels = Field(
         default="auto", description="products on a CPU: by the fastest kernel for the number of rows, or by torch alone"

@@ -9,15 +9,20 @@ import torch
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import ModelOutput
 
-from specmoe.batch import OnTokens, Rows
+from specmoe.batch import OnTokens, Rows, Run
 from specmoe.errors import OptionError
 from specmoe.inputs import Limits, check_left_padding, check_rows, check_vocabulary, infer_mask, resolve_limits
+from specmoe.meter import Meter
 from specmoe.model import families
 from specmoe.model.kv_cache import RaggedCache
+from specmoe.model.pass_state import PassState
 from specmoe.model.positions import check_positions
 from specmoe.model.source import Source, SourceCache
+from specmoe.offload.link import Link
+from specmoe.recorder import NoRecorder, Recorder
 from specmoe.sampling import Greedy, Sampler, Sampling
 from specmoe.stats import GenerationStats
+from specmoe.timeline import Timeline
 
 
 @dataclass
@@ -96,6 +101,26 @@ class Request:
             return SourceCache(model, self.source, longest)
         padding = torch.tensor([self.opening.shape[1] - len(p) for p in self.prompts], device=model.device)
         return RaggedCache(config, len(self.prompts), longest, model.device, padding)
+
+    def run(
+        self,
+        model: PreTrainedModel,
+        state: PassState,
+        link: Link,
+        gamma: int,
+        stats: GenerationStats,
+        timeline: Timeline | None = None,
+        recorder: Recorder | None = None,
+    ) -> Run:
+        """What the steps of this call work with, with an empty cache as ``open_cache`` gives it.
+
+        Raises:
+            UnsupportedModelError: as ``open_cache`` does.
+        """
+        cache = self.open_cache(model, gamma)
+        link.timeline = timeline = timeline or Timeline(enabled=False)
+        meter = Meter(stats, link, state, timeline)
+        return Run(model, state, cache, self.sampler, meter, timeline, recorder or NoRecorder(), self.forced_first)
 
     def first_rows(self, first: torch.Tensor, on_tokens: OnTokens | None) -> Rows:
         """All rows after the prefill, each with its ``first`` token (long [B])."""

@@ -53,6 +53,18 @@ class CycleStats:
         return self.draft_s + self.verify_s + self.other_s
 
 
+@dataclass(frozen=True)
+class DraftSetting:
+    """How the expert budget is used: ``pool`` of experts that may draft (``none`` without drafts or with looked-up ones
+    alone), low-bit copies (``bits``, ``copies_bytes``), full slots, and the reason as text."""
+
+    pool: str
+    bits: int | None
+    copies_bytes: int
+    slots: int
+    reason: str
+
+
 @dataclass
 class GenerationStats:
     """Counters of one call.
@@ -75,6 +87,7 @@ class GenerationStats:
     decode: PhaseStats = field(default_factory=PhaseStats)
     cycles: list[CycleStats] = field(default_factory=list)
     peak_expert_bytes: int = 0
+    setting: DraftSetting | None = None
 
     @classmethod
     def start(cls, prompt_tokens: int, gamma: int) -> GenerationStats:

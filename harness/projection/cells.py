@@ -86,7 +86,7 @@ def replayable(options: SpecOptions) -> bool:
     Prefetch does, but is replayed as an ideal prefetch if it does not change the draft experts.
     """
     calibrated = options.selection in NEED_CALIBRATION or options.substitution in NEED_CALIBRATION
-    same_draft = options.prefetch == "none" or options.draft_pool == "pinned"
+    same_draft = options.prefetch == "none" or options.draft_pool in ("auto", "pinned")
     return same_draft and options.controller == "fixed" and not calibrated
 
 
@@ -136,8 +136,8 @@ def run_of(measured: MeasuredCell) -> RunToRecord:
 def _draft_options(options: SpecOptions) -> dict[str, Any]:
     """Options that affect drafted tokens; placement does only if all resident experts draft."""
     chosen = options.model_dump(exclude_defaults=True)
-    if options.draft_pool == "pinned":
-        for name in ("placement", "prefetch", "prefetch_share"):
+    if options.draft_pool in ("auto", "pinned"):
+        for name in ("draft_pool", "placement", "prefetch", "prefetch_share"):
             chosen.pop(name, None)
     return chosen | {"gamma": options.gamma, "draft_experts": options.draft_experts}
 

@@ -122,9 +122,7 @@ def _comparisons(choice: Choice, ours: pd.DataFrame, options: list[dict[str, Any
     """The default against every other measured value, over the cells that have both."""
     named = ours[_COMPARED].assign(
         value=[str(given.get(choice.option, choice.default)) for given in options],
-        others=[
-            json.dumps({k: v for k, v in given.items() if k != choice.option}, sort_keys=True) for given in options
-        ],
+        others=[json.dumps(_named(given, choice.option), sort_keys=True) for given in options],
     )
     default = str(choice.default if choice.measured is None else choice.measured)
     pairs: dict[str, list[tuple[pd.DataFrame, pd.DataFrame]]] = {}
@@ -138,6 +136,11 @@ def _comparisons(choice: Choice, ours: pd.DataFrame, options: list[dict[str, Any
         ratio = geometric_mean(ratios) if len(ratios) > 1 else bootstrap(ratios[0])
         same = all(chosen[_WORK].median().equals(other[_WORK].median()) for chosen, other in cells)
         yield _Comparison(_typed(value), ratio, len(cells), same)
+
+
+def _named(given: dict[str, Any], but: str) -> dict[str, Any]:
+    """The options other than ``but`` that differ from their defaults."""
+    return {k: v for k, v in given.items() if k != but and (k not in OPTION_DEFAULTS or v != OPTION_DEFAULTS[k])}
 
 
 def _typed(value: str) -> Any:

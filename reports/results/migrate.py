@@ -11,7 +11,7 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
-SCHEMA = "specmoe-bench.result/2"
+SCHEMA = "specmoe-bench.result/3"
 
 Payload = dict[str, Any]
 Step = tuple[str, Callable[[Payload], Payload]]
@@ -39,15 +39,21 @@ def _renamed_in_cycles(repetition: Any) -> Any:
 
 def _placement_option(payload: Payload) -> Payload:
     """The option ``policy`` of the system ``caching`` is called ``placement``, as it is in ``specmoe``."""
-    renamed = dict(payload)
+    return _with_options(payload, _renamed_in_options)
+
+
+def _with_options(payload: Payload, change: Callable[[Any], Any]) -> Payload:
+    """``payload`` with every object that holds ``system`` and ``options`` changed: its cell, whose id follows, and the
+    systems of its experiment."""
+    changed = dict(payload)
     if isinstance(payload.get("cell"), dict):
-        renamed["cell"] = _renamed_in_options(payload["cell"])
-        if payload.get("cell_id") == _first_cell_id(payload["cell"]):
-            renamed["cell_id"] = _first_cell_id(renamed["cell"])
+        changed["cell"] = change(payload["cell"])
+        if payload.get("cell_id") == _cell_id(payload["cell"]):
+            changed["cell_id"] = _cell_id(changed["cell"])
     config = payload.get("config")
     if isinstance(config, dict) and isinstance(config.get("systems"), list):
-        renamed["config"] = config | {"systems": [_renamed_in_options(entry) for entry in config["systems"]]}
-    return renamed
+        changed["config"] = config | {"systems": [change(entry) for entry in config["systems"]]}
+    return changed
 
 
 _LATER_CELL_FIELDS = {
@@ -56,13 +62,16 @@ _LATER_CELL_FIELDS = {
     "prompt_tokens": None,
     "output_tokens": None,
     "request_seed": 0,
+    "stored_dtype": None,
+    "fills_limit": False,
 }
-"""Fields of a cell in schema 1 that count in its id only when set, with their defaults."""
+"""Fields of a cell in schemas 1 and 2 that count in its id only when set, with their defaults."""
 
 
-def _first_cell_id(cell: Payload) -> str:
-    """The id of a complete cell of schema 1, as ``Cell.cell_id`` computes it."""
-    counted = {k: v for k, v in cell.items() if k not in _LATER_CELL_FIELDS or v != _LATER_CELL_FIELDS[k]}
+def _cell_id(cell: Payload) -> str:
+    """The id of a complete cell of schema 1 or 2, as ``Cell.cell_id`` computes it."""
+    values = cell | ({"stored_dtype": None} if cell.get("stored_dtype") == cell.get("dtype") else {})
+    counted = {k: v for k, v in values.items() if k not in _LATER_CELL_FIELDS or v != _LATER_CELL_FIELDS[k]}
     return hashlib.sha256(json.dumps(counted, sort_keys=True).encode()).hexdigest()[:12]
 
 
@@ -109,7 +118,26 @@ def _first_to_second(payload: Payload) -> Payload:
     return _title(_limit_reason(_placement_option(_cycle_reason(payload))))
 
 
-STEPS: Mapping[str, Step] = {"specmoe-bench.result/1": ("specmoe-bench.result/2", _first_to_second)}
+def _named_defaults(entry: Any) -> Any:
+    """``specmoe`` sets itself where no option is named or only the controller is; before, these meant fixed values."""
+    if not isinstance(entry, dict) or entry.get("system") != "specmoe" or not isinstance(entry.get("options"), dict):
+        return entry
+    options = entry["options"]
+    if not options:
+        return entry | {"options": {"draft_pool": "pinned"}}
+    if options.get("controller") == "auto":
+        return entry | {"options": {"draft_pool": "pinned", "gamma": 5, "prefetch": "none"} | options}
+    return entry
+
+
+def _second_to_third(payload: Payload) -> Payload:
+    return _with_options(payload, _named_defaults)
+
+
+STEPS: Mapping[str, Step] = {
+    "specmoe-bench.result/1": ("specmoe-bench.result/2", _first_to_second),
+    "specmoe-bench.result/2": ("specmoe-bench.result/3", _second_to_third),
+}
 
 
 def upgrade(payload: Any, steps: Mapping[str, Step] = STEPS, target: str = SCHEMA) -> Any:

@@ -194,7 +194,7 @@ class Ceilings(Strict):
 class Record(Strict):
     """One line of a result file."""
 
-    schema_version: Literal["specmoe-bench.result/2"] = "specmoe-bench.result/2"
+    schema_version: Literal["specmoe-bench.result/3"] = "specmoe-bench.result/3"
     run_id: str
     cell_id: str
     round: int = Field(ge=0)

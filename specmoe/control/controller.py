@@ -6,8 +6,9 @@ With drafts of g tokens in B rows and a_i the probability of keeping token i::
     tokens(g) = 1 + a_1 + a_1 a_2 + ... + a_1 .. a_g                          of a row in a cycle
     rate(g)   = tokens to come / (cycles until the last row ends * time(g) with their mean number of rows)
 
-The g of the highest rate is taken.  Every term is estimated from the cycles of the run; now and then a cycle tries
-half or twice that g, so that the estimates know its neighbours.
+The g of the highest rate is taken.  Every term is estimated from the cycles of the run, beginning with what the split
+of the expert budget (``specmoe.control.split``) expects, if there was one; now and then a cycle tries half or twice
+that g, so that the estimates know its neighbours.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import torch
 
 from specmoe.control.costs import Costs, cycles_to_come
 from specmoe.control.estimates import Acceptance
+from specmoe.control.split import Plan
 from specmoe.control.trials import Knobs, Trials
 from specmoe.options import SpecOptions
 from specmoe.stats import CycleStats
@@ -65,30 +67,39 @@ class Adaptive:
     Args:
         options: gamma is the longest draft; N and the refresh interval are where it starts.
         most_experts: largest N that may be pinned.
+        plan: what is expected of the cycles to come.  Without it, the first two cycles are one with and one without a
+            draft; with it, only where drafting is not expected to be ``CERTAIN`` times faster or ``HOPELESS`` times
+            slower.
     """
 
+    CERTAIN, HOPELESS = 1.5, 1.1  # a trial of no draft costs little, one of a long draft more
+    TELLING = 4  # drafted tokens of a first cycle, at least, to learn how many are accepted
     IDLE_INTERVAL = 32  # cycles between refreshes of a draft set that is not used
     HOLD_S = 0.1  # a decision takes about 0.5 ms of Python, so it holds for so long while no row ends
 
-    def __init__(self, options: SpecOptions, most_experts: int) -> None:
+    def __init__(self, options: SpecOptions, most_experts: int, plan: Plan | None = None) -> None:
         self._longest = options.gamma
         self._idle_experts = most_experts if options.draft_pool == "pinned" else 1  # pins keep slots from the cache
         self._costs = Costs()
-        self._acceptance = Acceptance(options.gamma)
+        self._acceptance = Acceptance(options.gamma) if plan is None else Acceptance(options.gamma, plan.agreement)
+        self._first: list[int] | None = None if plan is not None else [min(2, self._longest), 0]
+        if plan is not None:
+            self._costs.expect((plan.rows, plan.draft_step_s), *plan.verify_s)
         start = min(options.draft_experts, most_experts)
         self._knobs = Knobs(start, most_experts, options.refresh_interval, options.pins_experts)
         self._trials = Trials()
-        self._cycle = self._rows = self._gamma = 0
+        self._rows = self._gamma = 0
         self._reason, self._holds_s = "", 0.0
         self._last: tuple[CycleStats, torch.Tensor, torch.Tensor] | None = None
 
     def choose(self, most: torch.Tensor) -> CycleChoice:
         if self._last is not None:
             self._take_in(*self._last)
-        self._cycle += 1
         gamma, reason = self._gamma, self._reason
-        if self._cycle <= 2:
-            gamma, reason = (min(2, self._longest), 0)[self._cycle - 1], "first cycles, with and without a draft"
+        if self._first is None:
+            self._first = self._begin(most.numpy(force=True) + 1.0)
+        if self._first:
+            gamma, reason = self._first.pop(0), "first cycles, with and without a draft"
         elif self._holds_s <= 0 or self._rows != len(most):
             gamma, reason = self._decide(most.numpy(force=True) + 1.0)
         lengths = most.clamp_max(gamma)
@@ -107,6 +118,15 @@ class Adaptive:
         if cycle.gamma:
             self._acceptance.add(lengths, accepted)
             self._knobs.learn(cycle.tokens / cycle.total_s / cycle.rows)
+
+    def _begin(self, remaining: np.ndarray) -> list[int]:
+        """Gamma of the first cycles: none where the expected speeds with and without a draft differ clearly."""
+        rates, _ = self._rates(remaining)
+        drafting = float(rates[1:].max(initial=0.0))
+        if drafting > self.CERTAIN * rates[0] or rates[0] > self.HOPELESS * drafting:
+            return []
+        gamma = max(int(rates[1:].argmax()) + 1, min(self.TELLING, self._longest))
+        return [gamma, 0] if drafting > rates[0] else [0, gamma]
 
     def _decide(self, remaining: np.ndarray) -> tuple[int, str]:
         """The best gamma, which then holds for a while, or one to try for a cycle, and the reason."""
@@ -134,8 +154,8 @@ class Adaptive:
         return remaining.sum() / (cycles * mean_s), now_s
 
 
-def make_controller(options: SpecOptions, most_experts: int) -> Controller:
-    """The controller that the options name; ``most_experts`` is the largest N that may be pinned."""
+def make_controller(options: SpecOptions, most_experts: int, plan: Plan | None = None) -> Controller:
+    """The controller that the options name; arguments are those of ``Adaptive``."""
     if options.controller == "fixed" or not options.speculates:
         return Fixed(options)
-    return Adaptive(options, most_experts)
+    return Adaptive(options, most_experts, plan)

@@ -14,6 +14,11 @@ class Costs:
     def __init__(self) -> None:
         self._draft_step_s, self._verify_s = PowerFit(prior_exponent=0.4), PowerFit(prior_exponent=0.6)
 
+    def expect(self, draft_step_s: tuple[float, float], *verify_s: tuple[float, float]) -> None:
+        """Before the first cycle: (rows, seconds of a draft step), and (positions, seconds of verification)."""
+        self._draft_step_s.expect(draft_step_s)
+        self._verify_s.expect(*verify_s)
+
     def add(self, cycle: CycleStats) -> None:
         """Learn from a complete cycle."""
         if cycle.gamma:

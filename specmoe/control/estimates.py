@@ -12,16 +12,32 @@ class PowerFit:
     """y = c * x^k, 0 <= k <= 1.2, by decaying least squares over logarithms; k is the prior while x hardly varied."""
 
     KEEP, PRIOR_VARIANCE = 0.97, 0.3
+    EXPECTED_WEIGHT = 0.5  # of a point that is expected, where a measured one has 1
 
     def __init__(self, prior_exponent: float) -> None:
         self._prior = prior_exponent
         self._weight = self._u = self._v = self._uu = self._uv = 0.0
+        self._only_expected = False
+
+    def expect(self, *points: tuple[float, float]) -> None:
+        """Points (x, y) to begin with: they give the shape, and the first measured point moves them to its level."""
+        for x, y in points:
+            self._put(math.log(x), math.log(max(y, 1e-9)), self.EXPECTED_WEIGHT)
+        self._only_expected = bool(points)
 
     def add(self, x: float, y: float) -> None:
-        """A point with x > 0."""
-        u, v, keep = math.log(x), math.log(max(y, 1e-9)), self.KEEP
-        self._weight, self._u, self._v = keep * self._weight + 1, keep * self._u + u, keep * self._v + v
-        self._uu, self._uv = keep * self._uu + u * u, keep * self._uv + u * v
+        """A measured point with x > 0."""
+        u, v = math.log(x), math.log(max(y, 1e-9))
+        if self._only_expected:
+            shift = v - math.log(float(self.at(np.array(x))))
+            self._v, self._uv = self._v + shift * self._weight, self._uv + shift * self._u
+            self._only_expected = False
+        self._put(u, v, 1.0)
+
+    def _put(self, u: float, v: float, weight: float) -> None:
+        self._weight = self.KEEP * self._weight + weight
+        self._u, self._v = self.KEEP * self._u + weight * u, self.KEEP * self._v + weight * v
+        self._uu, self._uv = self.KEEP * self._uu + weight * u * u, self.KEEP * self._uv + weight * u * v
 
     def at(self, x: np.ndarray) -> np.ndarray:
         """The estimate at ``x`` > 0; 0 before the first point."""

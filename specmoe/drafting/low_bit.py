@@ -12,14 +12,15 @@ from pathlib import Path
 
 import torch
 
-from specmoe.compute.codes import GROUP, SCALES
-from specmoe.drafting.quantize import quantise
+from specmoe.compute.codes import GROUP, SCALES, groups
+from specmoe.drafting import quantize
 from specmoe.errors import StoreError
 from specmoe.files import folder_appears
 from specmoe.offload.device import allocate_pages, host_bytes
 from specmoe.offload.sources import DiskSource
 from specmoe.offload.store import ExpertStore, LayerSpec, TensorSpec, round_to_pages, write_expert, write_index
 
+BITS = (2, 3, 4, 8)
 METHOD = 1
 """Counts changes to how copies are made."""
 _ALIGNED = 64
@@ -31,7 +32,7 @@ def open_or_build(store: ExpertStore, bits: int, transposed: Sequence[bool]) -> 
     Raises:
         StoreError: a damaged or unwritable folder, or copies made in another way.
     """
-    path = store.path / f"low_bit_{bits}"
+    path = _folder(store, bits)
     facts = {"bits": bits, "group": GROUP, "method": METHOD}
     if not path.exists():
         _build(store, bits, transposed, facts, path)
@@ -43,6 +44,43 @@ def open_or_build(store: ExpertStore, bits: int, transposed: Sequence[bool]) -> 
     if copies.source != facts or counts[0] != counts[1]:
         raise StoreError(f"low-bit copies at {path} are of another store or release: delete it, it will be rebuilt")
     return copies
+
+
+def made(store: ExpertStore) -> list[int]:
+    """Bits of the copies that a store has, ascending."""
+    return [bits for bits in BITS if _folder(store, bits).exists()]
+
+
+def planned_bytes(spec: LayerSpec, bits: int, is_transposed: bool) -> int:
+    """Device memory of the copies of all experts of a layer, whether or not they have been made."""
+    end = 0
+    for tensor in spec.tensors:
+        if len(tensor.shape) == 1:
+            end += _aligned(tensor.shape[0] * torch.float32.itemsize)
+            continue
+        rows, width = reversed(tensor.shape) if is_transposed else tensor.shape
+        end += _aligned(rows * groups(width) * 4 * bits) + _aligned(rows * groups(width) * torch.bfloat16.itemsize)
+    return round_to_pages(end) * spec.experts
+
+
+def copy_of(tensors: dict[str, torch.Tensor], bits: int, is_transposed: bool) -> dict[str, torch.Tensor]:
+    """The copy of one expert in host memory, as the kernels take it."""
+    return views(dict(_parts(tensors, bits, is_transposed)))
+
+
+def rounded(tensors: dict[str, torch.Tensor], bits: int, is_transposed: bool) -> dict[str, torch.Tensor]:
+    """The weights that an expert's copy stands for, in the layout, dtype and place of the expert's own."""
+    found = dict(tensors)
+    for name, tensor in tensors.items():
+        if tensor.dim() > 1:
+            plain = (tensor.t() if is_transposed else tensor).float().cpu()
+            wide = quantize.rounded(plain, bits)
+            found[name] = (wide.t() if is_transposed else wide).to(tensor).contiguous()
+    return found
+
+
+def _folder(store: ExpertStore, bits: int) -> Path:
+    return store.path / f"low_bit_{bits}"
 
 
 def _build(store: ExpertStore, bits: int, transposed: Sequence[bool], facts: dict[str, int], path: Path) -> None:
@@ -90,7 +128,7 @@ def _parts(tensors: dict[str, torch.Tensor], bits: int, is_transposed: bool) -> 
         if tensor.dim() == 1:
             yield name, tensor.float().contiguous().view(torch.uint8)
             continue
-        codes, scales = quantise((tensor.t() if is_transposed else tensor).float(), bits)
+        codes, scales = quantize.quantise((tensor.t() if is_transposed else tensor).float(), bits)
         yield name, codes
         yield f"{name}{SCALES}", scales.view(torch.uint8)
 
@@ -100,8 +138,12 @@ def _layout(parts: dict[str, torch.Tensor]) -> tuple[tuple[TensorSpec, ...], int
     places, end = [], 0
     for name, part in parts.items():
         places.append(TensorSpec(name, tuple(part.shape), end))
-        end += -(-part.numel() // _ALIGNED) * _ALIGNED
+        end += _aligned(part.numel())
     return tuple(places), end
+
+
+def _aligned(nbytes: int) -> int:
+    return -(-nbytes // _ALIGNED) * _ALIGNED
 
 
 def views(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

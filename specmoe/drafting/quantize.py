@@ -8,6 +8,8 @@ importance than others.
 from __future__ import annotations
 
 import functools
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -15,6 +17,8 @@ import torch
 
 from specmoe.compute.codes import GROUP, groups, pack, zero_of
 
+ROWS_PER_THREAD = 64
+"""Fewest rows that are worth a thread."""
 TRIED = 12
 """Scales tried per group."""
 RANGE = {2: (1.0, 2.2), 3: (1.0, 1.6), 4: (0.95, 1.3), 8: (0.99, 1.02)}
@@ -26,21 +30,39 @@ def quantise(weight: torch.Tensor, bits: int, importance: torch.Tensor | None = 
 
     ``importance``: what an error of each input feature's weights costs, [C]; equal by default.
     """
+    codes, scales = _coded(weight, bits, importance)
+    return pack(codes, bits).view(len(weight), -1), scales.view(len(weight), -1)
+
+
+def rounded(weight: torch.Tensor, bits: int, importance: torch.Tensor | None = None) -> torch.Tensor:
+    """The matrix that the codes and scales of ``quantise`` stand for: float32 [R, C]."""
+    codes, scales = _coded(weight, bits, importance)
+    values = (codes.float() - zero_of(bits)) * scales.float()[:, None]  # [R * G, 32]
+    return values.view(len(weight), -1)[:, : weight.shape[1]].contiguous()
+
+
+def _coded(weight: torch.Tensor, bits: int, importance: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+    """Codes uint8 [R * G, 32] and scales bfloat16 [R * G]; rows are shared between torch's threads."""
     rows, width = weight.shape
     length = groups(width)
     single = torch.zeros(rows, length * GROUP)
     single[:, :width] = weight
     cost = torch.zeros(length * GROUP)
     cost[:width] = 1.0 if importance is None else importance
-    zero, top = zero_of(bits), 2**bits - 1
-    best = torch.empty(rows * length)
+    zero, top = np.float32(zero_of(bits)), np.float32(2**bits - 1)
+    best, codes = torch.empty(rows * length), torch.empty(rows * length, GROUP, dtype=torch.uint8)
     search, encode = _compiled()
-    values, costs = single.view(-1, GROUP).numpy(), cost.view(-1, GROUP).numpy()
-    search(values, costs, np.float32(zero), np.float32(top), _denominators(bits), best.numpy())
-    scales = best.to(torch.bfloat16)
-    codes = torch.empty(rows * length, GROUP, dtype=torch.uint8)
-    encode(values, scales.float().numpy(), np.float32(zero), np.float32(top), codes.numpy())
-    return pack(codes, bits).view(rows, -1), scales.view(rows, length)
+    values, costs, tried = single.view(-1, GROUP).numpy(), cost.view(-1, GROUP).numpy(), _denominators(bits)
+    found, levels = best.numpy(), codes.numpy()
+    threads = min(torch.get_num_threads(), max(1, rows // ROWS_PER_THREAD))
+    ends = [length * (rows * i // threads) for i in range(threads + 1)]
+    parts = [slice(start, end) for start, end in pairwise(ends)]
+    with ThreadPoolExecutor(threads) as pool:
+        list(pool.map(lambda part: search(values[part], costs, zero, top, tried, found[part]), parts))
+        scales = best.to(torch.bfloat16)
+        rounded_scales = scales.float().numpy()
+        list(pool.map(lambda part: encode(values[part], rounded_scales[part], zero, top, levels[part]), parts))
+    return codes, scales
 
 
 def _denominators(bits: int) -> np.ndarray:

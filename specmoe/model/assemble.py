@@ -1,4 +1,8 @@
-"""Builds the parts of an engine for one loaded model: arena, link, placement, draft set, substitution, hook."""
+"""Builds the parts of an engine for one loaded model: arena, link, placement, draft set, substitution, hook.
+
+What does not depend on how the budget is used (link, kernels, calibration) is the ground of every assembly: a first one
+may measure what passes cost before the budget is split.
+"""
 
 from __future__ import annotations
 
@@ -39,6 +43,21 @@ from specmoe.options import SpecOptions
 
 
 @dataclass
+class Ground:
+    """What all assemblies of a model share; ``slices`` as in ``PassState``.
+
+    ``source`` is what the link reads; low-bit copies join it once an assembly drafts with them.
+    """
+
+    calibration: Calibration | None
+    source: Extended
+    slow_tier: SlowTier
+    link: Link
+    kernels: KernelTable
+    slices: list[torch.Tensor] | None = None
+
+
+@dataclass
 class Assembly:
     """The parts an engine uses; ``most_draft_experts`` is the largest N that a controller may pin.
 
@@ -61,15 +80,35 @@ class Policies:
     most_draft_experts: int
 
 
-def assemble(
+def lay_ground(
     model: PreTrainedModel,
     store: ExpertStore,
     options: SpecOptions,
-    budget_bytes: int,
     device: Device,
     slow_tier: SlowTier,
+) -> Ground:
+    """Open the link and prepare the kernels; replaces the linear layers of ``model``.
+
+    Raises:
+        OptionError: an option needs a calibration, and the store has none.
+        StoreError: the calibration is damaged.
+    """
+    sizes = [spec.experts for spec in store.layers]
+    calibration = calibrations.load(store)
+    source = Extended(open_source(store, device, slow_tier), sizes)
+    slices = None
+    if options.substitution == "merged":
+        merged_store, assigned = merged.open_or_build(store, _required(calibration, options), options.merged_experts)
+        slices = [a + n for a, n in zip(assigned, sizes, strict=True)]
+        source.extend(open_source(merged_store, device, slow_tier))
+    kernels = prepare_kernels(model, store.dtype, options, device)
+    return Ground(calibration, source, slow_tier, Link(source, store, device, slow_tier.pace()), kernels, slices)
+
+
+def assemble(
+    model: PreTrainedModel, store: ExpertStore, options: SpecOptions, budget_bytes: int, device: Device, ground: Ground
 ) -> Assembly:
-    """Build every part and attach the hook to ``model``.
+    """Build every part and attach the hook to ``model``, in place of one of an earlier assembly.
 
     Raises:
         BudgetError: the budget cannot hold the draft experts, merged slices and one expert in transit, or a low-bit
@@ -78,24 +117,18 @@ def assemble(
     """
     sizes = [spec.experts for spec in store.layers]
     modules = expert_modules(model)
-    drafting = _drafting(modules)
-    calibration = calibrations.load(store)
-    source = open_source(store, device, slow_tier)
-    slices = None
-    if options.substitution == "merged":
-        merged_store, assigned = merged.open_or_build(store, _required(calibration, options), options.merged_experts)
-        slices = [a + n for a, n in zip(assigned, sizes, strict=True)]
-        source = Extended(source, open_source(merged_store, device, slow_tier), sizes)
+    drafting = drafting_layers(modules)
+    link, calibration = ground.link, ground.calibration
+    slices = ground.slices if options.substitution == "merged" else None
     copied, room, reserved = None, [0] * len(sizes), 0
     if options.drafts_with_copies:
-        copied = low_bit.open_or_build(store, options.draft_bits, [bool(m.is_transposed) for m in modules.values()])
+        copied = low_bit.open_or_build(store, options.draft_bits, transposed(modules))
         room = most_copies(copied, [n * drafts for n, drafts in zip(sizes, drafting, strict=True)], store, budget_bytes)
         reserved = Copies.bytes_of(copied, room)
-        source = Extended(source, open_source(copied, device, slow_tier), sizes)
+        ground.source.extend(open_source(copied, device, ground.slow_tier))
     permanent = sum(len(set(s.tolist())) for s in slices or [])
     arena = ExpertArena(device, store.slot_bytes, budget_bytes, sum(sizes) + permanent, reserved)
     chosen = make_policies(sizes, options, arena, calibration, permanent, drafting)
-    link = Link(source, store, device, slow_tier.pace())
     residency = Residency(store, arena, link, chosen.placement)
     prefetcher = None
     if options.prefetch == "draft" and options.drafts_with_experts:
@@ -106,10 +139,11 @@ def assemble(
         copies = Copies(copied, arena.reserved, link, room, low_bit.views)
         if chosen.selection is not None:
             chosen.selection.resize(max(room))
+    if options.drafts_with_copies and ground.kernels.streamed_rows("experts", torch.float32):
+        packed(options.draft_bits)
     state = PassState(options, residency, chosen.placement, chosen.selection, tables, slices, prefetcher, copies)
-    table = prepare_kernels(model, store.dtype, options, device)
-    attach(model, modules, state, table)
-    kernels = table.describe(model.config.dtype, store.dtype)
+    attach(model, modules, state, ground.kernels)
+    kernels = ground.kernels.describe(model.config.dtype, store.dtype)
     return Assembly(state, arena, link, chosen.most_draft_experts, kernels)
 
 
@@ -122,9 +156,6 @@ def prepare_kernels(model: PreTrainedModel, stored: torch.dtype, options: SpecOp
     used |= {stored} if table.streamed_rows("experts", model.config.dtype, stored) else set()
     for dtype in used:
         streamed(dtype)
-        pool(torch.get_num_threads())
-    if options.drafts_with_copies and table.streamed_rows("experts", torch.float32):
-        packed(options.draft_bits)
         pool(torch.get_num_threads())
     if available():
         fuse_attention(model, table)
@@ -164,14 +195,19 @@ def check_budget(model: PreTrainedModel, store: ExpertStore, options: SpecOption
         BudgetError: the budget cannot hold the draft experts and one in transit.
     """
     slots = slots_within(budget_bytes, store.slot_bytes, store.total_experts)
-    drafting = _drafting(expert_modules(model))
+    drafting = drafting_layers(expert_modules(model))
     _, pinned = _pins(
         [spec.experts * drafts for spec, drafts in zip(store.layers, drafting, strict=True)], options, slots
     )
     _check_slots(slots, store.slot_bytes, budget_bytes, pinned, store.total_experts, options)
 
 
-def _drafting(modules: dict[str, Any]) -> list[bool]:
+def transposed(modules: dict[str, Any]) -> list[bool]:
+    """Whether the matrices of each layer's experts are [in, out]."""
+    return [bool(module.is_transposed) for module in modules.values()]
+
+
+def drafting_layers(modules: dict[str, Any]) -> list[bool]:
     """Which layers draft."""
     return [bool(getattr(module, "drafts", True)) for module in modules.values()]
 

@@ -74,6 +74,13 @@ class ExpertsLayer:
             routed = self._routed(hidden, index, weights, used)
             supply = [[(e, state.weights(self.layer, e)) for e in routed.bounds]]
             return self._combine(routed, weights, supply, self._draft_kernels)
+        if (emulation := current.emulation) is not None:
+            picks = Picks(index, weights, self.router_logits, self._present(index))
+            index, weights = emulation.picks(self.layer, picks)
+            routed = self._routed(hidden, index, weights, (weights != 0) & valid[:, None])
+            stream = state.residency.stream(self.layer, sorted(routed.bounds))
+            supply = ([(expert, emulation.weights(self.layer, tensors))] for expert, tensors in stream)
+            return self._combine(routed, weights, supply, self._kernels)
         if state.observer is not None:
             state.observer(self, hidden[valid], index[valid])
         used = self._present(index)

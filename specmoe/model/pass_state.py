@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from specmoe.drafting.emulation import Emulation
 from specmoe.drafting.selection import DraftSelection
 from specmoe.drafting.substitution import Picks, SubstitutionRule, make_rule, merge_collisions
 from specmoe.offload.copies import Copies
@@ -38,13 +39,15 @@ class Pass:
 
     ``valid`` (bool [T]) excludes padding and finished rows, which ask for no expert.  ``counted`` (bool [T])
     narrows further which picks count as use for the draft set; None counts all valid ones.  ``is_prompt``: the
-    tokens are a prompt's, so none of them can be rejected.
+    tokens are a prompt's, so none of them can be rejected.  ``emulation``: a target pass that computes what this draft
+    would.
     """
 
     mode: Mode
     valid: torch.Tensor
     counted: torch.Tensor | None = None
     is_prompt: bool = False
+    emulation: Emulation | None = None
 
     @cached_property
     def all_valid(self) -> bool:

@@ -153,14 +153,28 @@ class HostSource:
 
 
 class Extended:
-    """A source in which a second one's entries (merged slices or low-bit copies) follow the E experts of each layer."""
+    """A source in which the entries of a second one, once there is one, follow the E experts of each layer.
 
-    def __init__(self, base: Source, extension: Source, experts: list[int]) -> None:
-        self._base, self._extension, self._experts = base, extension, experts
+    The second one holds merged slices or low-bit copies; it must not be replaced while transfers from it are under way.
+    """
+
+    def __init__(self, base: Source, experts: list[int]) -> None:
+        self._base, self._experts = base, experts
+        self._extension: Source | None = None
+
+    def extend(self, extension: Source) -> None:
+        """Take this one's entries from now on, in place of those of an earlier one, which is closed."""
+        earlier, self._extension = self._extension, extension
+        if earlier is not None:
+            earlier.close()
 
     def _of(self, layer: int, expert: int) -> tuple[Source, int]:
         beyond = expert - self._experts[layer]
-        return (self._base, expert) if beyond < 0 else (self._extension, beyond)
+        if beyond < 0:
+            return self._base, expert
+        if self._extension is None:
+            raise ValueError(f"layer {layer} has {self._experts[layer]} experts and no entries beyond: {expert}")
+        return self._extension, beyond
 
     def read(self, layer: int, expert: int, out: memoryview) -> int:
         source, index = self._of(layer, expert)
@@ -176,7 +190,8 @@ class Extended:
 
     def close(self) -> None:
         self._base.close()
-        self._extension.close()
+        if self._extension is not None:
+            self._extension.close()
 
 
 def open_source(store: ExpertStore, device: Device, tier: SlowTier) -> Source:

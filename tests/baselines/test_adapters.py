@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,10 @@ from harness.plan.experiment import validate
 from harness.run.model_files import ModelFiles
 from harness.run.runner import Runner
 from reports.results.record import Record
+from specmoe.drafting import low_bit
 from specmoe.model.checkpoint import expert_modules
 from specmoe.model.convert import open_or_build
+from specmoe.offload.store import ExpertStore
 from tests.baselines.builders import needs, setting_of
 from tests.conftest import build
 from tests.specmoe.model.checkpoints import edit
@@ -256,3 +259,22 @@ def test_list_shows_the_systems_that_cannot_run_too(capsys: pytest.CaptureFixtur
     for name in (*GPU_ONLY, "llama-cpp", "deepspeed-zero"):
         assert name in text
     assert "specmoe-bench[llamacpp]" in text
+
+
+@pytest.mark.parametrize(
+    ("options", "copies"),
+    [({"draft_pool": "low-bit", "draft_bits": 3}, [3]), ({}, [4, 8]), ({"gamma": 3}, [])],
+    ids=str,
+)
+def test_low_bit_copies_are_made_before_the_limited_run(
+    options: dict[str, Any], copies: list[int], tiny: tuple[Path, PreTrainedModel], tmp_path: Path
+) -> None:
+    system = registry.create("specmoe", options)
+    setting = replace(setting_of(tiny[0], tmp_path), store_path=tmp_path / "store")
+    system.build(setting)
+    assert low_bit.made(ExpertStore.open(setting.store_path)) == copies
+    system.prepare(setting)
+    try:
+        assert low_bit.made(ExpertStore.open(setting.store_path)) == copies
+    finally:
+        system.close()

@@ -111,7 +111,7 @@ class Corrected(Counted):
         self._ratios = [Ratio(0.9) for _ in range(self._longest + 1)]
 
     def _take_in(self, cycle: CycleStats, *rest: torch.Tensor) -> None:
-        if self._cycle > 2:
+        if not self._first:
             predicted_s = float(sum(self._costs.terms_s(cycle.gamma, cycle.positions, cycle.rows)))
             self._ratios[cycle.gamma].add((cycle.draft_s + cycle.verify_s) / predicted_s)
         super()._take_in(cycle, *rest)

@@ -138,7 +138,7 @@ def _combinations(draw: st.DrawFn) -> dict[str, Any]:
     pick = {
         "placement": ["on-demand", "lru", "lfu", "top-fraction"],
         "drafter": ["pinned", "ngram", "ngram+pinned"],
-        "draft_pool": ["pinned", "resident", "low-bit"],
+        "draft_pool": ["auto", "pinned", "resident", "low-bit"],
         "draft_bits": [2, 3, 4, 8],
         "selection": ["hot-temporal", "hot-global", "hot-prefill", "random"],
         "count_window": ["decayed", "last", "accumulated"],

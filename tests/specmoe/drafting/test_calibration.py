@@ -12,6 +12,8 @@ from transformers import PreTrainedModel
 
 from specmoe import ExpertStore, SpecMoE, StoreError
 from specmoe.drafting import calibration as calibrate
+from specmoe.drafting.emulation import Residents, hottest
+from specmoe.drafting.substitution import Picks
 from specmoe.errors import OptionError
 from tests.conftest import prompts, reference
 
@@ -53,7 +55,49 @@ def test_a_calibration_is_found_again(tiny: tuple[Path, PreTrainedModel], tmp_pa
         assert one.dtype == other.dtype
 
 
-@pytest.mark.parametrize("damage", ["empty", "cut", "no archive", "other shape", "missing array"])
+def test_agreement_rises_with_the_share_of_residents_and_is_found_again(
+    tiny: tuple[Path, PreTrainedModel], tmp_path: Path
+) -> None:
+    with SpecMoE.from_pretrained(tiny[0], store=tmp_path / "store", gamma=0) as engine:
+        agreement = engine.calibrate(*prompts(8)).agreement
+        loaded = calibrate.load(engine.store)
+    assert agreement is not None
+    assert sorted(agreement.by_share) == [0.125, 0.25, 0.5]
+    assert all(0 <= share_right <= 1 for share_right in agreement.by_share.values())
+    assert agreement.by_share[0.125] <= agreement.by_share[0.5]
+    assert loaded is not None
+    assert loaded.agreement == agreement
+
+
+def test_where_all_experts_are_residents_none_is_replaced() -> None:
+    everyone = Residents([list(range(8))] * 3, [1 - torch.eye(8)] * 3)
+    index, weights = torch.tensor([[3, 5], [0, 7]]), torch.tensor([[0.6, 0.4], [0.9, 0.1]])
+    found_index, found_weights = everyone.picks(1, Picks(index, weights))
+    assert torch.equal(found_index, index)
+    assert torch.equal(found_weights, weights)
+
+
+def test_the_hottest_share_has_an_expert_of_every_layer() -> None:
+    counts = [torch.tensor([9.0, 8, 7, 6]), torch.tensor([0.0, 1, 0, 0])]
+    assert hottest(counts, 0.25) == [[0, 1], [1]]
+    assert hottest(counts, 1.0) == [[0, 1, 2, 3], [0, 1, 2, 3]]
+
+
+def test_a_calibration_of_an_earlier_release_has_no_agreement(
+    tiny: tuple[Path, PreTrainedModel], tmp_path: Path
+) -> None:
+    with SpecMoE.from_pretrained(tiny[0], store=tmp_path / "store", gamma=0) as engine:
+        engine.calibrate(*prompts(4))
+        file = tmp_path / "store" / calibrate.FILE
+        with np.load(file) as arrays:
+            content = {name: array for name, array in arrays.items() if not name.startswith("agreement")}
+        np.savez(file, **content)
+        loaded = calibrate.load(engine.store)
+    assert loaded is not None
+    assert loaded.agreement is None
+
+
+@pytest.mark.parametrize("damage", ["empty", "cut", "no archive", "other shape", "missing array", "half an agreement"])
 def test_a_damaged_calibration_is_refused(damage: str, tiny: tuple[Path, PreTrainedModel], tmp_path: Path) -> None:
     with SpecMoE.from_pretrained(tiny[0], store=tmp_path / "store", gamma=0) as engine:
         engine.calibrate(*prompts(4))
@@ -69,6 +113,9 @@ def test_a_damaged_calibration_is_refused(damage: str, tiny: tuple[Path, PreTrai
         file.write_bytes(b"\x00" * 100)
     elif damage == "other shape":
         np.savez(file, **{**content, "counts_0": np.zeros(5, dtype=np.float32)})
+    elif damage == "half an agreement":
+        del content["agreement_by_bits"]
+        np.savez(file, **content)
     else:
         del content["distances_1"]
         np.savez(file, **content)

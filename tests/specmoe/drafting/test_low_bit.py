@@ -48,6 +48,28 @@ def test_every_expert_has_a_copy_near_it(bits: int, store: ExpertStore) -> None:
                 assert error < {2: 0.14, 3: 0.045, 4: 0.011, 8: 1e-4}[bits], name
 
 
+@pytest.mark.parametrize("family", ["qwen3_moe", "gpt_oss"])
+@pytest.mark.parametrize("bits", low_bit.BITS)
+def test_what_copies_take_and_compute_with_is_known_before_they_are_made(
+    bits: int, family: str, tmp_path: Path
+) -> None:
+    families.build(family, tmp_path / "model")
+    store, turned = open_or_build(tmp_path / "model", tmp_path / "store"), family == "gpt_oss"
+    assert low_bit.made(store) == []
+    planned = [low_bit.planned_bytes(spec, bits, turned) for spec in store.layers]
+    weights = _read(store, 0, 1)
+    rounded = low_bit.rounded(weights, bits, turned)
+    copies = low_bit.open_or_build(store, bits, [turned] * len(store.layers))
+    assert low_bit.made(store) == [bits]
+    assert planned == [spec.stride_bytes * spec.experts for spec in copies.layers]
+    hidden = weights["down_proj"].shape[1 if turned else 0]
+    wide = widened_expert(low_bit.views(_read(copies, 0, 1)), hidden)
+    assert rounded.keys() == weights.keys()
+    for name, weight in rounded.items():
+        assert torch.equal(weight.t() if turned and weight.dim() == 2 else weight, wide[name])
+        assert weight.shape == weights[name].shape
+
+
 def test_copies_are_made_once(store: ExpertStore) -> None:
     first = low_bit.open_or_build(store, 4, [False] * 3)
     written = first.layer_file(0).stat().st_mtime_ns
