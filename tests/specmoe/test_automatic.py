@@ -85,14 +85,14 @@ def test_drafts_that_need_no_split_get_none(others: dict[str, Any], calibrated: 
 
 @pytest.mark.parametrize("rows", [1, 3])
 def test_copies_draft_where_they_promise_most(
-    rows: int, calibrated: tuple[Path, PreTrainedModel], monkeypatch: pytest.MonkeyPatch
+    rows: int, tiny: tuple[Path, PreTrainedModel], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder, model = calibrated
+    path, model = tiny
     ids, mask = prompts(rows)
     slow = Rates(1e5, Cost(1e-4, 1e-6), Cost(1e-4, 1e-6), dict.fromkeys(BITS, Cost(1e-5, 1e-6)))
     monkeypatch.setattr(automatic, "probe", lambda *_: Probed(slow, [2.0, 2.0, 2.0]))
-    monkeypatch.setattr(Agreement, "of_residents", lambda *_: 0.1)
-    with _load(folder, expert_budget="75%", expected_rows=rows) as engine:
+    monkeypatch.setattr(automatic, "ASSUMED", Agreement({0.5: 0.1}, {4: 0.98, 8: 0.99}, "assumed"))
+    with _load(tmp_path, path, expert_budget="75%", expected_rows=rows) as engine:
         output = engine.generate(ids, mask, max_new_tokens=NEW_TOKENS)
         assert output.sequences.tolist() == reference(model, ids, mask, NEW_TOKENS).tolist()
         setting = output.stats.setting

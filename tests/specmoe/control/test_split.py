@@ -85,8 +85,9 @@ def test_residents_draft_where_they_are_right_and_copies_are_not() -> None:
 
 def test_more_rows_never_end_speculation() -> None:
     drafts = [_split(0.25, rows).chosen.draft for rows in (1, 2, 4, 8, 16, 32, 64)]
-    assert drafts == sorted(drafts, key=["none", "resident", "low-bit"].index)
-    assert drafts[-1] == "low-bit"
+    copies = [draft == "low-bit" for draft in drafts]
+    assert copies == sorted(copies)
+    assert copies[-1]
 
 
 def test_a_draft_that_needs_more_must_promise_clearly_more() -> None:
