@@ -1,4 +1,4 @@
-"""Sessions ``tests``, ``adapters``, ``cluster``, ``bench``, ``lint``, ``docs``, ``reproduce``, all isolated."""
+"""Sessions: tests, adapters, cluster, bench, cuda, lint, docs and reproduce, each in an environment of its own."""
 
 from __future__ import annotations
 
@@ -14,11 +14,14 @@ nox.options.default_venv_backend = "venv"
 SIDE_BY_SIDE = ("--numprocesses=2", "--dist=loadfile", "--no-loadscope-reorder")
 
 
+def _has_gpu() -> bool:
+    return shutil.which("nvidia-smi") is not None or Path("/dev/nvidia0").exists()
+
+
 def _install(session: nox.Session, *extras: str) -> None:
     """Install the project, with the tested torch where there is no GPU to choose a build for."""
     target = f".[{','.join(extras)}]" if extras else "."
-    has_gpu = shutil.which("nvidia-smi") is not None or Path("/dev/nvidia0").exists()
-    constraints = () if has_gpu else ("--constraint", "constraints-cpu.txt")
+    constraints = () if _has_gpu() else ("--constraint", "constraints-cpu.txt")
     session.install("--editable", target, *constraints)
 
 
@@ -61,6 +64,16 @@ def bench(session: nox.Session) -> None:
     """Benchmarks of the instrument itself, on a quiet machine; they rewrite ``docs/records``."""
     _install(session, "test")
     session.run("pytest", "-m", "benchmark", "tests/benchmarks", *session.posargs)
+
+
+@nox.session
+def cuda(session: nox.Session) -> None:
+    """The tests that need an NVIDIA GPU, then the suite ``gpu``, whose records and page go to ``results/gpu``."""
+    if not _has_gpu():
+        session.skip("no NVIDIA GPU here (neither nvidia-smi nor /dev/nvidia0): nothing was run")
+    _install(session, "test")
+    session.run("pytest", "-m", "cuda", "tests")
+    session.run("specmoe-bench", "run", "gpu", "--report", *session.posargs)
 
 
 @nox.session

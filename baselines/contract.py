@@ -180,8 +180,9 @@ class Setting:
     ``model_path`` is a Hugging Face folder, ``store_path`` the folder of its expert store, which may not exist yet,
     and ``scratch`` a folder of the system's own that outlives the process.  ``process_limit_bytes`` is the
     kernel's limit for this process (or its engine), page cache and experts in host memory included; None where there
-    is none.  ``device`` computes and holds resident experts (``cpu``, ``cuda``, ``cuda:1``), ``slow_tier`` holds all
-    of them (``specmoe.offload.slow_tier``).
+    is none.  ``device`` computes and holds resident experts (``cpu``, ``cuda``, ``cuda:1``), ``slow_tier`` holds all of
+    them (``specmoe.offload.slow_tier``).  ``device_limit_bytes`` caps a GPU's memory where the card does not know the
+    budget: the harness caps torch's allocator, an engine in a process of its own must see to it itself.
     ``calibration_texts`` are prompts a system may profile the model with in ``build``; they are never among the
     measured ones.  Systems compute in ``dtype``; the experts of the store are in ``stored``.  With ``fills_limit`` the
     system takes as many bytes for experts as the process limit leaves, and ``probe`` is a request of the size of those
@@ -199,6 +200,7 @@ class Setting:
     threads: int
     device: str = "cpu"
     slow_tier: str = "disk"
+    device_limit_bytes: int | None = None
     stored_dtype: torch.dtype | None = None
     batch_size: int | None = None
     calibration_texts: tuple[str, ...] = ()

@@ -27,10 +27,11 @@ from baselines.hf import ExpertsOptions, GreedySystem, place_experts, shell_with
 from baselines.registry import register
 from specmoe.model.checkpoint import expert_modules
 from specmoe.offload.device import open_device
-from specmoe.offload.link import Link, Transfer
+from specmoe.offload.link import Link
 from specmoe.offload.slow_tier import SlowTier
 from specmoe.offload.sources import open_source
 from specmoe.offload.store import ExpertStore
+from specmoe.offload.transfers import Transfer
 
 _SLOTS = 4  # through which experts pass that are widened
 

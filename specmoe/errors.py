@@ -13,6 +13,10 @@ class BudgetError(SpecMoEError):
     """An expert budget that cannot hold what the options ask for."""
 
 
+class HostMemoryError(SpecMoEError):
+    """Host memory that cannot hold, or cannot pin, the experts."""
+
+
 class UnsupportedModelError(SpecMoEError):
     """A model family or checkpoint layout this package cannot offload."""
 

@@ -76,9 +76,11 @@ class Experiment(BaseModel):
     ``emulated``; null is host memory behind a GPU and the disk behind a CPU.
     ``process_overhead`` plus the largest budget in bytes, plus all experts where they rest in host memory, is the
     kernel's memory limit, the same for every process; null means no limit.  Upper bounds that hold everything in memory
-    (card ``limited=False``) run without it, and their records say so.  ``disk_read_limit`` (``"500MB"``, per second)
-    has the kernel throttle reads, to emulate a slower disk; such results are of kind ``emulated``.  A failed or
-    timed-out cell is tried again ``retries`` times; every failure keeps its record.
+    (card ``limited=False``) run without it, and their records say so.  ``device_overhead`` plus the largest budget caps
+    a GPU's memory for systems that know no expert budget, where torch allocates it; null means no cap.
+    ``disk_read_limit`` (``"500MB"``, per second) has the kernel throttle reads, to emulate a slower disk; such results
+    are of kind ``emulated``.  A failed or timed-out cell is tried again ``retries`` times; every failure keeps its
+    record.
     ``prompts`` is a name or file as in ``workloads.prompts.load``; ``prompt_tokens`` and ``new_tokens`` (an alias is
     ``output_tokens``) are lengths as in ``workloads.lengths``, drawn with ``request_seed``.
     """
@@ -97,6 +99,7 @@ class Experiment(BaseModel):
     request_seed: int = 0
     expert_budget: Swept[Bytes] = Field(default=["25%"])
     process_overhead: Bytes | None = "900MB"
+    device_overhead: Bytes | None = None
     rounds: int = Field(default=3, ge=1)
     repetitions: int = Field(default=1, ge=1)
     warmup_tokens: int = Field(default=4, ge=0)
@@ -170,6 +173,10 @@ def plan(experiment: Experiment, sizes: ExpertSizes, memory_read_gb_s: float | N
         }
         everything = sizes.total_bytes(settings["stored_dtype"])
         fixed["process_limit_bytes"] = _process_limit(experiment, everything, settings["slow_tier"])
+        fixed["device_limit_bytes"] = None
+        if settings["device"] != "cpu" and experiment.device_overhead is not None:
+            overhead = _bytes(experiment.device_overhead, everything, "device_overhead")
+            fixed["device_limit_bytes"] = _largest_budget(experiment, everything) + overhead
         swept = {key: value for name in settings for key, value in _to_cell(name, settings[name], everything).items()}
         if swept.get("fills_limit"):
             _check_fill(experiment, entry)
@@ -237,10 +244,14 @@ def _process_limit(experiment: Experiment, everything: int, slow_tier: str) -> i
     """
     if experiment.process_overhead is None:
         return None
-    own = [entry.expert_budget for entry in experiment.systems if entry.expert_budget not in (None, FILL)]
-    largest = max(_bytes(budget, everything, "expert_budget") for budget in [*experiment.expert_budget, *own])
     held = everything if SlowTier.of(slow_tier).in_memory else 0
-    return largest + held + _bytes(experiment.process_overhead, everything, "process_overhead")
+    overhead = _bytes(experiment.process_overhead, everything, "process_overhead")
+    return _largest_budget(experiment, everything) + held + overhead
+
+
+def _largest_budget(experiment: Experiment, everything: int) -> int:
+    own = [entry.expert_budget for entry in experiment.systems if entry.expert_budget not in (None, FILL)]
+    return max(_bytes(budget, everything, "expert_budget") for budget in [*experiment.expert_budget, *own])
 
 
 def _check_fill(experiment: Experiment, entry: SystemEntry) -> None:

@@ -25,10 +25,10 @@ from specmoe.model.assemble import make_policies
 from specmoe.model.pass_state import PassState, prompt_pass
 from specmoe.offload.arena import ExpertArena, Key
 from specmoe.offload.device import CpuDevice
-from specmoe.offload.link import Transfer
 from specmoe.offload.placement import Placement
 from specmoe.offload.residency import Residency
 from specmoe.offload.store import ExpertStore, LayerSpec
+from specmoe.offload.transfers import Transfer
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ class _TransferLog:
     def __init__(self) -> None:
         self.moved: list[Key] = []
         self._over = Transfer(-1, -1, torch.empty(0))
-        self._over.finish(None, None)
+        self._over.finish()
 
     def submit(self, layer: int, expert: int, slot: torch.Tensor, ahead: bool = False) -> Transfer:
         self.moved.append((layer, expert))

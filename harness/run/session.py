@@ -19,7 +19,7 @@ from harness.run.launch import Outcome
 from harness.run.metrics import Weights, measured
 from reports.results import tier
 from reports.results.metrics import Metrics
-from reports.results.record import Ceilings, Cell, Limit, Record
+from reports.results.record import Ceilings, Cell, HeldBy, Limit, Record, Usage
 from reports.results.repetition import Repetition
 from specmoe.offload.slow_tier import SlowTier
 
@@ -71,7 +71,9 @@ class Session:
             metrics=metrics,
             repetitions=repetitions,
             phases_s=answer.phases_s,
-            notes=answer.notes + tier_notes(metrics, cell, self.weights[cell.stored].expert_bytes),
+            notes=answer.notes
+            + tier_notes(metrics, cell, self.weights[cell.stored].expert_bytes)
+            + gpu_notes(outcome.usage, cell),
             environment=self.environment,
             config=self.experiment.model_dump(mode="json"),
             attempt=attempt,
@@ -81,10 +83,13 @@ class Session:
         )
 
     def _limit(self, cell: Cell, limit: Limit) -> Limit:
-        """The limit, with what it contains for experts in host memory."""
-        if limit.limit_bytes is None or not tier.in_memory(cell.slow_tier):
-            return limit
-        return limit.model_copy(update={"slow_tier_bytes": self.weights[cell.stored].all_experts_bytes})
+        """The limit, with what it contains for experts in host memory, and what bounds the memory of a GPU."""
+        changes: dict[str, Any] = {}
+        if limit.limit_bytes is not None and tier.in_memory(cell.slow_tier):
+            changes["slow_tier_bytes"] = self.weights[cell.stored].all_experts_bytes
+        if cell.device != "cpu":
+            changes["device_held_by"], changes["device_limit_bytes"] = held_on_device(cell)
+        return limit.model_copy(update=changes)
 
     def _figures(self, cell: Cell, outcome: Outcome) -> tuple[list[Repetition], Metrics | None]:
         """Repetitions and their metrics; an answer that is not valid fails its cell and does not end the run."""
@@ -98,6 +103,23 @@ class Session:
             answer.status = "failed"
             answer.error = f"the system reported invalid figures ({' '.join(str(error).split())}): fix its adapter"
             return [], None
+
+
+def held_on_device(cell: Cell) -> tuple[HeldBy, int | None]:
+    """What bounds the memory that a cell's system takes on a GPU, and how many bytes that is."""
+    card = registry.systems()[cell.system].card
+    if card.knows_budget:
+        return "expert budget", cell.expert_budget_bytes
+    if cell.device_limit_bytes is None or card.own_process:
+        return "nothing", None
+    return "allocator cap", cell.device_limit_bytes
+
+
+def gpu_notes(usage: Usage | None, cell: Cell) -> list[str]:
+    """Why a cell on a GPU has no peak of its memory."""
+    if cell.device == "cpu" or usage is None or usage.gpu_memory_reason is None:
+        return []
+    return [f"no peak of GPU memory: {usage.gpu_memory_reason}"]
 
 
 def tier_notes(metrics: Metrics | None, cell: Cell, expert_bytes: int) -> list[str]:

@@ -18,12 +18,13 @@ from typing import Any
 import torch
 
 from baselines import registry
-from baselines.contract import UNFINISHED, Generation, NotSupported, Request, Setting
+from baselines.contract import UNFINISHED, CapabilityCard, Generation, NotSupported, Request, Setting
 from harness.run import leaks, reference
 from harness.run.differences import explained
 from harness.run.engines import Engines
 from harness.run.job import LEFT_BEHIND, Answer, Job
 from harness.run.repetition import Arrivals, Mark, raw_figures
+from reports.results.record import Cell
 from specmoe.errors import BufferedReadsWarning
 from specmoe.files import write_text
 from workloads import prompts, requests, tokenizers
@@ -63,6 +64,7 @@ def run(job: Job) -> Answer:
         setting.scratch.mkdir(parents=True, exist_ok=True)
         system.build(setting)
         return Answer()
+    cap_device(cell, system.card)
     threads = leaks.thread_names()
     started = time.perf_counter()
     with noting_buffered_reads() as buffered:
@@ -78,6 +80,15 @@ def run(job: Job) -> Answer:
     folders = [setting.model_path, setting.store_path, setting.scratch]
     answer.notes += [LEFT_BEHIND + what for what in leaks.left_behind(folders, threads)]
     return answer
+
+
+def cap_device(cell: Cell, card: CapabilityCard) -> None:
+    """Cap the GPU memory of this process for a system that knows no expert budget (torch's allocator alone)."""
+    if cell.device == "cpu" or cell.device_limit_bytes is None or card.knows_budget or card.own_process:
+        return
+    device = torch.device(cell.device)
+    everything = torch.cuda.get_device_properties(device).total_memory
+    torch.cuda.set_per_process_memory_fraction(min(1.0, cell.device_limit_bytes / everything), device)
 
 
 @contextlib.contextmanager

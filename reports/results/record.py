@@ -31,6 +31,7 @@ from workloads.lengths import Fixed, Length, RequestShape
 Kind = Literal["measured", "emulated", "oracle", "projected"]
 Status = Literal["ok", "failed", "timeout", "not_supported"]
 Covers = Literal["worker", "engine"]
+HeldBy = Literal["expert budget", "allocator cap", "nothing"]
 
 
 class RecordError(ValueError):
@@ -73,6 +74,9 @@ class Cell(Strict):
     slow_tier: str = "disk"
     """Where all experts rest: ``disk``; ``host``, memory of the process (pinned where there is a GPU); or that memory
     paced to a stated rate and latency per transfer, as in ``paced:25GB/s+10us``."""
+
+    device_limit_bytes: int | None = Field(default=None, gt=0)
+    """Memory of a GPU for systems that know no expert budget; None, as on the CPU, for no cap."""
 
     @property
     def emulated(self) -> bool:
@@ -138,6 +142,11 @@ class Limit(Strict):
     """The limited process: the worker, which runs the system, or the system's engine, driven by an unlimited worker."""
     slow_tier_bytes: int | None = None
     """What ``limit_bytes`` contains for all experts, where they rest in the limited process; None if on disk."""
+    device_held_by: HeldBy | None = None
+    """What bounds the memory of a GPU: the system's own expert budget, a cap on torch's allocator in its process, or
+    nothing; None on the CPU."""
+    device_limit_bytes: int | None = None
+    """That budget or cap."""
 
 
 class Usage(Strict):
@@ -163,6 +172,8 @@ class Usage(Strict):
     cpu_cores: float | None = None
     """``cpu_s`` over wall time: mean number of busy cores."""
     peak_gpu_bytes: int | None = None
+    gpu_memory_reason: str | None = None
+    """Why ``peak_gpu_bytes`` is None."""
     pcie_to_gpu_gb_s: float | None = None
     """Mean of the driver's rate samples, over all processes on the GPU."""
     pcie_from_gpu_gb_s: float | None = None

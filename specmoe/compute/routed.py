@@ -62,13 +62,19 @@ class Routed:
         """The tokens as the streaming kernel reads them: float32, contiguous."""
         return self.hidden.float().contiguous()
 
+    @cached_property
+    def _indices(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """``order`` and ``tokens`` where the hidden states are: long [n] each, moved once for all experts."""
+        order, tokens = (torch.from_numpy(found).to(self.hidden.device) for found in (self.order, self.tokens))
+        return order, tokens
+
     def rows(self, start: int, end: int) -> torch.Tensor:
         """A run of picks as an index of output rows: long [n]."""
-        return torch.from_numpy(self.order[start:end]).to(self.hidden.device)
+        return self._indices[0][start:end]
 
     def input(self, start: int, end: int) -> torch.Tensor:
         """The expert inputs of a run of picks: [n, H]."""
-        x = self.hidden[torch.from_numpy(self.tokens[start:end]).to(self.hidden.device)]
+        x = self.hidden[self._indices[1][start:end]]
         return x if self.scales is None else x * self.scales[self.rows(start, end)][:, None]
 
 

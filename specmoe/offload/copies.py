@@ -9,9 +9,10 @@ import torch
 
 from specmoe.errors import BudgetError, StoreError
 from specmoe.offload.arena import Key
-from specmoe.offload.link import Mover, Transfer
+from specmoe.offload.link import Mover
 from specmoe.offload.placement import IN_TRANSIT
 from specmoe.offload.store import ExpertStore
+from specmoe.offload.transfers import Transfer
 
 Weights = dict[str, torch.Tensor]
 

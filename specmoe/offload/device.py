@@ -1,8 +1,8 @@
 """The device tier: the memory of expert slots and how bytes get into it.
 
 Two devices satisfy the protocol.  ``CpuDevice`` slots are page-aligned RAM that a disk read can target
-directly (the paper's SSD scenario on any machine).  ``CudaDevice`` slots are GPU memory, filled through
-pinned staging buffers on a separate copy stream, so that transfers run concurrently with compute.
+directly (the paper's SSD scenario on any machine).  ``CudaDevice`` slots are GPU memory, filled from pinned
+host memory on a separate copy stream, so that transfers run concurrently with compute.
 """
 
 from __future__ import annotations
@@ -10,15 +10,28 @@ from __future__ import annotations
 import contextlib
 import mmap
 import re
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
+
+from specmoe.errors import HostMemoryError
 
 PAGE_BYTES = 4096
 
 
+class Copy(Protocol):
+    """A copy into a slot that may still be under way."""
+
+    def wait(self) -> float:
+        """Block until the slot holds the bytes, for compute queued from then on; returns the seconds it copied."""
+        ...
+
+
 class Device(Protocol):
-    """What the arena and the link need of a device."""
+    """What the arena and the link need of a device.
+
+    ``tests/specmoe/offload/test_device_contract.py`` holds every device to it.
+    """
 
     torch_device: torch.device
 
@@ -31,11 +44,26 @@ class Device(Protocol):
         ...
 
     def staging(self, nbytes: int) -> torch.Tensor:
-        """A page-aligned host uint8 tensor [nbytes] from which ``upload`` is fast (pinned on CUDA)."""
+        """A page-aligned host uint8 tensor [nbytes] from which ``upload`` is fast (pinned on CUDA).
+
+        Raises:
+            HostMemoryError: the host cannot pin that much.
+        """
         ...
 
-    def upload(self, source: torch.Tensor, slot: torch.Tensor) -> torch.cuda.Event | None:
-        """Copy host bytes to a slot; returns an event to wait for, or None if already complete."""
+    def release(self, staging: torch.Tensor) -> None:
+        """Give back what ``staging`` returned; no copy from it is under way."""
+        ...
+
+    def mark(self) -> Any:
+        """The compute that this thread has queued so far, for ``upload``; None if it has ended."""
+        ...
+
+    def upload(self, source: torch.Tensor, slot: torch.Tensor, after: Any = None) -> Copy | None:
+        """Copy host bytes (memory of ``staging``) to a slot, once the compute of the mark ``after`` has ended.
+
+        Both must stay as they are until the copy has ended.  None if it has already.
+        """
         ...
 
 
@@ -71,9 +99,14 @@ class CpuDevice:
     def staging(self, nbytes: int) -> torch.Tensor:
         return allocate_pages(nbytes)
 
-    def upload(self, source: torch.Tensor, slot: torch.Tensor) -> torch.cuda.Event | None:
-        slot.copy_(source)
+    def release(self, staging: torch.Tensor) -> None:
+        """Nothing: the memory goes with its last tensor."""
+
+    def mark(self) -> None:
         return None
+
+    def upload(self, source: torch.Tensor, slot: torch.Tensor, after: None = None) -> None:
+        slot.copy_(source)
 
 
 class CudaDevice:
@@ -86,6 +119,7 @@ class CudaDevice:
     def __init__(self, index: int = 0) -> None:
         self.torch_device = torch.device("cuda", index)
         self._stream = torch.cuda.Stream(self.torch_device)
+        self._pinned: dict[int, torch.Tensor] = {}  # by address
 
     def allocate(self, nbytes: int) -> torch.Tensor:
         return torch.empty(nbytes, dtype=torch.uint8, device=self.torch_device)
@@ -94,17 +128,44 @@ class CudaDevice:
         return None
 
     def staging(self, nbytes: int) -> torch.Tensor:
-        # pin_memory returns page-aligned host memory, which O_DIRECT reads need
-        return torch.empty(nbytes, dtype=torch.uint8, pin_memory=True)
+        memory = allocate_pages(nbytes)  # torch's own pinned memory is rounded up to a power of two
+        runtime = torch.cuda.cudart()
+        with torch.cuda.device(self.torch_device):
+            status = runtime.cudaHostRegister(memory.data_ptr(), nbytes, 0)
+        if int(status):
+            raise HostMemoryError(f"CUDA cannot pin {nbytes} bytes of host memory ({status})")
+        self._pinned[memory.data_ptr()] = memory
+        return memory
 
-    def upload(self, source: torch.Tensor, slot: torch.Tensor) -> torch.cuda.Event | None:
-        # The slot may still be read by kernels queued before it was freed.
-        self._stream.wait_stream(torch.cuda.current_stream(self.torch_device))
-        with torch.cuda.stream(self._stream):
-            slot.copy_(source, non_blocking=True)
-            event = torch.cuda.Event()
-            event.record(self._stream)
+    def release(self, staging: torch.Tensor) -> None:
+        if self._pinned.pop(staging.data_ptr(), None) is not None:
+            torch.cuda.cudart().cudaHostUnregister(staging.data_ptr())
+
+    def mark(self) -> torch.cuda.Event:
+        event = torch.cuda.Event()
+        event.record(torch.cuda.current_stream(self.torch_device))
         return event
+
+    def upload(self, source: torch.Tensor, slot: torch.Tensor, after: torch.cuda.Event | None = None) -> Copy:
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        with torch.cuda.stream(self._stream):
+            if after is not None:
+                self._stream.wait_event(after)
+            begin.record(self._stream)
+            slot.copy_(source, non_blocking=True)
+            end.record(self._stream)
+        return _CudaCopy(begin, end)
+
+
+class _CudaCopy:
+    """A copy between two events of the copy stream."""
+
+    def __init__(self, begin: torch.cuda.Event, end: torch.cuda.Event) -> None:
+        self._begin, self._end = begin, end
+
+    def wait(self) -> float:
+        self._end.synchronize()
+        return float(self._begin.elapsed_time(self._end)) / 1e3
 
 
 def open_device(name: str | torch.device) -> Device:

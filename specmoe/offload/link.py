@@ -5,50 +5,18 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 
-from specmoe.errors import SpecMoEError
 from specmoe.offload.counters import LinkStats
-from specmoe.offload.device import Device, host_bytes
+from specmoe.offload.device import Copy, Device, host_bytes
 from specmoe.offload.slow_tier import Pace
 from specmoe.offload.sources import Source
 from specmoe.offload.store import ExpertStore
+from specmoe.offload.transfers import Transfer, TransferQueue
 from specmoe.timeline import Timeline
-
-
-class Transfer:
-    """One expert being loaded; ``wait`` returns once compute may read the slot."""
-
-    def __init__(self, layer: int, expert: int, slot: torch.Tensor) -> None:
-        self.layer, self.expert, self.slot = layer, expert, slot
-        self._done = threading.Event()
-        self._event: torch.cuda.Event | None = None
-        self._error: BaseException | None = None
-
-    @property
-    def done(self) -> bool:
-        """Whether the transfer has ended, successfully or not."""
-        return self._done.is_set()
-
-    def finish(self, event: torch.cuda.Event | None, error: BaseException | None) -> None:
-        self._event, self._error = event, error
-        self._done.set()
-
-    def wait(self) -> float:
-        """Block until the bytes have arrived; returns seconds waited.
-
-        Raises:
-            StoreError: the read failed or the checksum differed.
-        """
-        started = time.perf_counter()
-        self._done.wait()
-        if self._error is not None:
-            raise self._error
-        if self._event is not None:
-            torch.cuda.current_stream().wait_event(self._event)
-        return time.perf_counter() - started
 
 
 class Mover(Protocol):
@@ -63,60 +31,30 @@ class Mover(Protocol):
     def wait(self, transfer: Transfer) -> None: ...
 
 
-class _Queue:
-    """Transfers that have not begun: demanded ones first, then prefetches, each in order of submission."""
+STAGING_BUFFERS = 2
+"""Through which experts go from a disk to a device that it cannot write: one is read into while another is copied."""
+COPIES_UNDER_WAY = 4
+"""From host memory: the copy engine must not wait until this thread has heard of the last one."""
 
-    def __init__(self) -> None:
-        self._changed = threading.Condition()
-        self._demanded: deque[Transfer] = deque()
-        self._ahead: deque[Transfer] = deque()
-        self._closed = False
 
-    def put(self, transfer: Transfer, ahead: bool) -> None:
-        with self._changed:
-            if self._closed:
-                raise SpecMoEError("the link is closed because the engine was: load the model again")
-            (self._ahead if ahead else self._demanded).append(transfer)
-            self._changed.notify()
+@dataclass
+class _Started:
+    """A transfer whose copy is under way: when it began, the bytes, and whether it came through a staging buffer."""
 
-    def promote(self, transfer: Transfer) -> None:
-        """Turn a prefetch into a demanded transfer, unless it has begun."""
-        with self._changed:
-            if transfer in self._ahead:
-                self._ahead.remove(transfer)
-                self._demanded.append(transfer)
-
-    def withdraw(self, transfer: Transfer) -> bool:
-        """Remove a prefetch; False if it has begun."""
-        with self._changed:
-            if transfer not in self._ahead:
-                return False
-            self._ahead.remove(transfer)
-            return True
-
-    def get(self) -> Transfer | None:
-        """The next transfer; waits for one, and returns None once closed and empty."""
-        with self._changed:
-            while not (self._demanded or self._ahead or self._closed):
-                self._changed.wait()
-            queue = self._demanded or self._ahead
-            return queue.popleft() if queue else None
-
-    def close(self) -> None:
-        with self._changed:
-            self._closed = True
-            self._changed.notify()
-
-    def __len__(self) -> int:
-        return len(self._demanded) + len(self._ahead)
+    transfer: Transfer
+    copy: Copy
+    started: float
+    nbytes: int
+    staged: bool
 
 
 class Link:
     """Moves experts into slots on one background thread, demanded ones before prefetched ones.
 
     One thread saturates the disks this was measured on; its reads release the interpreter lock, so transfers
-    run concurrently with compute.  Every expert's checksum is verified the first time it arrives, unless the source
-    did so.  A ``pace`` makes transfers as slow as those of a stated interconnect.
+    run concurrently with compute.  On a device with copies of its own, some are under way at once, in order.  Every
+    expert's checksum is verified the first time it arrives, unless the source did so.  A ``pace`` makes transfers as
+    slow as those of a stated interconnect.
     """
 
     def __init__(self, source: Source, store: ExpertStore, device: Device, pace: Pace | None = None) -> None:
@@ -124,8 +62,11 @@ class Link:
         self.timeline = Timeline(enabled=False)
         self._source, self._store, self._device, self._pace = source, store, device, pace
         self._checked: set[tuple[int, int]] = set()
-        self._staging: torch.Tensor | None = None
-        self._queue = _Queue()
+        self._staging: list[torch.Tensor] = []
+        self._staged = 0  # experts that went through them
+        self._under_way: deque[_Started] = deque()
+        self._busy_until = 0.0
+        self._queue = TransferQueue()
         self._moving = False
         self._thread = threading.Thread(target=self._run, name="specmoe-link", daemon=True)
         self._thread.start()
@@ -138,7 +79,7 @@ class Link:
         Raises:
             SpecMoEError: the link is closed.
         """
-        transfer = Transfer(layer, expert, slot)
+        transfer = Transfer(layer, expert, slot, self._device.mark())
         self._queue.put(transfer, ahead)
         return transfer
 
@@ -182,43 +123,85 @@ class Link:
             self._queue.close()
             self._thread.join()
             self._source.close()
+            for buffer in self._staging:
+                self._device.release(buffer)
 
     def _run(self) -> None:
-        while (transfer := self._queue.get()) is not None:
-            started, self._moving = time.perf_counter(), True
-            before = self.stats.moved_bytes
-            try:
-                event = self._move(transfer.layer, transfer.expert, transfer.slot)
-                if self._pace is not None:
-                    self._pace.hold(self.stats.moved_bytes - before, started)
-            except BaseException as error:  # raised by the side that waits
-                self._moving = False
-                transfer.finish(None, error)
-                continue
-            ended = time.perf_counter()
-            self.stats.busy_s += ended - started
-            self.stats.transfers += 1
-            self.timeline.add("link", f"layer {transfer.layer} expert {transfer.expert}", started, ended)
-            self._moving = False
-            transfer.finish(event, None)
+        while True:
+            transfer = self._queue.get(wait=not self._under_way)
+            if transfer is not None:
+                self._begin(transfer)
+            elif self._under_way:
+                self._complete()
+            else:
+                return
+            self._moving = bool(self._under_way)
 
-    def _move(self, layer: int, expert: int, slot: torch.Tensor) -> torch.cuda.Event | None:
+    def _begin(self, transfer: Transfer) -> None:
+        """Move an expert, or start its copy; at most as many are under way as there are buffers for."""
+        started, self._moving = time.perf_counter(), True
+        try:
+            moved = self._move(transfer, started)
+        except BaseException as error:  # raised by the side that waits
+            transfer.finish(error)
+            return
+        if isinstance(moved, int):
+            self._arrived(transfer, started, moved, None)
+            return
+        self._under_way.append(moved)
+        most = STAGING_BUFFERS if moved.staged else COPIES_UNDER_WAY
+        while len(self._under_way) >= (1 if self._pace is not None else most):
+            self._complete()
+
+    def _complete(self) -> None:
+        """Wait for the oldest copy under way."""
+        oldest = self._under_way.popleft()
+        try:
+            seconds = oldest.copy.wait()
+        except BaseException as error:  # raised by the side that waits
+            oldest.transfer.finish(error)
+            return
+        self._arrived(oldest.transfer, oldest.started, oldest.nbytes, None if oldest.staged else seconds)
+
+    def _arrived(self, transfer: Transfer, started: float, nbytes: int, copied_s: float | None) -> None:
+        """Count a transfer and let compute go on; ``copied_s`` by the device's clock, where all of it is a copy."""
+        if self._pace is not None:
+            self._pace.hold(nbytes, started)
+        ended = time.perf_counter()
+        if copied_s is None or self._pace is not None:
+            copied_s = ended - max(started, self._busy_until)
+        self._busy_until = ended
+        self.stats.busy_s += copied_s
+        self.stats.moved_bytes += nbytes
+        self.stats.transfers += 1
+        self.timeline.add("link", f"layer {transfer.layer} expert {transfer.expert}", started, ended)
+        self._moving = bool(self._under_way)
+        transfer.finish()
+
+    def _move(self, transfer: Transfer, started: float) -> int | _Started:
+        """Bytes that have arrived, or the copy that brings them."""
+        layer, expert, slot = transfer.layer, transfer.expert, transfer.slot
         target = self._device.host_buffer(slot)
         if target is not None:
-            self.stats.moved_bytes += self._source.read(layer, expert, target)
+            moved = self._source.read(layer, expert, target)
             self._check(layer, expert, target)
-            return None
+            return moved
         host = self._source.view(layer, expert)
+        staged = host is None
         if host is None:
-            if self._staging is None:
-                self._staging = self._device.staging(max(len(slot), self._store.slot_bytes))
-            host = self._staging[: self._source.read(layer, expert, host_bytes(self._staging))]
+            buffer = self._next_buffer(len(slot))
+            host = buffer[: self._source.read(layer, expert, host_bytes(buffer))]
         self._check(layer, expert, host_bytes(host))
-        event = self._device.upload(host, slot[: len(host)])
-        if event is not None:
-            event.synchronize()  # the transfer's time ends here, and the staging buffer is free for the next
-        self.stats.moved_bytes += len(host)
-        return event
+        copy = self._device.upload(host, slot[: len(host)], transfer.after)
+        return len(host) if copy is None else _Started(transfer, copy, started, len(host), staged)
+
+    def _next_buffer(self, nbytes: int) -> torch.Tensor:
+        """A staging buffer that no copy reads from any more."""
+        if len(self._staging) < STAGING_BUFFERS:
+            self._staging.append(self._device.staging(max(nbytes, self._store.slot_bytes)))
+        buffer = self._staging[self._staged % STAGING_BUFFERS]
+        self._staged += 1
+        return buffer
 
     def _check(self, layer: int, expert: int, data: memoryview) -> None:
         if (layer, expert) not in self._checked:

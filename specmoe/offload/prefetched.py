@@ -7,9 +7,10 @@ from collections.abc import Callable
 from specmoe.errors import StoreError
 from specmoe.offload.arena import Key
 from specmoe.offload.counters import ResidencyStats
-from specmoe.offload.link import Mover, Transfer
+from specmoe.offload.link import Mover
 from specmoe.offload.slots import Slots
 from specmoe.offload.store import ExpertStore
+from specmoe.offload.transfers import Transfer
 
 
 class Prefetched:

@@ -16,11 +16,12 @@ import torch
 from specmoe.errors import BudgetError, StoreError
 from specmoe.offload.arena import ExpertArena, Key
 from specmoe.offload.counters import ResidencyStats
-from specmoe.offload.link import Mover, Transfer
+from specmoe.offload.link import Mover
 from specmoe.offload.placement import IN_TRANSIT, Placement
 from specmoe.offload.prefetched import Prefetched
 from specmoe.offload.slots import Slots
 from specmoe.offload.store import ExpertStore
+from specmoe.offload.transfers import Transfer
 
 Weights = dict[str, torch.Tensor]
 

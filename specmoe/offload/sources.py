@@ -5,17 +5,21 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import re
 import warnings
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 import torch
 
-from specmoe.errors import BufferedReadsWarning, StoreError
+from specmoe.errors import BufferedReadsWarning, HostMemoryError, StoreError
 from specmoe.offload.device import PAGE_BYTES, Device, host_bytes
 from specmoe.offload.slow_tier import SlowTier
 from specmoe.offload.store import ExpertStore
 
+CHUNK_BYTES = 1 << 29
+_MEMORY_FIX = "free host memory, raise the limit of locked memory (ulimit -l), or use slow_tier='disk'"
 _DIRECT_REFUSED = {errno.EINVAL, errno.EOPNOTSUPP}
 
 
@@ -111,34 +115,56 @@ class DiskSource:
 class HostSource:
     """Holds a whole store in host memory (pinned when the device is CUDA): the paper's main setting.
 
-    Every expert's checksum is compared while it is loaded, so that no transfer has to.
+    Memory is taken in chunks of whole experts, so that no transfer crosses two of them.  Every expert's checksum is
+    compared while it is loaded, so that no transfer has to.
 
     Raises:
         StoreError: the store is damaged.
-        MemoryError, RuntimeError: the host has less than ``store.total_bytes`` of free memory.
+        HostMemoryError: the host has too little free memory, or cannot pin it.
     """
 
-    def __init__(self, store: ExpertStore, device: Device) -> None:
+    def __init__(self, store: ExpertStore, device: Device, chunk_bytes: int = CHUNK_BYTES) -> None:
         self.store = store
+        self._device, self._chunk_bytes = device, chunk_bytes
+        self._chunks: list[list[torch.Tensor]] = [[] for _ in store.layers]
+        self._held_bytes = 0
+        needed, free = sum(spec.experts * spec.stride_bytes for spec in store.layers), available_bytes()
+        if free is not None and needed > free:
+            raise HostMemoryError(f"{store.path} takes {needed} bytes, this host has {free} free: {_MEMORY_FIX}")
         disk = DiskSource(store)
-        self._layers: list[torch.Tensor] = []
         try:
-            for layer, spec in enumerate(store.layers):
-                memory = device.staging(spec.experts * spec.stride_bytes)
-                for expert in range(spec.experts):
-                    held = host_bytes(self._expert(memory, layer, expert))
-                    disk.read(layer, expert, held)
-                    store.check(layer, expert, held)
-                self._layers.append(memory)
+            for layer in range(len(store.layers)):
+                self._load(layer, disk)
+        except BaseException:
+            self.close()
+            raise
         finally:
             disk.close()
 
-    def _expert(self, memory: torch.Tensor, layer: int, expert: int) -> torch.Tensor:
-        stride = self.store.layers[layer].stride_bytes
-        return memory[expert * stride : (expert + 1) * stride]
+    def _load(self, layer: int, disk: DiskSource) -> None:
+        spec, in_each = self.store.layers[layer], self._in_each(layer)
+        for first in range(0, spec.experts, in_each):
+            count = min(in_each, spec.experts - first)
+            try:
+                self._chunks[layer].append(self._device.staging(count * spec.stride_bytes))
+            except (HostMemoryError, MemoryError, OSError) as error:
+                raise HostMemoryError(
+                    f"{self._held_bytes} bytes of the experts of {self.store.path} are in host memory, more cannot be "
+                    f"held ({error}): {_MEMORY_FIX}"
+                ) from error
+            self._held_bytes += count * spec.stride_bytes
+            for expert in range(first, first + count):
+                held = host_bytes(self.view(layer, expert))
+                disk.read(layer, expert, held)
+                self.store.check(layer, expert, held)
+
+    def _in_each(self, layer: int) -> int:
+        """Experts of a chunk."""
+        return max(1, self._chunk_bytes // self.store.layers[layer].stride_bytes)
 
     def view(self, layer: int, expert: int) -> torch.Tensor:
-        return self._expert(self._layers[layer], layer, expert)
+        stride, (chunk, place) = self.store.layers[layer].stride_bytes, divmod(expert, self._in_each(layer))
+        return self._chunks[layer][chunk][place * stride : (place + 1) * stride]
 
     def read(self, layer: int, expert: int, out: memoryview) -> int:
         source = self.view(layer, expert).numpy()
@@ -149,7 +175,19 @@ class HostSource:
         """Nothing: compared when the store was loaded."""
 
     def close(self) -> None:
-        self._layers = []
+        for chunk in (chunk for chunks in self._chunks for chunk in chunks):
+            self._device.release(chunk)
+        self._chunks = [[] for _ in self._chunks]
+
+
+def available_bytes() -> int | None:
+    """Host memory that can be had without swapping, as the kernel estimates it; None where it does not say."""
+    try:
+        text = Path("/proc/meminfo").read_text(encoding="ascii")
+    except OSError:
+        return None
+    found = re.search(r"^MemAvailable: *(\d+) kB$", text, re.MULTILINE)
+    return int(found[1]) * 1024 if found else None
 
 
 class Extended:
@@ -198,6 +236,6 @@ def open_source(store: ExpertStore, device: Device, tier: SlowTier) -> Source:
     """The slow tier over a store's files or over a copy of them in host memory.
 
     Raises:
-        StoreError, MemoryError, RuntimeError: as ``HostSource``.
+        StoreError, HostMemoryError: as ``HostSource``.
     """
     return HostSource(store, device) if tier.in_memory else DiskSource(store)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -97,3 +98,52 @@ def test_gpu_figures_are_of_the_gpus_the_process_is_on() -> None:
     assert summary["pcie_to_gpu_gb_s"] == pytest.approx(1.024)
     assert summary["pcie_from_gpu_gb_s"] == pytest.approx(0.512)
     assert summary["gpu_energy_j"] > 0
+
+
+class _Hidden(_Nvml):
+    """A driver that answers a query for processes in its own way."""
+
+    def __init__(self, answer: Any) -> None:
+        super().__init__()
+        self._answer = answer
+
+    def nvmlDeviceGetComputeRunningProcesses(self, handle: int) -> list[Any]:
+        if isinstance(self._answer, Exception):
+            raise self._answer
+        return self._answer if handle == 1 else []
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        (RuntimeError("Not Supported"), r"does not list the processes on GPU 1 \(Not Supported\)"),
+        ([SimpleNamespace(pid=7, usedGpuMemory=None)], "does not say how much memory a process uses on GPU 1"),
+        ([SimpleNamespace(pid=4711, usedGpuMemory=5)], "only 1 others: in a container it gives the host's process ids"),
+        ([], "NVML did not list the process on a GPU$"),
+    ],
+)
+def test_gpu_memory_that_the_driver_does_not_tell_is_missing_with_its_reason(answer: Any, reason: str) -> None:
+    gpu = Gpu(_Hidden(answer))
+    gpu.sample_memory(7)
+    summary = gpu.summary()
+    assert summary["peak_gpu_bytes"] is None
+    assert re.search(reason, summary["gpu_memory_reason"])
+
+
+def test_one_sample_without_an_answer_leaves_no_peak() -> None:
+    driver = _Hidden([SimpleNamespace(pid=7, usedGpuMemory=100)])
+    gpu = Gpu(driver)
+    gpu.sample_memory(7)
+    assert gpu.summary()["peak_gpu_bytes"] == 100
+    assert gpu.summary()["gpu_memory_reason"] is None
+    driver._answer = [SimpleNamespace(pid=7, usedGpuMemory=None)]
+    gpu.sample_memory(7)
+    assert gpu.summary()["peak_gpu_bytes"] is None
+
+
+def test_a_machine_without_nvml_says_so() -> None:
+    class Absent:
+        def nvmlInit(self) -> None:
+            raise OSError("libnvidia-ml.so.1: cannot open shared object file")
+
+    assert "NVML is not available (libnvidia-ml" in Gpu(Absent()).summary()["gpu_memory_reason"]

@@ -94,6 +94,12 @@ def test_the_limit_of_a_process_that_holds_the_experts_has_room_for_them() -> No
     assert limits["host"] == limits["paced:1GB/s"] == (limits["disk"] or 0) + 100_000
 
 
+def test_device_memory_is_capped_on_a_gpu_alone() -> None:
+    cells = [p.cell for p in planned(device=["cpu", "cuda"], device_overhead="1MB", slow_tier="host")]
+    assert [cell.device_limit_bytes for cell in cells] == [None, 1_025_000]
+    assert planned(device="cuda")[0].cell.device_limit_bytes is None
+
+
 def test_a_budget_that_fills_the_limit_leaves_the_limit_to_the_others() -> None:
     systems = [{"system": "on-demand"}, {"system": "caching", "expert_budget": "fill"}]
     others, filled = (p.cell for p in planned(systems=systems, expert_budget="25%", process_overhead="1MB"))

@@ -1,4 +1,4 @@
-"""Both slow tiers give a device the same bytes, with or without O_DIRECT and host access to its slots."""
+"""A disk gives the same bytes with and without O_DIRECT, and its errors name the file."""
 
 from __future__ import annotations
 
@@ -11,9 +11,8 @@ import torch
 
 from specmoe import ExpertStore, StoreError
 from specmoe.errors import BufferedReadsWarning
-from specmoe.offload.device import CpuDevice, allocate_pages
-from specmoe.offload.link import Link
-from specmoe.offload.sources import DiskSource, HostSource
+from specmoe.offload.device import allocate_pages
+from specmoe.offload.sources import DiskSource
 
 
 def test_buffered_reads_give_the_same_bytes_where_o_direct_is_refused(
@@ -72,32 +71,3 @@ def test_an_error_of_the_disk_names_the_file(store: ExpertStore, monkeypatch: py
     with pytest.raises(StoreError, match=r"layer_001\.bin cannot be read \(Input/output error\)"):
         source.read(1, 0, allocate_pages(store.slot_bytes).numpy().data)
     source.close()
-
-
-class FakeAccelerator(CpuDevice):
-    """A device whose slots the host cannot write: only ``upload`` fills them, as on CUDA."""
-
-    def __init__(self) -> None:
-        self.uploads = 0
-
-    def host_buffer(self, slot: torch.Tensor) -> memoryview | None:
-        return None
-
-    def upload(self, source: torch.Tensor, slot: torch.Tensor) -> None:
-        self.uploads += 1
-        slot.copy_(source)
-
-
-@pytest.mark.parametrize("tier", ["disk", "host"])
-def test_a_device_without_host_access_is_filled_through_staging(store: ExpertStore, tier: str) -> None:
-    device = FakeAccelerator()
-    source = DiskSource(store) if tier == "disk" else HostSource(store, device)
-    link = Link(source, store, device)
-    slot, expected = device.allocate(store.slot_bytes), allocate_pages(store.slot_bytes)
-    link.wait(link.submit(2, 5, slot))
-    DiskSource(store).read(2, 5, expected.numpy().data)
-    link.close()
-    assert torch.equal(slot, expected)
-    assert device.uploads == 1
-    assert link.stats.moved_bytes == store.slot_bytes
-    assert link.stats.transfers == 1
