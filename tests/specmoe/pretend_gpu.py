@@ -88,7 +88,8 @@ def compute(func: Any, args: Any, kwargs: Any) -> Any:
     def wrap(value: Any) -> Any:
         if not isinstance(value, torch.Tensor) or isinstance(value, OnGpu):
             return value
-        return held.get(id(value)) or OnGpu(value)
+        known = held.get(id(value))  # what an operation in place returns
+        return OnGpu(value) if known is None else known
 
     result = func(*tree_map(unwrap, args), **tree_map(unwrap, kwargs))
     return tree_map(wrap, result) if result_on_gpu else result

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -123,11 +124,23 @@ def test_the_host_tier_gives_the_same_tokens_as_the_disk_tier(tiny: tuple[Path, 
 
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
-@pytest.mark.parametrize("tier", ["disk", "host"])
-def test_cuda_gives_the_same_tokens_as_the_cpu(tiny: tuple[Path, PreTrainedModel], tier: str) -> None:
+@pytest.mark.parametrize("tier", ["disk", "host", "paced:10GB/s"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"draft_experts": 2},
+        {"draft_experts": 2, "draft_pool": "resident", "prefetch": "draft", "controller": "auto"},
+        {"draft_pool": "low-bit"},
+        {"draft_experts": 2, "placement": "on-demand", "drafter": "ngram+pinned", "substitution": "best-gate"},
+    ],
+    ids=str,
+)
+def test_cuda_gives_the_same_tokens_as_the_cpu(
+    tiny: tuple[Path, PreTrainedModel], options: dict[str, Any], tier: str
+) -> None:
     ids, mask = prompts(3)
     sequences = []
     for device in ("cpu", "cuda"):
-        with _engine(tiny, gamma=3, draft_experts=2, expert_budget="50%", slow_tier=tier, device=device) as engine:
+        with _engine(tiny, gamma=3, expert_budget="50%", slow_tier=tier, device=device, **options) as engine:
             sequences.append(engine.generate(ids, mask, max_new_tokens=10).sequences.tolist())
     assert sequences[0] == sequences[1]

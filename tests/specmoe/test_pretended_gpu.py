@@ -55,7 +55,7 @@ def test_no_step_of_the_engine_mixes_devices(
     monkeypatch.setattr("specmoe.engine.open_device", lambda name: device)
     monkeypatch.setattr(Checkpoint, "load_non_experts", load)
     if do_sample:  # a generator of a GPU needs one
-        monkeypatch.setattr("specmoe.sampling.torch.Generator", lambda where: torch._C.Generator("cpu"))
+        monkeypatch.setattr("specmoe.sampling.torch.Generator", lambda where="cpu": torch._C.Generator("cpu"))
     folder, model = tiny
     ids, mask = prompts(3)
     with (
