@@ -32,6 +32,13 @@ GRAINS = {
 }
 
 
+_HELD = {
+    "expert budget": "the expert budget alone",
+    "allocator cap": "a cap on torch's allocator",
+    "nothing": "nothing but its size",
+}
+
+
 @dataclass(frozen=True)
 class Section:
     """The report of one experiment on one workload; ``short`` is its name in lists."""
@@ -175,13 +182,17 @@ def _limits(summary: pd.DataFrame, rows: list[Row]) -> list[str]:
 
 
 def _held(frame: pd.DataFrame) -> list[str]:
-    """What of the limit holds the experts, where they rest in host memory."""
+    """What of the limit holds experts that rest in host memory, and what bounds the memory of a GPU."""
     held = frame["limit_slow_tier_bytes"].dropna()
-    if held.empty:
-        return []
-    return [
-        f"All experts rest in the memory of the process: {number(held.max() / 1e9)} GB of its limit are for them, and "
-        "the kernel counts no disk reads to compare with the bytes of the link."
+    lines = []
+    if len(held):
+        lines.append(
+            f"All experts rest in the memory of the process: {number(held.max() / 1e9)} GB of its limit are for them, "
+            "and the kernel counts no disk reads to compare with the bytes of the link."
+        )
+    return lines + [
+        f"Memory of the GPU is bounded by {_HELD[by]}: {', '.join(part['title'].unique())}."
+        for by, part in frame.dropna(subset=["limit_device_held_by"]).groupby("limit_device_held_by", sort=False)
     ]
 
 

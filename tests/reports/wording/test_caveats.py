@@ -93,6 +93,25 @@ def test_experts_that_the_kernel_did_not_read_get_a_note_and_a_caveat(
     assert any("memory, not a disk" in c for c in caveats(*summary_of(tmp_path, [entry]))) is expected
 
 
+def test_the_setup_and_the_fairness_of_a_gpu_are_told(tmp_path: Path) -> None:
+    entries = [record(name, 5, device="cuda", slow_tier="host") for name in ("specmoe", "hf-resident", "llama-cpp")]
+    bounds = ("expert budget", "allocator cap", "nothing")
+    held = [
+        entry.model_copy(
+            update={"limit": entry.limit.model_copy(update={"device_held_by": by, "slow_tier_bytes": 2_000_000_000})}
+        )
+        for entry, by in zip(entries, bounds, strict=True)
+    ]
+    shown = section(0, *summary_of(tmp_path, held), [], "name")
+    assert {("Device", "cuda"), ("Experts rest in", "host memory")} <= set(shown.setup)
+    text = " ".join(shown.fairness)
+    assert "Memory of the GPU is bounded by the expert budget alone: specmoe." in text
+    assert "by a cap on torch's allocator: hf-resident." in text
+    assert "by nothing but its size: llama-cpp." in text
+    assert "2 GB of its limit are for them" in text
+    assert "page cache and experts in host memory included" in dict(shown.setup)["Memory limit of the process"]
+
+
 def test_the_setup_names_the_file_system_of_the_experts(tmp_path: Path) -> None:
     entry = record("specmoe", 5, environment={"store_filesystem": "tmpfs: memory, not a disk"})
     shown = section(0, *summary_of(tmp_path, [entry]), [], "name")
