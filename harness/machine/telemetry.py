@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from harness.machine.energy import Rapl
 from harness.machine.gpu import Gpu
@@ -42,7 +42,7 @@ class Telemetry:
     ) -> None:
         self._pid, self._group, self._period_s = pid, group, period_s
         self._engine = engine
-        self._peaks: dict[str, int] = {}
+        self._peaks: dict[str, Any] = {}
         self._samples = 0
         self._sampler_cpu_s = 0.0
         self._wall_s = 0.0

@@ -108,7 +108,7 @@ def test_the_setup_and_the_fairness_of_a_gpu_are_told(tmp_path: Path) -> None:
     assert "Memory of the GPU is bounded by the expert budget alone: specmoe." in text
     assert "by a cap on torch's allocator: hf-resident." in text
     assert "by nothing but its size: llama-cpp." in text
-    assert "2 GB of its limit are for them" in text
+    assert "2.00 GB of its limit are for them" in text
     assert "page cache and experts in host memory included" in dict(shown.setup)["Memory limit of the process"]
 
 
