@@ -67,12 +67,11 @@ class Adaptive:
     Args:
         options: gamma is the longest draft; N and the refresh interval are where it starts.
         most_experts: largest N that may be pinned.
-        plan: what is expected of the cycles to come.  Without it, the first two cycles are one with and one without a
-            draft; with it, only where drafting is not expected to be ``CERTAIN`` times faster or ``HOPELESS`` times
-            slower.
+        plan: what is expected of the cycles to come.  Without it, or where drafting and not drafting are expected to
+            differ by less than ``CERTAIN``, the first two cycles are one with and one without a draft.
     """
 
-    CERTAIN, HOPELESS = 1.5, 1.1  # a trial of no draft costs little, one of a long draft more
+    CERTAIN = 1.5
     TELLING = 4  # drafted tokens of a first cycle, at least, to learn how many are accepted
     IDLE_INTERVAL = 32  # cycles between refreshes of a draft set that is not used
     HOLD_S = 0.1  # a decision takes about 0.5 ms of Python, so it holds for so long while no row ends
@@ -123,9 +122,9 @@ class Adaptive:
         """Gamma of the first cycles: none where the expected speeds with and without a draft differ clearly."""
         rates, _ = self._rates(remaining)
         drafting = float(rates[1:].max(initial=0.0))
-        if drafting > self.CERTAIN * rates[0] or rates[0] > self.HOPELESS * drafting:
+        if max(rates[0], drafting) > self.CERTAIN * min(rates[0], drafting):
             return []
-        gamma = max(int(rates[1:].argmax()) + 1, min(self.TELLING, self._longest))
+        gamma = max(int(rates[1:].argmax()) + 1, min(self.TELLING // len(remaining), self._longest))
         return [gamma, 0] if drafting > rates[0] else [0, gamma]
 
     def _decide(self, remaining: np.ndarray) -> tuple[int, str]:

@@ -30,7 +30,9 @@ OVERLAP = 0.8
 """Share of a pass's computation of experts that can happen during transfers: each layer waits for its last ones."""
 LOAD = 0.25
 """Seconds by which a second of transfers slows computation: the link's thread needs a core, and its bytes memory."""
-MARGIN = 1.05
+LAYER_S = 3e-4
+"""Seconds of a layer in any pass beyond the parts that are timed, each by itself: between them threads fall asleep."""
+MARGIN = 1.1
 """A draft that needs more than the one before must promise this many times its speed."""
 FEWEST_SLOTS = 2
 """Full slots that copies leave: one is filled while the other is in use."""
@@ -179,7 +181,7 @@ class _Model:
 
     def step_s(self, chances: np.ndarray, expert: Cost, rows: float) -> float:
         """A draft step of ``rows`` rows with experts picked by ``chances``."""
-        return self._rates.outside.at(rows) + expert.at(rows * self._picks, asked_for(chances, rows))
+        return self._outside_s(rows) + expert.at(rows * self._picks, asked_for(chances, rows))
 
     def residents_step_s(self, rows: float) -> float:
         """The experts on the device take the picks of all."""
@@ -199,7 +201,10 @@ class _Model:
         experts_s = LOAD * link_s + self._rates.full.at(tokens * self._picks, asked_for(self._hot, tokens) + missing)
         waiting = -math.expm1(-missing / self._demand.layers)  # share of layers that wait at all
         overlap_s = min(link_s, OVERLAP * experts_s) * waiting
-        return self._rates.outside.at(tokens) + LOAD * ahead_s + experts_s + link_s - overlap_s
+        return self._outside_s(tokens) + LOAD * ahead_s + experts_s + link_s - overlap_s
+
+    def _outside_s(self, tokens: float) -> float:
+        return self._rates.outside.at(tokens) + LAYER_S * self._demand.layers
 
     def plan(
         self,
