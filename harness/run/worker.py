@@ -76,7 +76,7 @@ def run(job: Job) -> Answer:
             answer = _measure(job, system, prepare_s, engines)
         finally:
             system.close()
-    answer.notes += buffered
+    answer.notes += [*buffered, *unproven(system.card, cell.device)]
     folders = [setting.model_path, setting.store_path, setting.scratch]
     answer.notes += [LEFT_BEHIND + what for what in leaks.left_behind(folders, threads)]
     return answer
@@ -89,6 +89,13 @@ def cap_device(cell: Cell, card: CapabilityCard) -> None:
     device = torch.device(cell.device)
     everything = torch.cuda.get_device_properties(device).total_memory
     torch.cuda.set_per_process_memory_fraction(min(1.0, cell.device_limit_bytes / everything), device)
+
+
+def unproven(card: CapabilityCard, device: str) -> list[str]:
+    """A note where an adapter was written for a device and had never run on it."""
+    if device.partition(":")[0] not in card.only_written_for:
+        return []
+    return [f"{card.name} was written for {device} and had not been run there before: doubt its figures first"]
 
 
 @contextlib.contextmanager

@@ -8,7 +8,8 @@ import warnings
 
 import pytest
 
-from harness.run.worker import noting_buffered_reads
+from baselines import registry
+from harness.run.worker import noting_buffered_reads, unproven
 from specmoe.errors import BufferedReadsWarning
 from tests import ROOT
 
@@ -35,3 +36,10 @@ def test_buffered_reads_are_noted_in_the_record_and_other_warnings_are_only_show
             warnings.warn("something else", UserWarning, stacklevel=1)
     assert notes == ["store: direct reads (O_DIRECT) fail"] * 2
     assert [str(warning.message) for warning in shown] == [*notes, "something else"]
+
+
+def test_a_system_on_a_device_that_it_was_only_written_for_is_noted() -> None:
+    card = registry.systems()["naive"].card
+    assert unproven(card, "cpu") == []
+    (note,) = unproven(card, "cuda:1")
+    assert note.startswith("naive was written for cuda:1 and had not been run there")
