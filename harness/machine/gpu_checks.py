@@ -79,10 +79,8 @@ def _fix(facts: Facts) -> str:
     if facts.driver is None:
         return "needs an NVIDIA GPU and its driver; everything but the paper's own tier runs without"
     if facts.built_for is None:
-        return "install a torch built for CUDA: pip install torch --index-url https://download.pytorch.org/whl/cu130"
-    return "see whether CUDA_VISIBLE_DEVICES hides it, and whether the driver is as new as torch's CUDA " + str(
-        facts.built_for
-    )
+        return "pip uninstall torch, then pip install torch: on Linux its default build is for CUDA"
+    return f"see whether CUDA_VISIBLE_DEVICES hides the GPU, and whether the driver runs CUDA {facts.built_for}"
 
 
 def _extra_fix(extra: str | None, facts: Facts) -> str:

@@ -26,7 +26,7 @@ def test_a_machine_with_everything_can_run_every_system_of_the_paper() -> None:
     ("facts", "reason", "fix"),
     [
         (Facts(None, "2.13.0+cpu", None, (), {}), "no NVIDIA driver", "needs an NVIDIA GPU and its driver"),
-        (Facts("580.65", "2.13.0+cpu", None, (), {}), "is built for the CPU", "pip install torch --index-url"),
+        (Facts("580.65", "2.13.0+cpu", None, (), {}), "is built for the CPU", "default build is for CUDA"),
         (Facts("580.65", "2.13.0", "13.0", (), {}), "torch sees no GPU", "CUDA_VISIBLE_DEVICES"),
     ],
 )
