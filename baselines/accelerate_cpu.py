@@ -14,15 +14,15 @@ import torch
 from accelerate import cpu_offload
 
 from baselines import fused
-from baselines.contract import CapabilityCard, Setting
-from baselines.hf import GreedySystem, check_fits_limit, check_tier, shell_without_experts
+from baselines.contract import SAMPLES, CapabilityCard, Setting
+from baselines.hf import TransformersSystem, check_fits_limit, check_tier, shell_without_experts
 from baselines.registry import register
 from specmoe.model.checkpoint import expert_modules
 from specmoe.offload.store import ExpertStore
 
 
 @register
-class AccelerateCpuSystem(GreedySystem):
+class AccelerateCpuSystem(TransformersSystem):
     """``cpu_offload`` on every experts module, the rest on the device."""
 
     card: ClassVar[CapabilityCard] = CapabilityCard(
@@ -31,6 +31,7 @@ class AccelerateCpuSystem(GreedySystem):
         summary="cpu_offload on every experts module: hooks move whole modules from host memory",
         grain="modules",
         knows_budget=False,
+        sampling=SAMPLES,
         tiers=("gpu", "ram"),
         devices=("cpu", "cuda"),
         slow_tiers=("disk", "host"),

@@ -14,8 +14,8 @@ import torch
 from accelerate import dispatch_model
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from baselines.contract import CapabilityCard, NotSupported, Setting
-from baselines.hf import GreedySystem, check_interface, shell_without_experts
+from baselines.contract import SAMPLES, CapabilityCard, NotSupported, Setting
+from baselines.hf import TransformersSystem, check_interface, shell_without_experts
 from baselines.registry import register
 from specmoe.files import folder_appears
 from specmoe.model.checkpoint import build_shell, expert_modules
@@ -53,7 +53,7 @@ def dispatch_arguments(model: PreTrainedModel, setting: Setting) -> dict[str, An
 
 
 @register
-class AccelerateDiskSystem(GreedySystem):
+class AccelerateDiskSystem(TransformersSystem):
     """``device_map`` with every experts module on disk, the rest in memory."""
 
     card: ClassVar[CapabilityCard] = CapabilityCard(
@@ -64,6 +64,7 @@ class AccelerateDiskSystem(GreedySystem):
         knows_budget=False,
         tiers=("gpu", "ram", "disk"),
         devices=("cpu", "cuda"),
+        sampling=SAMPLES,
     )
 
     def build(self, setting: Setting) -> None:

@@ -18,6 +18,7 @@ import torch
 from pydantic import BaseModel, ConfigDict
 
 from baselines.counters import Counters
+from baselines.decoding import Decoding
 
 Grain = Literal["experts", "modules", "layers", "pages", "nothing", "unknown"]
 Tier = Literal["gpu", "ram", "disk"]
@@ -26,6 +27,7 @@ DeviceType = Literal["cpu", "cuda"]
 SlowTierKind = Literal["disk", "host", "paced"]
 UNFINISHED = "\ufffd"
 """What a tokenizer decodes a character to of which the last bytes are missing; texts are compared without it."""
+SAMPLES: tuple[Sampling, ...] = ("greedy", "temperature")
 DTYPES = ("float32", "bfloat16", "float16")
 T = TypeVar("T")
 
@@ -51,6 +53,8 @@ class CapabilityCard:
     ``external``: its engine was started by the user, outside of this harness: no limit and no count of the kernel
     reaches it, and records say so.
     ``fills_limit``: it can choose its own budget so that the process limit is used up (``setting.fills_limit``).
+    ``joins_rows``: it serves a queue itself (``serve`` of ``baselines.queueing``), and requests join others under way;
+    the harness gives a queue to any other system in static batches, in order.
     ``extra`` names the pip extra it needs, ``build_options`` the options that change the result of ``build``.
     """
 
@@ -72,6 +76,7 @@ class CapabilityCard:
     own_process: bool = False
     external: bool = False
     fills_limit: bool = False
+    joins_rows: bool = False
     extra: str | None = None
     build_options: tuple[str, ...] = ()
 
@@ -82,12 +87,24 @@ class CapabilityCard:
             return ()
         return tuple(device for device in self.devices if device not in self.run_on)
 
-    def refusal(self, dtype: str, batch_size: int, device: str = "cpu", slow_tier: str = "disk") -> str | None:
+    def refusal(
+        self,
+        dtype: str,
+        batch_size: int,
+        device: str = "cpu",
+        slow_tier: str = "disk",
+        decoding: Decoding | None = None,
+        requests: int | None = None,
+    ) -> str | None:
         """The reason why the card excludes such a cell, or None."""
+        if requests is not None and self.kind == "oracle":
+            return f"{self.name} computes its times, and requests of a queue arrive by the clock: remove requests"
         if device.partition(":")[0] not in self.devices:
             return f"{self.name} does not compute on {device}: use device: {' or '.join(self.devices)}"
         if slow_tier.partition(":")[0] not in self.slow_tiers:
             return f"{self.name} does not take experts from {slow_tier}: use slow_tier: {' or '.join(self.slow_tiers)}"
+        if decoding is not None and "temperature" not in self.sampling:
+            return f"{self.name} decodes greedily only: remove decoding, or the system"
         if dtype not in self.dtypes:
             return f"{self.name} does not run {dtype}: use {' or '.join(self.dtypes)}"
         if self.max_batch is not None and batch_size > self.max_batch:
@@ -124,7 +141,7 @@ def _ignore(row: int, count: int) -> None:
 
 @dataclass(frozen=True)
 class Request:
-    """One batch, decoded greedily: exactly ``lengths[b]`` new tokens for row b.
+    """One batch: exactly ``lengths[b]`` new tokens for row b, chosen as ``decoding`` says (None: greedily).
 
     ``input_ids`` and ``attention_mask`` are long [B, S], padded on the left.  ``new_tokens`` is the largest of
     ``lengths``; where ``output_tokens`` is None, it holds for every row.  ``on_prefill_done`` must be called once,
@@ -142,6 +159,7 @@ class Request:
     on_prefill_done: Callable[[], None]
     output_tokens: tuple[int, ...] | None = None
     on_tokens: Callable[[int, int], None] = _ignore
+    decoding: Decoding | None = None
 
     def __post_init__(self) -> None:
         ids, mask = self.input_ids, self.attention_mask

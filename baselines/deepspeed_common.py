@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from baselines.contract import NotSupported, Setting, require
-from baselines.hf import GreedySystem
+from baselines.hf import TransformersSystem
 
 EXTRA = "deepspeed"
 _FIX = "install a C++ compiler, ninja, and libaio with its headers (apt-get install g++ libaio-dev)"
@@ -82,7 +82,7 @@ class SingleProcessGroup:
             Path(self._file).unlink()
 
 
-class DeepSpeedSystem(GreedySystem):
+class DeepSpeedSystem(TransformersSystem):
     """Base of both adapters: compiled operators in ``build``, a process group in ``prepare``, closed in ``close``."""
 
     def __init__(self, options: Any) -> None:

@@ -13,7 +13,7 @@ from typing import ClassVar
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from baselines import fused
-from baselines.contract import CapabilityCard, NotSupported, Setting, SystemOptions, require
+from baselines.contract import SAMPLES, CapabilityCard, NotSupported, Setting, SystemOptions, require
 from baselines.deepspeed_common import EXTRA, DeepSpeedSystem
 from baselines.hf import check_fits_limit
 from baselines.registry import register
@@ -45,6 +45,7 @@ class DeepSpeedInferenceSystem(DeepSpeedSystem):
         summary="all weights resident; fused kernels only for the families that DeepSpeed supports",
         grain="nothing",
         knows_budget=False,
+        sampling=SAMPLES,
         tiers=("gpu", "ram"),
         devices=("cpu", "cuda"),
         slow_tiers=("disk", "host"),

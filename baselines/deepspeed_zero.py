@@ -17,7 +17,7 @@ import torch
 from transformers import PreTrainedModel
 
 from baselines import fused
-from baselines.contract import CapabilityCard, Setting, SystemOptions, require
+from baselines.contract import SAMPLES, CapabilityCard, Setting, SystemOptions, require
 from baselines.deepspeed_common import EXTRA, DeepSpeedSystem
 from baselines.hf import check_fits_limit, check_tier, place_experts, shell_without_experts
 from baselines.registry import register
@@ -88,6 +88,7 @@ class DeepSpeedZeroSystem(DeepSpeedSystem):
         summary="ZeRO stage 3, parameters on NVMe or in host memory; gathers all experts of a block in every pass",
         grain="layers",
         knows_budget=False,
+        sampling=SAMPLES,
         build_options=("offload",),
         tiers=("gpu", "ram", "disk"),
         devices=("cpu", "cuda"),

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
+import torch
 from pydantic import Field, model_validator
 from transformers import AutoTokenizer
 
 from baselines.contract import (
+    SAMPLES,
     CapabilityCard,
     DeviceType,
     Generation,
@@ -23,9 +25,11 @@ from baselines.contract import (
     prepared,
 )
 from baselines.counters import Counters
+from baselines.decoding import Decoding
 from baselines.fill import fill
+from baselines.queueing import Queue, Served
 from baselines.registry import register
-from specmoe import SpecMoE, SpecOptions
+from specmoe import QueuedRequest, SpecMoE, SpecOptions, UnsupportedModelError
 from specmoe.drafting import affinity, low_bit
 from specmoe.drafting import calibration as calibrations
 from specmoe.drafting.agreement import ASSUMED
@@ -39,6 +43,10 @@ from specmoe.stats import GenerationStats
 DEVICES: tuple[DeviceType, ...] = ("cpu", "cuda")
 SLOW_TIERS: tuple[SlowTierKind, ...] = ("disk", "host", "paced")
 TIERS: tuple[Tier, ...] = ("gpu", "ram", "disk")
+
+
+LEAST_FREE = 0.25
+"""Share of the rows that must be free before new requests join: their prompts move nearly every expert."""
 
 
 class EngineOptions(SystemOptions):
@@ -97,9 +105,31 @@ class _EngineSystem:
             max_new_tokens=request.lengths,
             on_first_token=request.on_prefill_done,
             on_tokens=lambda row, tokens: request.on_tokens(row, len(tokens)),
-            **plain_settings(bool(engine.model.config.is_encoder_decoder)),
+            **plain_settings(bool(engine.model.config.is_encoder_decoder)) | _choice(request.decoding),
         )
         sequences, stats = output.to_tuple()
+        return Generation(request.cut(sequences[:, -request.new_tokens :]), self._counted(engine, stats))
+
+    def serve(self, queue: Queue) -> Served:
+        """Serve a queue; requests join as others end."""
+        engine, asked = prepared(self._engine), queue.requests
+        rows = zip(asked.input_ids, asked.attention_mask, asked.lengths, queue.arrivals_s, strict=True)
+        queued = [QueuedRequest(row[keep.bool()], length, at) for row, keep, length, at in rows]
+        try:
+            stream = engine.generate_many(
+                queued,
+                batch_size=queue.batch_size,
+                least_free=max(1, int(LEAST_FREE * queue.batch_size)),
+                on_tokens=lambda request, tokens: asked.on_tokens(request, len(tokens)),
+                **plain_settings() | _choice(asked.decoding),
+            )
+        except UnsupportedModelError as error:
+            raise NotSupported(str(error)) from error
+        tokens = {done.index: torch.tensor(done.tokens) for done in stream}
+        generation = Generation([tokens[i] for i in range(len(queued))], self._counted(engine, stream.stats))
+        return Served(generation, stream.stats.prefill.seconds, stream.stats.decode.seconds)
+
+    def _counted(self, engine: SpecMoE, stats: GenerationStats) -> Counters:
         counters = _counters(stats)
         counters.kernels, counters.chosen_budget_bytes = engine.kernels, self._chosen_budget
         if stats.setting is not None:
@@ -107,12 +137,17 @@ class _EngineSystem:
             counters.draft_copies_bytes, counters.expert_slots = stats.setting.copies_bytes, stats.setting.slots
             counters.setting_reason = stats.setting.reason
         counters.affinity_table_bytes = affinity.table_bytes(engine.store)
-        return Generation(request.cut(sequences[:, -request.new_tokens :]), counters)
+        return counters
 
     def close(self) -> None:
         if self._engine is not None:
             self._engine.close()
             self._engine = None
+
+
+def _choice(decoding: Decoding | None) -> dict[str, Any]:
+    """Arguments of ``SpecMoE.generate`` that say how tokens are chosen."""
+    return {} if decoding is None else {"do_sample": True, **decoding.model_dump()}
 
 
 def _counters(stats: GenerationStats) -> Counters:
@@ -170,8 +205,10 @@ class SpecMoESystem(_EngineSystem):
         tiers=TIERS,
         devices=DEVICES,
         slow_tiers=SLOW_TIERS,
+        sampling=SAMPLES,
         fills_limit=True,
         build_options=("controller", "draft_pool", "draft_bits"),
+        joins_rows=True,
     )
     Options = SpecMoEOptions
 
@@ -228,7 +265,9 @@ class OnDemandSystem(_EngineSystem):
         tiers=TIERS,
         devices=DEVICES,
         slow_tiers=SLOW_TIERS,
+        sampling=SAMPLES,
         fills_limit=True,
+        joins_rows=True,
     )
 
     def arguments(self) -> dict[str, Any]:
@@ -251,7 +290,9 @@ class CachingSystem(_EngineSystem):
         tiers=TIERS,
         devices=DEVICES,
         slow_tiers=SLOW_TIERS,
+        sampling=SAMPLES,
         fills_limit=True,
+        joins_rows=True,
     )
 
     class Options(EngineOptions):

@@ -1,4 +1,4 @@
-"""Shared by adapters over a transformers model: the timed greedy call, and loading without experts."""
+"""Shared by adapters over a transformers model: the timed call, and loading without experts."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from baselines.contract import (
     prepared,
 )
 from baselines.counters import Counters
+from baselines.decoding import Decoding
 from specmoe.generation import plain_config
 from specmoe.model.checkpoint import Checkpoint, build_shell, expert_modules
 from specmoe.model.convert import open_or_build
@@ -55,26 +56,40 @@ class _OwnLengths(StoppingCriteria):
         return self._ends <= input_ids.shape[1]  # bool [B]
 
 
-def greedy(model: Any, request: Request) -> Generation:
-    """transformers' own greedy loop, in which each row ends at its own length as it would at a stop token.
+def decode(model: Any, request: Request) -> Generation:
+    """What transformers' own loop generates for a request."""
+    new_ids = sequences_of(model, request)[:, -request.new_tokens :].cpu()
+    return Generation(request.cut(new_ids), Counters(decode_steps=request.new_tokens - 1, tokens_per_step=1.0))
+
+
+def sequences_of(model: Any, request: Request) -> torch.Tensor:
+    """Prompts and new tokens of transformers' own loop, in which each row ends at its own length as at a stop token.
 
     As transformers does it, an ended row stays in the batch and is fed padding until the last row ends.  Settings of
     the checkpoint's ``generation_config.json`` do not apply, except those with which an encoder-decoder's rows begin.
     """
     model.generation_config = plain_config(model)
     opening = 1 if model.config.is_encoder_decoder else request.input_ids.shape[1]  # tokens before the new ones
-    sequences = model.generate(
-        input_ids=request.input_ids.to(model.device),
-        attention_mask=request.attention_mask.to(model.device),
-        max_new_tokens=request.new_tokens,
-        do_sample=False,
-        eos_token_id=None,
-        pad_token_id=0,
-        streamer=_Steps(request),
-        stopping_criteria=StoppingCriteriaList([_OwnLengths(request, opening, model.device)]),
-    )
-    new_ids = sequences[:, opening:].cpu()
-    return Generation(request.cut(new_ids), Counters(decode_steps=request.new_tokens - 1, tokens_per_step=1.0))
+    with torch.random.fork_rng():
+        sequences: torch.Tensor = model.generate(
+            input_ids=request.input_ids.to(model.device),
+            attention_mask=request.attention_mask.to(model.device),
+            max_new_tokens=request.new_tokens,
+            eos_token_id=None,
+            pad_token_id=0,
+            streamer=_Steps(request),
+            stopping_criteria=StoppingCriteriaList([_OwnLengths(request, opening, model.device)]),
+            **_choice(request.decoding),
+        )
+    return sequences
+
+
+def _choice(decoding: Decoding | None) -> dict[str, Any]:
+    """How transformers chooses tokens; seeds its draws."""
+    if decoding is None:
+        return {"do_sample": False}
+    torch.manual_seed(decoding.seed)
+    return {"do_sample": True, **decoding.model_dump(exclude={"seed"})}
 
 
 class ExpertsOptions(SystemOptions):
@@ -83,7 +98,7 @@ class ExpertsOptions(SystemOptions):
     experts: Experts = "grouped_mm"
 
 
-class GreedySystem:
+class TransformersSystem:
     """Base of an adapter that decodes with one transformers model.
 
     A subclass gives its card, its options and ``prepare``, which sets ``_model``; ``build`` makes the expert store.
@@ -100,7 +115,7 @@ class GreedySystem:
         open_or_build(setting.model_path, setting.store_path, setting.stored, compute_dtype=setting.dtype)
 
     def generate(self, request: Request) -> Generation:
-        return greedy(prepared(self._model), request)
+        return decode(prepared(self._model), request)
 
     def close(self) -> None:
         self._model = None

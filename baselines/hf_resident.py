@@ -7,14 +7,14 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from baselines.contract import CapabilityCard, Setting
-from baselines.hf import ExpertsOptions, GreedySystem
+from baselines.contract import SAMPLES, CapabilityCard, Setting
+from baselines.hf import ExpertsOptions, TransformersSystem
 from baselines.registry import register
 from specmoe.model.wrappers import load_whole
 
 
 @register
-class ResidentSystem(GreedySystem):
+class ResidentSystem(TransformersSystem):
     """transformers' ``from_pretrained``, moved to the device."""
 
     card: ClassVar[CapabilityCard] = CapabilityCard(
@@ -23,6 +23,7 @@ class ResidentSystem(GreedySystem):
         summary="upper bound without any memory limit: every expert stays on the device",
         grain="nothing",
         knows_budget=False,
+        sampling=SAMPLES,
         tiers=("gpu", "ram"),
         devices=("cpu", "cuda"),
         slow_tiers=("disk", "host", "paced"),

@@ -13,8 +13,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from baselines import fused
-from baselines.contract import CapabilityCard, Setting
-from baselines.hf import ExpertsOptions, GreedySystem, place_experts, shell_without_experts
+from baselines.contract import SAMPLES, CapabilityCard, Setting
+from baselines.hf import ExpertsOptions, TransformersSystem, place_experts, shell_without_experts
 from baselines.registry import register
 from specmoe.files import folder_appears
 from specmoe.model.checkpoint import expert_modules
@@ -24,7 +24,7 @@ _FOLDER = "fused"
 
 
 @register
-class MmapSystem(GreedySystem):
+class MmapSystem(TransformersSystem):
     """Experts as mapped safetensors parameters, everything else in memory."""
 
     card: ClassVar[CapabilityCard] = CapabilityCard(
@@ -33,6 +33,7 @@ class MmapSystem(GreedySystem):
         summary="experts are memory-mapped safetensors; the page cache decides which stay in memory",
         grain="pages",
         knows_budget=False,
+        sampling=SAMPLES,
     )
 
     Options = ExpertsOptions

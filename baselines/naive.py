@@ -15,6 +15,7 @@ import torch
 
 from baselines import fused
 from baselines.contract import (
+    SAMPLES,
     CapabilityCard,
     Generation,
     NotSupported,
@@ -23,7 +24,7 @@ from baselines.contract import (
     before_first_token,
     prepared,
 )
-from baselines.hf import ExpertsOptions, GreedySystem, place_experts, shell_without_experts
+from baselines.hf import ExpertsOptions, TransformersSystem, place_experts, shell_without_experts
 from baselines.registry import register
 from specmoe.model.checkpoint import expert_modules
 from specmoe.offload.device import open_device
@@ -70,7 +71,7 @@ def _widen_layer(
 
 
 @register
-class NaiveSystem(GreedySystem):
+class NaiveSystem(TransformersSystem):
     """Copies whole layers through the link, keeps one at a time."""
 
     card: ClassVar[CapabilityCard] = CapabilityCard(
@@ -82,6 +83,7 @@ class NaiveSystem(GreedySystem):
         tiers=("gpu", "ram", "disk"),
         devices=("cpu", "cuda"),
         slow_tiers=("disk", "host", "paced"),
+        sampling=SAMPLES,
     )
     Options = ExpertsOptions
 

@@ -11,7 +11,7 @@ import time
 from itertools import pairwise
 from typing import Literal
 
-from baselines.contract import CapabilityCard, Generation, Request, before_first_token
+from baselines.contract import SAMPLES, CapabilityCard, Generation, Request, before_first_token
 from baselines.engine import DEVICES, SLOW_TIERS, TIERS, EngineOptions, OnDemandSystem
 from baselines.registry import register
 
@@ -34,6 +34,7 @@ class OverlapSystem(OnDemandSystem):
         summary="oracle: tokens and bytes of on-demand, computed time with transfers hidden behind compute",
         grain="experts",
         knows_budget=True,
+        sampling=SAMPLES,
         kind="oracle",
         tiers=TIERS,
         devices=DEVICES,

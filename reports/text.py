@@ -28,6 +28,11 @@ def percent(value: Any) -> str:
     return "99.9 %" if text == "100.0" and value < 1 else f"{text} %"
 
 
+def probability(value: Any) -> str:
+    """A probability with two significant digits; ``NONE`` for a missing value."""
+    return NONE if _missing(value) else f"{value:.2g}"
+
+
 def dtypes(computed: str, stored: str | None) -> str:
     """The dtype computed in, with that of the stored experts where it is another."""
     return computed if stored in (None, computed) else f"{computed}, experts stored in {stored}"

@@ -12,14 +12,18 @@ if TYPE_CHECKING:
     from specmoe.errors import BudgetError, OptionError, SpecMoEError, StoreError, UnsupportedModelError
     from specmoe.offload.store import ExpertStore
     from specmoe.options import SpecOptions
+    from specmoe.queue import FinishedRequest, FinishedRequests, QueuedRequest
     from specmoe.request import GenerateOutput
     from specmoe.timeline import Timeline
 
 _MODULES = {
     "BudgetError": "errors",
     "ExpertStore": "offload.store",
+    "FinishedRequest": "queue",
+    "FinishedRequests": "queue",
     "GenerateOutput": "request",
     "OptionError": "errors",
+    "QueuedRequest": "queue",
     "SpecMoE": "engine",
     "SpecMoEError": "errors",
     "SpecOptions": "options",
@@ -31,8 +35,11 @@ _MODULES = {
 __all__ = [
     "BudgetError",
     "ExpertStore",
+    "FinishedRequest",
+    "FinishedRequests",
     "GenerateOutput",
     "OptionError",
+    "QueuedRequest",
     "SpecMoE",
     "SpecMoEError",
     "SpecOptions",

@@ -27,7 +27,8 @@ OnTokens = Callable[[int, list[int]], None]
 class Run:
     """The objects that every step of a call works with; ``cache`` holds the committed tokens of the active rows.
 
-    ``forced_first`` is the first token of every row, in place of the most likely one.
+    ``forced_first`` is the first token of every row, in place of the most likely one.  ``most_rows`` is how many may be
+    active at once where rows join others.
     """
 
     model: PreTrainedModel
@@ -38,6 +39,7 @@ class Run:
     timeline: Timeline
     recorder: Recorder
     forced_first: int | None = None
+    most_rows: int | None = None
 
     @cached_property
     def boolean_masks(self) -> bool:
@@ -79,6 +81,11 @@ class Rows:
     def select(self, kept: torch.Tensor) -> Rows:
         """Only the active rows ``kept`` (long [B'])."""
         return replace(self, last=self.last[kept], remaining=self.remaining[kept], index=self.index[kept])
+
+    def join(self, other: Rows) -> Rows:
+        """These rows, then those of ``other``, which share their ``tokens``."""
+        pairs = {name: (getattr(self, name), getattr(other, name)) for name in ("last", "remaining", "index")}
+        return replace(self, **{name: torch.cat(pair) for name, pair in pairs.items()})
 
 
 def forward(run: Run, ids: torch.Tensor, current: Pass, keep: torch.Tensor | int = 0) -> torch.Tensor:

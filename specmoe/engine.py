@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -12,7 +13,7 @@ from typing import Any
 import torch
 from transformers import GenerationConfig, PreTrainedModel
 
-from specmoe import hub, profiling
+from specmoe import hub, profiling, queue
 from specmoe.automatic import Settled, settle
 from specmoe.batch import OnTokens
 from specmoe.control.controller import make_controller
@@ -20,7 +21,7 @@ from specmoe.drafters import make_drafter
 from specmoe.drafting import calibration, low_bit
 from specmoe.drafting.calibration import Calibration
 from specmoe.errors import BudgetError
-from specmoe.exclusive import one_call_at_a_time
+from specmoe.exclusive import busy, one_call_at_a_time
 from specmoe.generation import FromConfig, StopTokens, merge, plain_settings
 from specmoe.model.assemble import Assembly, assemble, check_budget, lay_ground, transposed
 from specmoe.model.checkpoint import Checkpoint, build_shell, checkpoint_dtype, expert_modules
@@ -35,6 +36,7 @@ from specmoe.offload.link import Link
 from specmoe.offload.slow_tier import SlowTier
 from specmoe.offload.store import ExpertStore
 from specmoe.options import SpecOptions
+from specmoe.queue import FinishedRequest, FinishedRequests, QueuedRequest
 from specmoe.recorder import Recorder
 from specmoe.request import GenerateOutput, Request
 from specmoe.speculate import decode, prefill
@@ -250,6 +252,67 @@ class SpecMoE:
         stats.setting = self._setting()
         stats.peak_expert_bytes = self.arena.peak_bytes
         return request.output(rows, stats)
+
+    def generate_many(
+        self,
+        requests: Sequence[QueuedRequest],
+        *,
+        batch_size: int,
+        least_free: int = 1,
+        seed: int | None = None,
+        generation_config: GenerationConfig | None = None,
+        on_tokens: OnTokens | None = None,
+        **settings: Any,
+    ) -> FinishedRequests:
+        """Generate for a queue of requests; rows that end make room for requests that have arrived.
+
+        The greedy output of every request is the one that ``generate`` gives it alone; sampled output has the same
+        distribution.
+
+        Args:
+            requests: prompts with their limits and arrival times.
+            batch_size: most rows at once.
+            least_free: so many rows must be free before new ones join, unless none is left.
+            on_tokens: called with (place in ``requests``, new tokens) as soon as they are final.
+            seed, generation_config, settings: as in ``generate`` (``do_sample``, ``eos_token_id``, ...), for all.
+
+        Returns:
+            An iterator of the requests in the order in which they end.
+
+        Raises:
+            UnsupportedModelError: an encoder-decoder, or as ``generate`` does.
+            OptionError, ValueError: as ``generate`` does; no request, or a batch size or ``least_free`` out of range.
+            SpecMoEError: another call on this engine has not ended yet (from the first ``next``).
+        """
+        merged = merge(self.model.generation_config, generation_config, settings)
+        checked = queue.check(self.model, requests, merged, self.options.seed if seed is None else seed)
+        queue.check_rows(batch_size, least_free)
+        stats = GenerationStats.start(sum(request.prompt_tokens for request in checked), self.options.gamma)
+        arrivals_s = [request.arrival_s for request in requests]
+        served = self._serve(checked, arrivals_s, stats, batch_size, least_free, on_tokens)
+        return FinishedRequests(served, stats)
+
+    @torch.inference_mode()
+    def _serve(
+        self,
+        requests: list[Request],
+        arrivals_s: list[float],
+        stats: GenerationStats,
+        batch_size: int,
+        least_free: int,
+        on_tokens: OnTokens | None,
+    ) -> Generator[FinishedRequest, None, None]:
+        with busy(self._busy):
+            cache = queue.open_cache(self.model, requests, self.options.gamma, batch_size)
+            run = requests[0].run(self.model, self._state, self.link, self.options.gamma, stats)
+            run = replace(run, cache=cache, most_rows=batch_size)
+            controller = make_controller(self.options, self._parts.most_draft_experts, self._settled.plan)
+            drafter = make_drafter(self.options)
+            yield from queue.Server(
+                run, stats, requests, arrivals_s, drafter, controller, least_free, on_tokens
+            ).serve()
+            stats.setting = self._setting()
+            stats.peak_expert_bytes = self.arena.peak_bytes
 
     def _setting(self) -> DraftSetting:
         """How the expert budget is used, and why."""

@@ -4,13 +4,29 @@ from __future__ import annotations
 
 import functools
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import ParamSpec, TypeVar
 
 from specmoe.errors import SpecMoEError
 
 P = ParamSpec("P")
 T = TypeVar("T")
+
+
+@contextmanager
+def busy(lock: threading.Lock) -> Iterator[None]:
+    """Hold the lock of an engine that generates.
+
+    Raises:
+        SpecMoEError: another call holds it.
+    """
+    if not lock.acquire(blocking=False):
+        raise SpecMoEError("this engine is already generating: wait for that call, or load a second engine")
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def one_call_at_a_time(method: Callable[P, T]) -> Callable[P, T]:
@@ -22,12 +38,7 @@ def one_call_at_a_time(method: Callable[P, T]) -> Callable[P, T]:
 
     @functools.wraps(method)
     def guarded(*args: P.args, **kwargs: P.kwargs) -> T:
-        busy: threading.Lock = args[0]._busy  # type: ignore[attr-defined]
-        if not busy.acquire(blocking=False):
-            raise SpecMoEError("this engine is already generating: wait for that call, or load a second engine")
-        try:
+        with busy(args[0]._busy):  # type: ignore[attr-defined]
             return method(*args, **kwargs)
-        finally:
-            busy.release()
 
     return guarded

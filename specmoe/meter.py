@@ -24,13 +24,13 @@ class Meter:
 
     @contextmanager
     def phase(self, into: PhaseStats) -> Iterator[None]:
-        """Measure a whole prefill or decode phase."""
+        """Measure a prefill or decode phase, or one more part of it."""
         link, experts = self._link.snapshot(), self._state.residency.snapshot()
         started = time.perf_counter()
         yield
-        into.seconds = time.perf_counter() - started
-        into.link = self._link.since(link)
-        into.experts = self._state.residency.since(experts)
+        into.seconds += time.perf_counter() - started
+        into.link = into.link.plus(self._link.since(link))
+        into.experts = into.experts.plus(self._state.residency.since(experts))
 
     @contextmanager
     def cycle(self, rows: int) -> Iterator[CycleStats]:

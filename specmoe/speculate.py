@@ -48,14 +48,19 @@ def decode(run: Run, rows: Rows, drafter: Drafter, controller: Controller) -> No
     """Generate until every row is full or has stopped; tokens are appended to ``rows.tokens``."""
     rows = drop_finished(run, rows)
     while len(rows):
-        with run.meter.cycle(len(rows)) as cycle:
-            choice = controller.choose(rows.remaining - 1)
-            proposal = draft(run, rows, drafter, choice)
-            logits = verify(run, rows, proposal)
-            accepted, next_token = run.sampler.accept(proposal, logits)
-            rows = commit(run, rows, proposal, accepted, next_token)
-            controller.learn(cycle, proposal.lengths, accepted)
-            rows = drop_finished(run, rows)
+        rows = advance(run, rows, drafter, controller)
+
+
+def advance(run: Run, rows: Rows, drafter: Drafter, controller: Controller) -> Rows:
+    """One cycle; returns the rows that may still gain tokens."""
+    with run.meter.cycle(len(rows)) as cycle:
+        choice = controller.choose(rows.remaining - 1)
+        proposal = draft(run, rows, drafter, choice)
+        logits = verify(run, rows, proposal)
+        accepted, next_token = run.sampler.accept(proposal, logits)
+        rows = commit(run, rows, proposal, accepted, next_token)
+        controller.learn(cycle, proposal.lengths, accepted)
+        return drop_finished(run, rows)
 
 
 def draft(run: Run, rows: Rows, drafter: Drafter, choice: CycleChoice) -> Proposal:
@@ -105,9 +110,17 @@ def drop_finished(run: Run, rows: Rows) -> Rows:
     unfinished = rows.remaining > 0
     if bool(unfinished.all()):
         return rows
-    kept = unfinished.nonzero().flatten()
+    kept = unfinished.nonzero().flatten() if run.most_rows is None else holes_filled(unfinished)
     run.cache.select(kept)
     return rows.select(kept)
+
+
+def holes_filled(unfinished: torch.Tensor) -> torch.Tensor:
+    """The rows where ``unfinished`` (bool [B]), long [B']: the last ones in place of those that leave, so few move."""
+    count = int(unfinished.sum())
+    kept = torch.arange(count, device=unfinished.device)
+    kept[~unfinished[:count]] = count + unfinished[count:].nonzero().flatten()
+    return kept
 
 
 def _cut_at_stop(tokens: list[int], stop: Collection[int]) -> tuple[list[int], bool]:

@@ -25,6 +25,15 @@ class Batch:
     attention_mask: torch.Tensor
     output_tokens: tuple[int, ...]
 
+    def first(self, rows: int) -> Batch:
+        """The first ``rows`` rows, or all of them if there are fewer."""
+        return self.parts(rows)[0]
+
+    def parts(self, rows: int) -> list[Batch]:
+        """The batch in parts of ``rows`` rows, of which the last may have fewer."""
+        cuts = [slice(start, start + rows) for start in range(0, len(self.output_tokens), rows)]
+        return [Batch(self.input_ids[cut], self.attention_mask[cut], self.output_tokens[cut]) for cut in cuts]
+
 
 def make(
     prompts: Sequence[Prompt],

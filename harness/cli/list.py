@@ -141,6 +141,7 @@ def _facts(card: CapabilityCard) -> list[str]:
     facts.append("keeps to the expert budget itself" if card.knows_budget else "limited by the process limit")
     if not card.limited:
         facts[-1] = "runs without a limit"
+    facts.append("requests of a queue join others" if card.joins_rows else "a queue in static batches")
     if card.own_process:
         facts.append("engine in its own process")
     if card.only_written_for:

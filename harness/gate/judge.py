@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from harness.gate.evidence import Evidence
+from reports.results.distribution import LEVEL
 from reports.results.fidelity import first_difference
 from reports.results.metrics import METRICS
 from reports.results.record import Record
@@ -123,6 +124,9 @@ def _exact(evidence: Evidence, cell_id: str) -> tuple[list[str], list[str]]:
         return [], [f"no result now: {reason}"]
     unclear: list[str] = []
     lost = _wrong_output(now)
+    wrong = [p for r in now if r.metrics and (p := r.metrics.distribution_p) is not None and p < LEVEL]
+    if wrong:
+        lost.append(f"sampled tokens are not distributed as the reference's (p = {min(wrong):.1g} below {LEVEL:g})")
     if any(r.fidelity_kind == "tie" for r in [*then, *now]):  # counts of other tokens
         return lost, unclear
     for name in EXACT:

@@ -15,9 +15,9 @@ MODEL_S = 60.0  # building a model, its store and its references
 
 
 def cells(experiment: Experiment) -> list[tuple[int, bool]]:
-    """(batch size, whether the disk is throttled) of every cell of one round, without opening the model."""
+    """(batch size or requests, whether the disk is throttled) of every cell of one round, without opening the model."""
     return [
-        (settings["batch_sizes"], settings["disk_read_limit"] is not None)
+        (settings["requests"] or settings["batch_sizes"], settings["disk_read_limit"] is not None)
         for entry, settings in expand(experiment)
         for _ in entry.variants()
     ]

@@ -7,10 +7,20 @@ from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
+from pydantic import (
+    AliasChoices,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from pydantic.fields import FieldInfo
 
 from baselines import registry
+from baselines.decoding import Decoding
 from harness.plan import link_share
 from harness.plan.errors import Assigned, ConfigError, config_error
 from harness.plan.sizes import ExpertSizes
@@ -18,6 +28,7 @@ from reports.results.record import Cell
 from specmoe.offload.device import canonical, default_device
 from specmoe.offload.slow_tier import SlowTier, default_tier
 from specmoe.sizes import parse_bytes
+from workloads.arrivals import Poisson
 from workloads.lengths import Fixed, Length
 
 Bytes = int | str
@@ -83,6 +94,10 @@ class Experiment(BaseModel):
     record.
     ``prompts`` is a name or file as in ``workloads.prompts.load``; ``prompt_tokens`` and ``new_tokens`` (an alias is
     ``output_tokens``) are lengths as in ``workloads.lengths``, drawn with ``request_seed``.
+    With ``requests`` a cell is a queue of so many, of which a system decodes a batch size at once; ``arrivals`` are
+    ``closed`` (all at once) or ``{process: poisson, rate_per_s: 0.5}``, drawn with ``request_seed``, and
+    ``latency_limit_s`` is the latency that goodput counts.
+    ``decoding`` is how tokens are chosen: null is greedily, ``{temperature: 1, top_k: 0, top_p: 1, seed: 0}`` draws.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -109,6 +124,10 @@ class Experiment(BaseModel):
     device: Swept[str | None] = Field(default=[None])
     slow_tier: Swept[str | None] = Field(default=[None])
     prompts: Swept[str | None] = Field(default=[None])
+    decoding: Swept[Decoding | None] = Field(default=[None])
+    requests: Swept[Annotated[int, Field(ge=1)] | None] = Field(default=[None])
+    arrivals: Swept[Literal["closed"] | Poisson] = Field(default=["closed"])
+    latency_limit_s: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     timeout_s: float = Field(default=600, gt=0, allow_inf_nan=False)
     retries: int = Field(default=0, ge=0, le=10)
     seed: int = 0
@@ -139,6 +158,12 @@ class Experiment(BaseModel):
     @classmethod
     def _known_tiers(cls, tiers: list[str | None]) -> list[str | None]:
         return [None if text is None else link_share.canonical(text) for text in tiers]
+
+    @model_validator(mode="after")
+    def _queue(self) -> Experiment:
+        if None in self.requests and (self.arrivals != ["closed"] or self.latency_limit_s is not None):
+            raise ValueError("arrivals and latency_limit_s are those of a queue: set requests")
+        return self
 
     @field_validator("new_tokens")
     @classmethod
@@ -220,6 +245,8 @@ def _to_cell(name: str, value: Any, everything: int) -> dict[str, Any]:
             if value == FILL:
                 return {"expert_budget_bytes": everything, "fills_limit": True}
             return {"expert_budget_bytes": _bytes(value, everything, name)}
+        case "arrivals":
+            return {"arrivals": None if value == "closed" else value}
         case "disk_read_limit":
             return {"disk_read_limit_bytes_s": None if value is None else _bytes(value, None, name)}
     return {name: value}

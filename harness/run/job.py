@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict
 
 from reports.results.record import Cell, Status
 
-Action = Literal["build", "measure", "reference"]
+Action = Literal["build", "measure", "reference", "score"]
 
 LEFT_BEHIND = "left behind after close: "
 
@@ -20,13 +20,18 @@ class _Message(BaseModel):
 
 
 class Paths(_Message):
-    """Files of a job: the model's folder, its expert store, the system's own folder, reference tokens, the answer."""
+    """Files of a job: the model's folder, its expert store, the system's own folder, the reference, the answer.
+
+    ``reference`` holds the reference's tokens of each row, or for a sampled cell the scores of its own draws;
+    ``sampled`` what a system drew: the new tokens of each row, for each repetition.
+    """
 
     model: Path
     store: Path
     scratch: Path
     reference: Path
     result: Path
+    sampled: Path | None = None
 
 
 class WorkerLimit(_Message):
@@ -49,10 +54,14 @@ class Job(_Message):
 
 @dataclass
 class Answer:
-    """What a worker reports; ``repetitions`` are fields of ``reports.results.repetition.Repetition``."""
+    """What a worker reports; ``repetitions`` are fields of ``reports.results.repetition.Repetition``.
+
+    ``sampled`` are the tokens of a sampled cell, as in ``Paths``.
+    """
 
     status: Status = "ok"
     error: str | None = None
     repetitions: list[dict[str, Any]] = field(default_factory=list)
     phases_s: dict[str, float] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    sampled: list[list[list[int]]] = field(default_factory=list)

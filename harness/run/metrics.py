@@ -51,6 +51,7 @@ def measured(
         batch_size=cell.batch_size,
         expert_bytes=weights.expert_bytes,
         other_bytes=weights.other_bytes,
+        latency_limit_s=cell.latency_limit_s,
         peak_rss_bytes=usage.peak_rss_bytes if usage else None,
         link_ceiling_gb_s=_link_ceiling(cell, ceilings, disk),
         disk_ceiling_gb_s=disk,

@@ -75,14 +75,16 @@ class ModelFiles:
         return name or self.default_prompts
 
     def reference(self, cell: Cell, folder: Path) -> Path:
-        """The file in ``folder`` with the reference tokens of a cell, equal for equal weights, dtype and requests."""
-        facts = [
+        """The file in ``folder`` with a cell's reference, equal for equal weights, dtype, requests and decoding."""
+        facts: list[Any] = [
             str(self.checkpoint.resolve()),
             self._identity(),
             cell.dtype,
-            cell.requests,
+            cell.asked,
             prompts.fingerprint(self.prompts(cell.prompts)),
         ]
+        if cell.decoding is not None:
+            facts.append(cell.decoding.model_dump())
         name = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
         return folder / f"{name}.json"
 

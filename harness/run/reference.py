@@ -58,14 +58,26 @@ def logits_file(reference: Path) -> Path:
     return reference.with_suffix(".logits.json")
 
 
-def is_complete(reference: Path) -> bool:
-    """Whether tokens and logits are there."""
-    return reference.exists() and logits_file(reference).exists()
+def is_complete(reference: Path, sampled: bool = False) -> bool:
+    """Whether tokens and logits are there, or the scores of a cell that samples."""
+    return reference.exists() and (sampled or logits_file(reference).exists())
 
 
 @torch.inference_mode()
-def write(model: Any, asked: Batch, reference: Path) -> None:
-    """Generate greedily, and write tokens and logits; the tokens come last."""
+def write(model: Any, asked: Batch, reference: Path, batch_size: int) -> None:
+    """Generate greedily, ``batch_size`` rows at once, and write tokens and logits; the tokens come last."""
+    parts = [_generated(model, part) for part in asked.parts(batch_size)]
+    logits = Logits(
+        tokens=[row for _, part in parts for row in part.tokens],
+        logits=[row for _, part in parts for row in part.logits],
+        noise_floor=max(part.noise_floor for _, part in parts),
+    )
+    write_text(logits_file(reference), logits.model_dump_json())
+    write_text(reference, json.dumps([row for tokens, _ in parts for row in tokens]))
+
+
+def _generated(model: Any, asked: Batch) -> tuple[list[list[int]], Logits]:
+    """The greedy tokens of one batch, and their logits."""
     from transformers import LogitsProcessorList
 
     kept = _Recorded()
@@ -82,13 +94,11 @@ def write(model: Any, asked: Batch, reference: Path) -> None:
     tokens = [row[:length] for row, length in zip(rows, asked.output_tokens, strict=True)]
     ids = torch.stack([step.indices for step in kept.steps], dim=1)  # [B, T, K]
     values = torch.stack([step.values for step in kept.steps], dim=1)
-    logits = Logits(
+    return tokens, Logits(
         tokens=[row[:length].tolist() for row, length in zip(ids, asked.output_tokens, strict=True)],
         logits=[_finite(row[:length]) for row, length in zip(values, asked.output_tokens, strict=True)],
         noise_floor=_noise_floor(model, asked, tokens, ids, values),
     )
-    write_text(logits_file(reference), logits.model_dump_json())
-    write_text(reference, json.dumps(tokens))
 
 
 def _finite(values: torch.Tensor) -> list[list[float]]:

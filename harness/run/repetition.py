@@ -56,17 +56,22 @@ class Arrivals:
 
 
 def raw_figures(
-    marks: Sequence[Mark], generation: Generation, request: Request, reference: list[list[int]], card: CapabilityCard
+    marks: Sequence[Mark],
+    generation: Generation,
+    request: Request,
+    reference: list[list[int]] | None,
+    card: CapabilityCard,
 ) -> dict[str, Any]:
     """Fields of a ``Repetition``; ``marks`` are start, first token and end of the call.
 
-    Counters are copied under their own names. ``reference`` holds the expected tokens of each row.
+    Counters are copied under their own names. ``reference`` holds the expected tokens of each row,
+    None if they are drawn at random.
 
     Raises:
         RuntimeError: computed times from a system that is not an oracle, or an oracle without them.
     """
     counters, tokens = generation.counters, generation.rows()
-    if generation.counts is not None:
+    if generation.counts is not None and reference is not None:
         tokens, reference = of_equal_length(tokens, reference)
     start, first, end = marks
     start_bytes, first_bytes, end_bytes = (None if card.external else mark.read_bytes for mark in marks)
@@ -82,7 +87,7 @@ def raw_figures(
         "decode_kernel_read_bytes": _difference(first_bytes, end_bytes),
         "drafted_tokens": _total(counters.drafted_by_position),
         "accepted_tokens": _total(counters.accepted_by_position),
-        "fidelity": fidelity(tokens, reference),
+        "fidelity": None if reference is None else fidelity(tokens, reference),
     }
     return counted | measured | oracle_times(card, counters)
 

@@ -193,7 +193,7 @@ class Runner:
             self.show(f"{planned.label} cannot be built: {answer.error or answer.status}")
 
     def _reference(self, planned: PlannedCell) -> None:
-        if reference.is_complete(self._reference_path(planned)):
+        if reference.is_complete(self._reference_path(planned), planned.cell.decoding is not None):
             return
         batch = planned.cell.batch_size
         self.show(f"reference tokens for batch {batch}")
@@ -220,10 +220,28 @@ class Runner:
         card = registry.systems()[cell.system].card
         limit_bytes = cell.process_limit_bytes if card.limited and not card.external else None
         outcome = self._work("measure", unit.planned, limit_bytes, self.experiment.timeout_s)
+        if cell.decoding is not None and outcome.answer.status == "ok":
+            self._score(unit.planned, outcome.answer)
         return self.session.record(unit, attempt, started_at, outcome)
 
-    def _work(self, action: Action, planned: PlannedCell, limit_bytes: int | None, timeout_s: float) -> Outcome:
-        """Run one worker process to its end."""
+    def _score(self, planned: PlannedCell, answer: Answer) -> None:
+        """Have the reference model score what a system drew; its figures join those of the repetitions."""
+        scored = self._work("score", planned, None, BUILD_TIMEOUT_S, answer.sampled).answer
+        if scored.status != "ok":
+            answer.status, answer.error = "failed", f"the reference model cannot score the tokens: {scored.error}"
+            return
+        for repetition, figures in zip(answer.repetitions, scored.repetitions, strict=True):
+            repetition |= figures
+
+    def _work(
+        self,
+        action: Action,
+        planned: PlannedCell,
+        limit_bytes: int | None,
+        timeout_s: float,
+        sampled: list[list[list[int]]] | None = None,
+    ) -> Outcome:
+        """Run one worker process to its end; ``sampled`` are the tokens to score."""
         cell = planned.cell
         measuring = action == "measure"
         card = registry.systems()[cell.system].card
@@ -234,6 +252,8 @@ class Runner:
         limit = MemoryLimit(limit_bytes, action, outside, throttle=throttle, covers=covers)
         with tempfile.TemporaryDirectory(prefix="specmoe-bench-") as folder:
             job = self._job(action, planned, limit_bytes, Path(folder) / "answer.json")
+            if job.paths.sampled is not None:
+                job.paths.sampled.write_text(json.dumps(sampled))
             return launch.run(job, limit, timeout_s)
 
     def _job(self, action: Action, planned: PlannedCell, limit_bytes: int | None, result: Path) -> Job:
@@ -244,6 +264,7 @@ class Runner:
             scratch=files.scratch(cell.system),
             reference=self._reference_path(planned),
             result=result,
+            sampled=result.with_name("sampled.json") if action == "score" else None,
         )
         named = cell.model_copy(update={"prompts": files.prompts(cell.prompts)})
         return Job(action=action, cell=named, paths=paths, limit=WorkerLimit(process_limit_bytes=limit_bytes))

@@ -1,4 +1,4 @@
-"""Carries out one job in a worker process: prepare, warm up, repeat, measure; or build, or compute a reference.
+"""Carries out one job in a worker process: prepare, warm up, repeat, measure; or build, or what the reference does.
 
 ``harness.run.__main__`` imports this module once its process is under the memory limit: nothing that runs before
 may import it.
@@ -19,7 +19,8 @@ import torch
 
 from baselines import registry
 from baselines.contract import UNFINISHED, CapabilityCard, Generation, NotSupported, Request, Setting
-from harness.run import leaks, reference
+from baselines.decoding import Decoding
+from harness.run import leaks, queue_run, reference
 from harness.run.differences import explained
 from harness.run.engines import Engines
 from harness.run.job import LEFT_BEHIND, Answer, Job
@@ -30,6 +31,10 @@ from specmoe.files import write_text
 from workloads import prompts, requests, tokenizers
 from workloads.prompt import Prompt
 from workloads.rendering import render
+
+NO_FIDELITY = (
+    "fidelity is null: tokens are drawn at random, and distribution_p says whether as the reference model draws them"
+)
 
 
 def work(text: str) -> None:
@@ -49,11 +54,17 @@ def run(job: Job) -> Answer:
     torch.set_num_threads(job.cell.threads)
     if job.action == "reference":
         return _reference(job)
+    if job.action == "score":
+        from harness.run import sampled
+
+        return sampled.score(job, batch(job))
     cell, limit = job.cell, job.limit
     engines = Engines(limit.engine_prefix, limit.engine_groups, limit.engine_ids)
     system = registry.create(cell.system, cell.options)
     batch_size = 1 if job.action == "build" else cell.batch_size
-    if refusal := system.card.refusal(cell.dtype, batch_size, cell.device, cell.slow_tier):
+    if refusal := system.card.refusal(
+        cell.dtype, batch_size, cell.device, cell.slow_tier, cell.decoding, cell.requests
+    ):
         raise NotSupported(refusal)
     if system.card.external and cell.disk_read_limit_bytes_s:
         raise NotSupported(
@@ -134,7 +145,7 @@ def setting_of(job: Job, engines: Engines) -> Setting:
 
 def _probe(job: Job) -> Request:
     """A request of the measured one's size, of the same tokens in another order."""
-    asked = batch(job)
+    asked = batch(job).first(job.cell.batch_size)
     ids, mask = asked.input_ids.clone(), asked.attention_mask
     tokens = ids[mask.bool()]
     ids[mask.bool()] = tokens[torch.randperm(len(tokens), generator=torch.Generator().manual_seed(0))]
@@ -154,11 +165,11 @@ def _prompts(job: Job) -> list[Prompt]:
 
 
 def batch(job: Job) -> requests.Batch:
-    """The cell's batch: its prompts as ids, and the number of new tokens of each row."""
+    """The cell's requests: their prompts as ids, and the number of new tokens of each."""
     cell = job.cell
     tokenizer = tokenizers.load(job.paths.model)
     chosen = prompts.measured(_prompts(job))
-    return requests.make(chosen, tokenizer, cell.shape, cell.batch_size, cell.prompt_offset, _context_tokens(job))
+    return requests.make(chosen, tokenizer, cell.shape, cell.rows, cell.prompt_offset, _context_tokens(job))
 
 
 def _context_tokens(job: Job) -> int | None:
@@ -169,25 +180,31 @@ def _context_tokens(job: Job) -> int | None:
 
 
 def _reference(job: Job) -> Answer:
-    """Write the resident model's own greedy tokens, which every system is compared with."""
-    from specmoe.generation import plain_config
-    from specmoe.model.wrappers import load_whole
+    """Write the resident model's own greedy tokens, or scores of its draws, which every system is compared with."""
+    from harness.run import sampled
 
-    model = load_whole(job.paths.model, getattr(torch, job.cell.dtype))
-    model.generation_config = plain_config(model)  # measured tokens follow no setting of generation_config.json
-    reference.write(model, batch(job), job.paths.reference)
+    asked, model = batch(job), sampled.reference_model(job)
+    if job.cell.decoding is not None:
+        scores = sampled.Scorer(model, asked, job.cell.decoding).reference_scores()
+        write_text(job.paths.reference, json.dumps(scores))
+    else:
+        reference.write(model, asked, job.paths.reference, job.cell.batch_size)
     return Answer()
 
 
 def _measure(job: Job, system: Any, prepare_s: float, engines: Engines) -> Answer:
     """Warm up, and measure every repetition; those before one that fails stay in the answer."""
-    asked, expected = batch(job), json.loads(job.paths.reference.read_text())
-    answer = Answer(phases_s={"prepare": prepare_s})
+    asked, decoding = batch(job), job.cell.decoding
+    expected = json.loads(job.paths.reference.read_text()) if decoding is None else None
+    answer = Answer(phases_s={"prepare": prepare_s}, notes=[] if decoding is None else [NO_FIDELITY])
     if job.cell.warmup_tokens:
-        system.generate(Request(asked.input_ids, asked.attention_mask, job.cell.warmup_tokens, lambda: None))
+        few = asked.first(job.cell.batch_size)
+        ids, mask = few.input_ids, few.attention_mask
+        system.generate(Request(ids, mask, job.cell.warmup_tokens, lambda: None, decoding=decoding))
     for number in range(job.cell.repetitions):
         try:
-            figures, phases_s = _repetition(job, system, engines, asked, expected)
+            chosen = None if decoding is None else decoding.again(number)
+            figures, generation = _repetition(job, system, engines, asked, expected, chosen)
         except Exception as error:
             if not number:
                 raise
@@ -195,30 +212,42 @@ def _measure(job: Job, system: Any, prepare_s: float, engines: Engines) -> Answe
             answer.notes.append(traceback.format_exc(limit=-4))
             break
         answer.repetitions.append(figures)
-        answer.phases_s |= phases_s
+        answer.phases_s |= generation.counters.phases_s
+        if decoding is not None:
+            answer.sampled.append(generation.rows())
     return answer
 
 
 def _repetition(
-    job: Job, system: Any, engines: Engines, asked: requests.Batch, expected: list[list[int]]
-) -> tuple[dict[str, Any], dict[str, float]]:
-    """The figures and phases of one timed call."""
-    lengths = asked.output_tokens
+    job: Job,
+    system: Any,
+    engines: Engines,
+    asked: requests.Batch,
+    expected: list[list[int]] | None,
+    decoding: Decoding | None,
+) -> tuple[dict[str, Any], Generation]:
+    """The figures of one timed call, and what it generated; ``expected`` are greedy tokens, None if it samples."""
+    lengths, card = asked.output_tokens, system.card
     ragged = lengths if len(set(lengths)) > 1 else None
     ids, mask = asked.input_ids, asked.attention_mask
     marks, arrivals = [Mark.now(engines)], Arrivals(len(lengths))
-    request = Request(ids, mask, max(lengths), lambda: marks.append(Mark.now(engines)), ragged, on_tokens=arrivals.note)
-    generation = system.generate(request)
-    marks.append(Mark.now(engines))
-    if len(marks) != 3:
-        raise RuntimeError(f"{job.cell.system} reported its first token {len(marks) - 2} times: exactly once is asked")
+    request = Request(ids, mask, max(lengths), lambda: marks.append(Mark.now(engines)), ragged, arrivals.note, decoding)
+    if job.cell.requests is not None:
+        generation, marks, times = queue_run.serve(job.cell, system, request, arrivals)
+    else:
+        generation, times = system.generate(request), {}
+        marks.append(Mark.now(engines))
+        if len(marks) != 3:
+            raise RuntimeError(f"{card.name} reported its first token {len(marks) - 2} times: exactly once is asked")
+        if card.kind != "oracle":  # whose times are computed
+            times = {"arrivals_s": arrivals.seconds(generation.lengths())}
     _check_lengths(generation, request)
-    compared = expected if generation.counts is None else encoded_again(expected, job)
-    figures = raw_figures(marks, generation, request, compared, system.card)
-    if system.card.kind != "oracle":  # whose times are computed
-        figures["arrivals_s"] = arrivals.seconds(generation.lengths())
+    compared = expected if expected is None or generation.counts is None else encoded_again(expected, job)
+    figures = raw_figures(marks, generation, request, compared, card) | times
+    if compared is None:
+        return figures, generation
     logits = job.paths.reference if compared == expected else None  # a text's tokens may stand at other positions
-    return figures | explained(generation.rows(), compared, logits), generation.counters.phases_s
+    return figures | explained(generation.rows(), compared, logits), generation
 
 
 def encoded_again(rows: list[list[int]], job: Job) -> list[list[int]]:

@@ -9,6 +9,7 @@ import pandas as pd
 
 from reports.figures import Figure
 from reports.results.commands import measured_by
+from reports.results.load import arrivals_text, decoding_text
 from reports.results.roles import Row
 from reports.results.tier import in_memory, tier_text
 from reports.text import NONE, dtypes, number
@@ -111,15 +112,27 @@ def _setup(summary: pd.DataFrame, frame: pd.DataFrame) -> list[tuple[str, str]]:
         ("Memory limit of the process", _limit(frame)),
         ("Prompt tokens per row (mean)", prompts),
         ("New tokens per row", str(first["new_tokens"])),
+        ("Decoding", decoding_text(first["decoding"])),
         ("Batch sizes", ", ".join(str(b) for b in sorted(set(summary["batch_size"])))),
         ("Device", ", ".join(sorted(set(frame["device"])))),
         ("Experts rest in", ", ".join(tier_text(text) for text in sorted(set(frame["slow_tier"])))),
         ("Rounds", span_text(rounds)),
         ("Threads", str(first["threads"] or NONE)),
     ]
+    facts += _queue(first.to_dict())
     media = {str((record.get("environment") or {}).get("store_filesystem") or "") for record in frame["record"]} - {""}
     facts += [("File system of the experts", ", ".join(sorted(media)))] if media else []
     return facts + ([("Machine", str(first["host"]))] if first["host"] else [])
+
+
+def _queue(first: Row) -> list[tuple[str, str]]:
+    """The queue of a workload, if it is one."""
+    if pd.isna(first["requests"]):
+        return []
+    facts = [("Queue", f"{first['requests']:.0f} requests, arriving {arrivals_text(first['arrivals'])}")]
+    if not pd.isna(first["latency_limit_s"]):
+        facts.append(("Latency limit of goodput", f"{number(first['latency_limit_s'])} s"))
+    return facts
 
 
 def _limit(frame: pd.DataFrame) -> str:

@@ -13,6 +13,7 @@ from typing import Any
 import pandas as pd
 from pydantic.fields import FieldInfo
 
+from baselines.decoding import Decoding
 from reports.results.fidelity import kind_of
 from reports.results.lines import read_lines
 from reports.results.metrics import METRICS
@@ -21,6 +22,7 @@ from reports.results.record import Cell, Limit, Record
 from reports.results.rounds import IDENTITY, counted_lines
 from reports.results.tier import tier_text
 from reports.text import dtypes
+from workloads.arrivals import Poisson
 
 _NOT_COLUMNS = {"schema_version", "cell", "limit", "metrics", "repetitions", "phases_s", "notes", "environment"}
 _NOT_COLUMNS |= {"config", "usage", "ceilings"}
@@ -102,6 +104,9 @@ def workload_names(frame: pd.DataFrame) -> dict[str, str]:
             "length": first["new_tokens"].map(lambda n: f"{n} new tokens"),
             "set": first["prompts"].map(lambda name: f"{name or 'default'} prompts"),
             "lengths": first["lengths"],
+            "queue": first["requests"].map(lambda n: "one batch" if pd.isna(n) else f"{n:.0f} requests"),
+            "arrivals": first["arrivals"].map(arrivals_text),
+            "decoding": first["decoding"].map(lambda d: decoding_text(d)),
             "prompts": first["prompt_offset"].map(lambda n: f"prompts from {n or 0}"),
             "limit": first["process_limit_bytes"].map(
                 lambda n: "no limit" if pd.isna(n) else f"limit {n / 1e9:.4g} GB"
@@ -195,6 +200,16 @@ def _workload(experiment: str, host: str, cell: dict[str, Any]) -> str:
 def _stored(cell: dict[str, Any]) -> Any:
     """The dtype of the stored experts; before it was recorded they were stored in the one computed in."""
     return cell.get("stored_dtype") or cell.get("dtype") or Cell.model_fields["dtype"].default
+
+
+def arrivals_text(arrivals: dict[str, Any] | None) -> str:
+    """How the requests of a record arrived."""
+    return "all at once" if arrivals is None else str(Poisson.model_validate(arrivals))
+
+
+def decoding_text(decoding: dict[str, Any] | None) -> str:
+    """How the tokens of a record were chosen."""
+    return "greedy decoding" if decoding is None else str(Decoding.model_validate(decoding))
 
 
 def _lengths(cell: dict[str, Any]) -> str:

@@ -12,9 +12,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
+from reports.results.distribution import over_repetitions
 from reports.results.latency import Latencies, between_tokens, end_to_end, first_token, percentile
 from reports.results.repetition import Repetition, Strict
-from reports.text import number, percent
+from reports.text import number, percent, probability
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,7 @@ class Context:
     batch_size: int
     expert_bytes: int
     other_bytes: int
+    latency_limit_s: float | None = None
     peak_rss_bytes: int | None = None
     link_ceiling_gb_s: float | None = None
     disk_ceiling_gb_s: float | None = None
@@ -43,8 +45,8 @@ class Sample:
 
     @property
     def decoded_tokens(self) -> int:
-        """New tokens without the first of each row, which belongs to the prefill."""
-        return self.raw.new_tokens - self.cell.batch_size
+        """New tokens without the first of each row or request, which belongs to the prefill."""
+        return self.raw.new_tokens - (len(self.raw.request_arrival_s or ()) or self.cell.batch_size)
 
 
 Formula = Callable[[Sample], float | None]
@@ -57,7 +59,8 @@ class Metric:
     ``combine`` reduces the values of the repetitions that have one. ``header`` is the metric's column in result
     tables (None: no column), with values divided by ``scale`` and formatted by ``text``. ``repeats`` tells whether the
     figure is independent of the machine's speed: ``exactly`` must be equal in every run of the same code (the gate
-    checks it), ``nearly`` may vary a little with timing; both are compared across machines.
+    checks it), ``nearly`` may vary a little with timing; both are compared across machines. The column of a ``rare``
+    metric is left out of tables in which no row has a value.
     """
 
     formula: Formula
@@ -67,6 +70,7 @@ class Metric:
     text: Callable[[Any], str] = number
     combine: Callable[[Sequence[float]], float] = statistics.median
     repeats: Literal["exactly", "nearly"] | None = None
+    rare: bool = False
 
     def of(self, samples: Sequence[Sample]) -> float | None:
         """The metric of a cell; None where no repetition has a value."""
@@ -89,6 +93,18 @@ def _median_bytes(values: Sequence[float]) -> int:
 def _tokens_per_step(sample: Sample) -> float:
     counted = sample.raw.tokens_per_step
     return counted or sample.decoded_tokens / (sample.raw.decode_steps * sample.cell.batch_size)
+
+
+def _ttft_s(sample: Sample) -> float | None:
+    raw = sample.raw
+    return percentile(first_token(raw.arrivals_s), 50) if raw.queue_s and raw.arrivals_s else raw.prefill_s
+
+
+def _goodput_per_s(sample: Sample) -> float | None:
+    raw, limit_s = sample.raw, sample.cell.latency_limit_s
+    if limit_s is None or raw.arrivals_s is None:
+        return None
+    return _over(sum(latency_s <= limit_s for latency_s in end_to_end(raw.arrivals_s)), raw.queue_s)
 
 
 def _link_gb_s(sample: Sample) -> float | None:
@@ -166,8 +182,8 @@ class Metrics(Strict):
     """Prompt tokens of all rows over the time to first token."""
     decode_tok_s: Annotated[float, Metric(lambda s: s.decoded_tokens / s.raw.decode_s, "tok/s", "decode tok/s")]
     """New tokens of all rows over decode time, the first token of each row excluded."""
-    ttft_s: Annotated[float, Metric(lambda s: s.raw.prefill_s, "s", "TTFT s")]
-    """Time to first token: until every row has one."""
+    ttft_s: Annotated[float, Metric(_ttft_s, "s", "TTFT s")]
+    """Time to first token: until every row has one; in a queue, the median from arrival to first token."""
     tpot_s: Annotated[float, Metric(lambda s: s.raw.decode_s * s.cell.batch_size / s.decoded_tokens, "s", "TPOT s")]
     """Time per output token of a row after the first."""
     tokens_per_step: Annotated[float, Metric(_tokens_per_step, "tokens", "tokens per step T(γ)", repeats="exactly")]
@@ -236,6 +252,34 @@ class Metrics(Strict):
         Metric(lambda s: s.raw.fidelity, "share", "fidelity", text=percent, combine=min, repeats="exactly"),
     ] = None
     """Agreement of the output with the reference model's tokens, 1 if equal; minimum over repetitions."""
+    requests_per_s: Annotated[
+        float | None,
+        Metric(lambda s: _over(len(s.raw.request_arrival_s or ()), s.raw.queue_s), "1/s", "requests per s", rare=True),
+    ] = None
+    """Requests of a queue over the time from the start to the last token."""
+    queue_tok_s: Annotated[
+        float | None,
+        Metric(lambda s: _over(s.raw.new_tokens, s.raw.queue_s), "tok/s", "queue tok/s", rare=True),
+    ] = None
+    """New tokens of all requests over that time, prompts and idle time included."""
+    goodput_per_s: Annotated[
+        float | None,
+        Metric(_goodput_per_s, "1/s", "goodput per s", rare=True),
+    ] = None
+    """Requests per second that ended within ``latency_limit_s`` of their arrival."""
+    distribution_p: Annotated[
+        float | None,
+        Metric(
+            lambda s: s.raw.distribution_p,
+            "probability",
+            "distribution p",
+            text=probability,
+            combine=over_repetitions,
+            rare=True,
+        ),
+    ] = None
+    """Of a sampled cell: whether its tokens are distributed as the reference model's own draws. A lossless system has a
+    value below 0.0001 in one cell of 10,000; over repetitions the smallest value times their number."""
     link_of_ceiling: Annotated[
         float | None,
         Metric(lambda s: _over(_link_gb_s(s), s.cell.link_ceiling_gb_s), "share", "link of ceiling", text=percent),

@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError
 
+from baselines.decoding import Decoding
 from reports.results import tier
 from reports.results.fidelity import Kind as FidelityKind
 from reports.results.fidelity import worst
@@ -26,6 +27,7 @@ from reports.results.metrics import Metrics
 from reports.results.migrate import SCHEMA
 from reports.results.repetition import Repetition, Strict
 from specmoe.files import sync_folder
+from workloads.arrivals import Poisson
 from workloads.lengths import Fixed, Length, RequestShape
 
 Kind = Literal["measured", "emulated", "oracle", "projected"]
@@ -74,6 +76,14 @@ class Cell(Strict):
     slow_tier: str = "disk"
     """Where all experts rest: ``disk``; ``host``, memory of the process (pinned where there is a GPU); or that memory
     paced to a stated rate and latency per transfer, as in ``paced:25GB/s+10us``."""
+    decoding: Decoding | None = None
+    """How tokens are chosen; None is greedily."""
+    requests: int | None = Field(default=None, ge=1)
+    """Length of a queue, of which ``batch_size`` are decoded at once; None is one batch and no queue."""
+    arrivals: Poisson | None = None
+    """How the requests of a queue arrive; None is all at once."""
+    latency_limit_s: float | None = Field(default=None, gt=0)
+    """The latency within which a request of a queue counts as goodput."""
 
     device_limit_bytes: int | None = Field(default=None, gt=0)
     """Memory of a GPU for systems that know no expert budget; None, as on the CPU, for no cap."""
@@ -98,9 +108,15 @@ class Cell(Strict):
         )
 
     @property
-    def requests(self) -> str:
+    def rows(self) -> int:
+        """Prompts of the cell: those of its queue or of its batch."""
+        return self.requests or self.batch_size
+
+    @property
+    def asked(self) -> str:
         """Equal for cells whose prompts and lengths are equal."""
-        return json.dumps([self.prompts, self.prompt_offset, self.batch_size, self.shape.model_dump(mode="json")])
+        facts = [self.prompts, self.prompt_offset, self.batch_size, self.shape.model_dump(mode="json")]
+        return json.dumps(facts + ([self.requests] if self.requests else []))
 
     @property
     def conditions(self) -> str:

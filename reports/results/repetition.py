@@ -66,3 +66,18 @@ class Repetition(RecordedCounters, Strict):
     noise_floor: float | None = None
     """Set with differences: the largest change of the margin between the reference's two best tokens when it computes a
     row alone, all tokens in one pass, instead of in the batch, token by token."""
+    queue_s: float | None = None
+    """Of a queue: from the start to the last token. ``prefill_s`` and ``decode_s`` are then the time spent on prompts
+    and on decoding, without idle time."""
+    request_arrival_s: list[float] | None = None
+    """When each request arrived, in seconds after the start; ``arrivals_s`` of its tokens count from then."""
+    distribution_p: float | None = None
+    """Of a sampled cell: the probability of scores that differ as much from those of the reference's own draws, if the
+    system draws as the reference does (``reports.results.distribution``)."""
+    distribution_tokens: int | None = None
+    """Scored tokens of the system."""
+    distribution_reference_tokens: int | None = None
+    """Scored tokens of the reference."""
+    distribution_detects: float | None = None
+    """The least difference of the two distribution functions that so many tokens show, at the level of 0.0001 and with
+    a probability of 0.9."""

@@ -26,11 +26,15 @@ KIND_TITLES = {
 
 @dataclass(frozen=True)
 class Column:
-    """A column: its header with units, the text of a cell, and the key that a page sorts by."""
+    """A column: its header with units, the text of a cell, and the key that a page sorts by.
+
+    A ``rare`` column is left out where no row has a key.
+    """
 
     header: str
     text: Callable[[Row], str]
     key: Callable[[Row], Key]
+    rare: bool = False
 
 
 @dataclass(frozen=True)
@@ -112,7 +116,7 @@ def _column(name: str, metric: Metric) -> Column:
     def key(row: Row) -> Key:
         return None if (known := value(row)) is None else known / metric.scale
 
-    return Column(metric.header or name, lambda row: metric.shown(value(row)), key)
+    return Column(metric.header or name, lambda row: metric.shown(value(row)), key, metric.rare)
 
 
 _SHOWN = {name: _column(name, metric) for name, metric in METRICS.items() if metric.header}
@@ -134,8 +138,9 @@ def tables(summary: pd.DataFrame) -> list[Table]:
     for kind in [*KINDS, *sorted(set(summary["kind"]) - set(KINDS))]:
         ours = [row for row in rows if row["kind"] == kind]
         if ours:
-            cells = [[TableCell(column.text(row), column.key(row)) for column in COLUMNS] for row in ours]
-            out.append(Table(kind, KIND_TITLES.get(kind, kind), [column.header for column in COLUMNS], cells))
+            columns = [c for c in COLUMNS if not c.rare or any(c.key(row) is not None for row in ours)]
+            cells = [[TableCell(column.text(row), column.key(row)) for column in columns] for row in ours]
+            out.append(Table(kind, KIND_TITLES.get(kind, kind), [column.header for column in columns], cells))
     return out
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 
+from reports.results.distribution import LEVEL
 from reports.results.fidelity import Kind, first_difference
 from reports.results.load import finished
 from reports.results.roles import Row
@@ -26,6 +27,7 @@ def caveats(summary: pd.DataFrame, frame: pd.DataFrame) -> list[str]:
         _steadiness(ok),
         _conclusive(ok),
         _fidelity(ok, frame),
+        _distribution(ok),
         _budgets(ok),
         _tier(frame),
         _environment(frame),
@@ -112,6 +114,16 @@ def _first_difference(rows: list[Row], frame: pd.DataFrame, kind: Kind) -> str:
     texts = (first_difference(record, kind) for record in frame[frame["title"].isin(titles)]["record"])
     found = next((text for text in texts if text), "")
     return f" ({found})" if found else ""
+
+
+def _distribution(ok: list[Row]) -> list[str]:
+    off = [row for row in ok if row["lossless"] is not False and row["distribution_p_low"] < LEVEL]
+    if not off:
+        return []
+    return [
+        f"Sampled tokens are not distributed as the reference model's although the system should be lossless "
+        f"(p below {LEVEL:g}): {_names(off)}."
+    ]
 
 
 def _budgets(ok: list[Row]) -> list[str]:

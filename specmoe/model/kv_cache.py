@@ -91,15 +91,25 @@ class RowLengths:
         """Keep only ``rows`` (long [B'])."""
         self.values, self.padding = self.values[rows], self.padding[rows]
 
+    def join(self, other: RowLengths) -> None:
+        """Append the rows of ``other``."""
+        self.padding = torch.cat([self.padding, other.padding])
+        self.values = torch.cat([self.values, other.values])
+
 
 class RaggedLayer(CacheLayerMixin):
-    """Keys and values of one layer, allocated as [B, heads, max_length, head_dim] at the first update."""
+    """Keys and values of one layer, allocated as [B, heads, max_length, head_dim] at the first update.
+
+    Where rows join, memory for ``most_rows`` is allocated once: ``keys`` and ``values`` are its first rows, and what
+    rows leave behind is used again.
+    """
 
     is_sliding = False
 
-    def __init__(self, lengths: RowLengths, max_length: int) -> None:
+    def __init__(self, lengths: RowLengths, max_length: int, most_rows: int | None = None) -> None:
         super().__init__()
-        self._lengths, self._max_length = lengths, max_length
+        self._lengths, self._max_length, self._most_rows = lengths, max_length, most_rows
+        self._memory: tuple[torch.Tensor, torch.Tensor] | None = None
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
         self._allocate(key_states, value_states)
@@ -131,8 +141,28 @@ class RaggedLayer(CacheLayerMixin):
 
     def select(self, rows: torch.Tensor) -> None:
         """Keep only ``rows`` (long [B'])."""
-        if self.keys is not None and self.values is not None:
+        if self._memory is not None:
+            moved = (rows != torch.arange(len(rows), device=rows.device)).nonzero().flatten()
+            for memory in self._memory if len(moved) else ():
+                memory[moved] = memory[rows[moved]]
+            self.keys, self.values = (memory[: len(rows)] for memory in self._memory)
+        elif self.keys is not None and self.values is not None:
             self.keys, self.values = self.keys[rows], self.values[rows]
+
+    def join(self, other: RaggedLayer) -> None:
+        """Append the rows of ``other``, which holds no more tokens than this layer may."""
+        if other.keys is None or other.values is None:
+            return
+        before = 0 if self.keys is None else len(self.keys)
+        if self._memory is None:
+            shape = (self._most_rows or before + len(other.keys), other.keys.shape[1], self._max_length)
+            keys, values = (new.new_zeros(*shape, new.shape[-1]) for new in (other.keys, other.values))
+            self._memory, self.dtype, self.device = (keys, values), keys.dtype, keys.device
+            self.is_initialized = True
+        after, held = before + len(other.keys), other.keys.shape[-2]
+        for memory, new in zip(self._memory, (other.keys, other.values), strict=True):
+            memory[before:after, :, :held] = new
+        self.keys, self.values = (memory[:after] for memory in self._memory)
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         return self._lengths.next(query_length).longest, 0
@@ -154,6 +184,7 @@ class RaggedCache(Cache):
         device: of the lengths.
         padding: tokens on the left of each row of the request that are padding, long [B]; default none.
         layers: decoder layers, where the config counts others (those of an encoder).
+        most_rows: rows that ``join`` may bring the batch to; memory for so many is allocated once.
 
     Raises:
         UnsupportedModelError: a layer type other than full, sliding or chunked attention, or linear attention of a
@@ -168,6 +199,7 @@ class RaggedCache(Cache):
         device: torch.device,
         padding: torch.Tensor | None = None,
         layers: int | None = None,
+        most_rows: int | None = None,
     ) -> None:
         self.lengths = RowLengths(rows, device, padding)
         self._layer_types = layer_types(config)
@@ -175,7 +207,7 @@ class RaggedCache(Cache):
         self._chunk: int | None = getattr(config, "attention_chunk_size", None)
         recurrent = {i for i, kind in enumerate(getattr(config, "layer_types", None) or ()) if kind == LINEAR}
         all_layers = [
-            RecurrentLayer() if i in recurrent else RaggedLayer(self.lengths, max_length)
+            RecurrentLayer() if i in recurrent else RaggedLayer(self.lengths, max_length, most_rows)
             for i in range(config.num_hidden_layers if layers is None else layers)
         ]
         self._recurrent = [layer for layer in all_layers if isinstance(layer, RecurrentLayer)]
@@ -205,6 +237,12 @@ class RaggedCache(Cache):
         self.lengths.select(rows)
         for layer in self.layers:
             layer.select(rows)
+
+    def join(self, other: RaggedCache) -> None:
+        """Append the rows of a cache of the same model to a cache made with ``most_rows``."""
+        self.lengths.join(other.lengths)
+        for layer, joining in zip(self.layers, other.layers, strict=True):
+            layer.join(joining)
 
     def attention_mask(
         self, queries: int, dtype: torch.dtype, boolean: bool, padding: torch.Tensor | None = None

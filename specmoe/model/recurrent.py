@@ -28,6 +28,10 @@ class LayerState:
         """Only ``rows`` (long [B'])."""
         return LayerState(self.conv[rows], self.recurrent[rows])
 
+    def join(self, other: LayerState) -> LayerState:
+        """These rows, then those of ``other``."""
+        return LayerState(torch.cat([self.conv, other.conv]), torch.cat([self.recurrent, other.recurrent]))
+
 
 @dataclass(frozen=True)
 class DeltaSteps:
@@ -107,3 +111,8 @@ class RecurrentLayer(LinearAttentionLayer):
         """Keep only ``rows`` (long [B'])."""
         if self.state is not None:
             self.restore(self.state.select(rows))
+
+    def join(self, other: RecurrentLayer) -> None:
+        """Append the rows of ``other``."""
+        ours, theirs = self.state, other.state
+        self.restore(theirs if ours is None or theirs is None else ours.join(theirs))

@@ -18,6 +18,11 @@ class Counters:
         now, then = vars(self), vars(before)
         return type(self)(**{name: now[name] - then[name] for name in now})
 
+    def plus(self, other: Self) -> Self:
+        """The sum of both."""
+        ours, theirs = vars(self), vars(other)
+        return type(self)(**{name: ours[name] + theirs[name] for name in ours})
+
 
 @dataclass
 class LinkStats(Counters):

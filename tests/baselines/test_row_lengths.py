@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from baselines import registry
 from baselines.contract import Request
-from baselines.hf import greedy
+from baselines.hf import decode
 from specmoe import SpecMoE
 from tests.baselines.builders import setting_of
 from tests.conftest import prompts as random_prompts
@@ -70,7 +70,7 @@ def test_rows_of_transformers_end_at_their_own_length_too(tiny: tuple[Path, PreT
     _, model = tiny
     ids, mask = random_prompts(len(RAGGED), seed=5)
     seen: list[str] = []
-    generation = greedy(model, _request(ids, mask, seen))
+    generation = decode(model, _request(ids, mask, seen))
     assert generation.rows() == _alone(model, ids, mask)
     assert seen == ["first"]
 

@@ -35,7 +35,7 @@ def record(
     options: dict[str, Any] | None = None,
     drafted: list[int] | None = None,
     accepted: list[int] | None = None,
-    fidelity: float = 1.0,
+    fidelity: float | None = 1.0,
     run: str = "run-1",
     environment: dict[str, Any] | None = None,
     raw: dict[str, Any] | None = None,

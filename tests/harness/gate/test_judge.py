@@ -165,3 +165,11 @@ def test_a_metric_newer_than_the_baseline_is_not_compared() -> None:
 
 def _without(metrics: Metrics, name: str) -> Metrics:
     return Metrics(**{key: value for key, value in metrics.model_dump(exclude_unset=True).items() if key != name})
+
+
+def test_sampled_tokens_of_another_distribution_are_a_regression_at_any_speed() -> None:
+    then = rounds(10)
+    wrong = [r.model_copy(update={"metrics": r.metrics.model_copy(update={"distribution_p": 1e-9})}) for r in then]
+    judgement = judge(Evidence(then, wrong, paired=False), 0.05)
+    assert judgement.verdict == "regression"
+    assert "sampled tokens are not distributed as the reference's (p = 1e-09 below 0.0001)" in str(judgement)

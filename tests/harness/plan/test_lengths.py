@@ -17,7 +17,7 @@ def test_an_experiment_sweeps_prompt_sets_and_lengths() -> None:
     changes = {"prompts": ["mathematics", None], "prompt_tokens": [None, 32], "output_tokens": [8, uniform]}
     experiment = validate(EXPERIMENT | changes, "test")
     cells = [p.cell for p in plan(experiment, SIZES)]
-    assert len({c.cell_id for c in cells}) == len({c.requests for c in cells}) == 8
+    assert len({c.cell_id for c in cells}) == len({c.asked for c in cells}) == 8
     assert {(c.new_tokens, c.output_tokens) for c in cells} == {(8, None), (9, Uniform(low=2, high=9))}
     assert validate(experiment.model_dump(mode="json"), "test") == experiment
 

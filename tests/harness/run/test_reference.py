@@ -30,7 +30,7 @@ def written(
     ids, mask = prompts(3)
     batch = Batch(ids, mask, LENGTHS)
     file = tmp_path_factory.mktemp("reference") / "tokens.json"
-    reference.write(model, batch, file)
+    reference.write(model, batch, file, len(batch.output_tokens))
     return file, model, batch
 
 

@@ -116,3 +116,18 @@ def test_the_setup_names_the_file_system_of_the_experts(tmp_path: Path) -> None:
     entry = record("specmoe", 5, environment={"store_filesystem": "tmpfs: memory, not a disk"})
     shown = section(0, *summary_of(tmp_path, [entry]), [], "name")
     assert ("File system of the experts", "tmpfs: memory, not a disk") in shown.setup
+
+
+def test_sampled_tokens_of_another_distribution_are_named(tmp_path: Path) -> None:
+    good, bad = record("on-demand", 5.0, fidelity=None), record("specmoe", 5.0, fidelity=None)
+    assert good.metrics is not None
+    assert bad.metrics is not None
+    records = [
+        good.model_copy(update={"metrics": good.metrics.model_copy(update={"distribution_p": 0.2})}),
+        bad.model_copy(update={"metrics": bad.metrics.model_copy(update={"distribution_p": 1e-7})}),
+    ]
+    found = [caveat for caveat in caveats(*summary_of(tmp_path, records)) if "not distributed" in caveat]
+    assert found == [
+        "Sampled tokens are not distributed as the reference model's although the system should be lossless (p below "
+        "0.0001): specmoe at batch 1."
+    ]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from reports.wording.tables import COLUMNS, Table, TableCell, cell, markdown, tables
+from reports.wording.tables import Table, TableCell, cell, markdown, tables
 from tests.reports.records import BUDGET, record, row_of, summary_of
 
 
@@ -65,7 +65,8 @@ def test_a_different_budget_is_noted_in_its_row(tmp_path: Path) -> None:
 
 def test_figures_are_in_the_units_of_the_header(tmp_path: Path) -> None:
     summary, _ = summary_of(tmp_path, [record("on-demand", 4)])
-    shown = dict(zip([column.header for column in COLUMNS], tables(summary)[0].rows[0], strict=True))
+    table = tables(summary)[0]
+    shown = dict(zip(table.headers, table.rows[0], strict=True))
     assert shown["link MB per token"].text == "10.0"
     assert shown["peak process GB"].text == "0.700"
     assert shown["acceptance"].text == "–"
