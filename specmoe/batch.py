@@ -84,8 +84,12 @@ class Rows:
 
     def join(self, other: Rows) -> Rows:
         """These rows, then those of ``other``, which share their ``tokens``."""
-        pairs = {name: (getattr(self, name), getattr(other, name)) for name in ("last", "remaining", "index")}
-        return replace(self, **{name: torch.cat(pair) for name, pair in pairs.items()})
+        return replace(
+            self,
+            last=torch.cat([self.last, other.last]),
+            remaining=torch.cat([self.remaining, other.remaining]),
+            index=torch.cat([self.index, other.index]),
+        )
 
 
 def forward(run: Run, ids: torch.Tensor, current: Pass, keep: torch.Tensor | int = 0) -> torch.Tensor:

@@ -103,7 +103,7 @@ class Server:
         while waiting or len(rows):
             now = time.perf_counter() - began
             free = most - len(rows)
-            joining = []
+            joining: list[int] = []
             if free >= self.least_free or not len(rows):
                 while waiting and len(joining) < free and self.arrivals_s[waiting[0]] <= now:
                     joining.append(waiting.popleft())
