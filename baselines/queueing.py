@@ -153,7 +153,7 @@ def _added(name: str, values: list, steps: Sequence[int]) -> object:
     first = values[0]
     if isinstance(first, int | float):
         return sum(values)
-    if isinstance(first, dict):
+    if name == "phases_s":
         return {key: sum(value.get(key, 0.0) for value in values) for key in first}
     if name.endswith("_by_position"):
         return [sum(at) for at in zip(*values, strict=False)]

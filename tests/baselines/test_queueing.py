@@ -98,3 +98,10 @@ def test_counters_of_batches_are_added_up() -> None:
     assert (total.decode_steps, total.tokens_per_step) == (4, 3.5)
     assert (total.decode_link_bytes, total.peak_expert_bytes, total.expert_hits) == (15, 9, None)
     assert (total.accepted_by_position, total.phases_s) == ([5, 3], {"draft": 1.5})
+
+
+def test_what_a_server_says_of_itself_is_not_added_up() -> None:
+    facts = {"server": "a server 1.2", "compared": "token ids from the server"}
+    parts = [Counters(decode_steps=2, server=facts, phases_s={"verify": 0.5}) for _ in range(2)]
+    total = added(parts, [2, 2])
+    assert (total.server, total.phases_s) == (facts, {"verify": 1.0})
