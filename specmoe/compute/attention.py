@@ -41,7 +41,7 @@ class Attention:
         from specmoe.compute import attention_kernel  # numba is imported when it is first needed
 
         self.heads = heads
-        self._function = attention_kernel.compiled()
+        self.function = attention_kernel.compiled()
         self._block = array("q", bytes(8 * fields.FIELDS))
         self._block[fields.HEADS], self._block[fields.GROUP], self._block[fields.WIDTH] = (
             heads.queries,
@@ -72,21 +72,36 @@ class Attention:
             positions: long [B, Q], contiguous: where in the cache each token goes.
             longest: one more than the largest position.
         """
-        heads, block = self.heads, self._block[:]
         rows, queries = positions.shape
-        tasks = rows * heads.keys
-        out = projected.new_empty(rows * queries, heads.queries * heads.width)
-        scratch = projected.new_empty(tasks, heads.width + longest)
-        block[fields.TASKS], block[fields.QUERIES] = tasks, queries
+        tasks = rows * self.heads.keys
+        out = projected.new_empty(rows * queries, self.heads.queries * self.heads.width)
+        scratch = projected.new_empty(tasks, self.heads.width + longest)
+        block = self.arguments(rows, queries, longest)
         block[fields.QKV], block[fields.OUT] = projected.data_ptr(), out.data_ptr()
-        block[fields.COS], block[fields.SIN] = cos.data_ptr(), sin.data_ptr()
-        block[fields.COS_ROW] = 0 if len(cos) == 1 else 4 * queries * heads.width
-        block[fields.KEYS], block[fields.VALUES], block[fields.LENGTH] = (
-            keys.data_ptr(),
-            values.data_ptr(),
-            keys.shape[2],
-        )
-        block[fields.POSITIONS] = positions.data_ptr()
-        block[fields.SCRATCH], block[fields.SCRATCH_ROW] = scratch.data_ptr(), 4 * (heads.width + longest)
-        pool(torch.get_num_threads()).run(self._function, address(block))
+        block[fields.SCRATCH] = scratch.data_ptr()
+        place(block, cos, sin, keys, values, positions)
+        pool(torch.get_num_threads()).run(self.function, address(block))
         return out
+
+    def arguments(self, rows: int, queries: int, longest: int) -> array[int]:
+        """A block of fields without the addresses of a call."""
+        block = self._block[:]
+        block[fields.TASKS], block[fields.QUERIES] = rows * self.heads.keys, queries
+        block[fields.SCRATCH_ROW] = 4 * (self.heads.width + longest)
+        return block
+
+
+def place(
+    block: array[int],
+    cos: torch.Tensor,
+    sin: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    positions: torch.Tensor,
+    start: int = 0,
+) -> None:
+    """Fill in the addresses of rotations, cache and positions in the fields from ``start`` on."""
+    block[start + fields.COS], block[start + fields.SIN] = cos.data_ptr(), sin.data_ptr()
+    block[start + fields.COS_ROW] = 0 if len(cos) == 1 else 4 * cos.shape[1] * cos.shape[2]
+    block[start + fields.KEYS], block[start + fields.VALUES] = keys.data_ptr(), values.data_ptr()
+    block[start + fields.LENGTH], block[start + fields.POSITIONS] = keys.shape[2], positions.data_ptr()

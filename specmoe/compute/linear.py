@@ -29,19 +29,28 @@ class KernelLinear(nn.Linear):
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """[..., in] -> [..., out]."""
         x = input.reshape(-1, self.in_features)
-        kernel = self._kernels.get(len(x))
-        if kernel is None:
-            kernel = self._kernels[len(x)] = self.table.choose("linear", self.weight.dtype, len(x))
+        kernel = self.kernel(len(x))
         if kernel == "torch" or not len(x) or input.device.type != "cpu" or torch.is_grad_enabled():
             return super().forward(input)
         weight, bias = self.weight, self.bias
         if kernel == "streaming" and can_stream(weight, bias):
-            if self._streamed is None or self._streamed.weight is not weight or self._streamed.bias is not bias:
-                self._streamed = StreamedProduct(weight, bias)
-            out = self._streamed(x)
+            out = self.streamed()(x)
         else:
             out = product(x, weight, bias, kernel)
         return out.view(*input.shape[:-1], -1)
+
+    def kernel(self, rows: int) -> Kernel:
+        """The table's kernel for so many rows."""
+        kernel = self._kernels.get(rows)
+        if kernel is None:
+            kernel = self._kernels[rows] = self.table.choose("linear", self.weight.dtype, rows)
+        return kernel
+
+    def streamed(self) -> StreamedProduct:
+        """The layer by the streaming kernel, where ``can_stream``."""
+        if self._streamed is None or self._streamed.weight is not self.weight or self._streamed.bias is not self.bias:
+            self._streamed = StreamedProduct(self.weight, self.bias)
+        return self._streamed
 
 
 def replace_linears(model: nn.Module, table: KernelTable, smallest: int = SMALL) -> set[torch.dtype]:

@@ -1,4 +1,9 @@
-"""A root-mean-square norm of a few rows, compiled by numba for one thread: less than waking another one takes."""
+"""Root-mean-square norms of a few rows, compiled by numba for one thread: less than waking another one takes.
+
+``norm`` takes its arguments as they are, ``add_and_norm`` the address of a block of int64 fields: ``X`` (rows),
+``ADDED`` (rows, or 0), ``SUM`` and ``OUT`` (their sum and its norm), ``SCALE``, ``ROWS``, ``WIDTH``, and ``EPS`` (a
+float32 in the low half).
+"""
 
 from __future__ import annotations
 
@@ -11,7 +16,8 @@ from typing import Any
 import numpy as np
 from numba import cfunc, njit, types
 
-from specmoe.compute.streaming import _FAST, _FLOAT, _load, _store
+from specmoe.compute.norm_fields import ADDED, EPS, OUT, ROWS, SCALE, SUM, WIDTH, X
+from specmoe.compute.streaming import _FAST, _FLOAT, _field, _load, _store
 
 
 @njit(fastmath=_FAST)
@@ -31,8 +37,23 @@ def _norm(x: Any, scale: Any, out: Any, rows: Any, width: Any, eps: Any) -> None
             _store(out + start, k, _load(_FLOAT, scale, k) * (_load(_FLOAT, x + start, k) * factor))
 
 
+@njit(error_model="numpy")
+def _add_and_norm(args: Any) -> None:
+    x, added, rows, width = _field(args, X), _field(args, ADDED), _field(args, ROWS), _field(args, WIDTH)
+    if added:
+        total = _field(args, SUM)
+        for k in range(rows * width):
+            _store(total, k, _load(_FLOAT, x, k) + _load(_FLOAT, added, k))
+        x = total
+    _norm(x, _field(args, SCALE), _field(args, OUT), rows, width, _load(_FLOAT, args + 8 * EPS, 0))
+
+
 def norm(x, scale, out, rows, width, eps):  # type: ignore[no-untyped-def]
     _norm(x, scale, out, rows, width, eps)
+
+
+def add_and_norm(args):  # type: ignore[no-untyped-def]
+    _add_and_norm(args)
 
 
 _compiled: list[Any] = []  # the function lives as long as the process, since others hold its address
@@ -45,3 +66,10 @@ def compiled() -> Callable[[int, int, int, int, int, float], None]:
     _compiled.append(cfunc(types.void(word, word, word, word, word, types.float32), cache=True)(norm))
     words = [ctypes.c_ssize_t] * 5
     return ctypes.CFUNCTYPE(None, *words, ctypes.c_float)(_compiled[-1].address)
+
+
+@functools.cache
+def compiled_sum() -> int:
+    """The address of ``add_and_norm``: ``void f(int64 address of the fields)``."""
+    _compiled.append(cfunc(types.void(types.intp), cache=True)(add_and_norm))
+    return int(_compiled[-1].address)

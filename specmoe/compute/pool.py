@@ -28,8 +28,8 @@ YIELDS = 2_000
 BUSY_JOBS = 500
 """A helper that lost its core to another process sleeps at once for so many jobs: a thread that wakes gets it back."""
 CONTROL_BYTES = 5 * LINE
-CONTROL, JOB, JOB_ARGUMENT = range(3)  # of a request, likewise
-REQUEST_BYTES = 3 * LINE
+CONTROL, JOB, JOB_ARGUMENT, COUNT = range(4)  # of a request, likewise
+REQUEST_BYTES = 4 * LINE
 _FUTEX, _YIELD = {"x86_64": (202, 24), "aarch64": (98, 124)}.get(platform.machine(), (0, 0))
 _WAIT, _WAKE = 128, 129  # private futex operations
 _syscall = types.ExternalFunction(
@@ -107,10 +107,8 @@ def _help(control: Any) -> None:
 
 
 @njit
-def _lead(request: Any) -> None:
+def _share(control: Any, function: Any, argument: Any) -> None:
     """Run a job to its end."""
-    control = _read(request, CONTROL)
-    function, argument = _read(request, JOB), _read(request, JOB_ARGUMENT)
     _write(control, FUNCTION, function)
     _write(control, ARGUMENT, argument)
     generation = _read(control, GENERATION) + 1
@@ -124,6 +122,22 @@ def _lead(request: Any) -> None:
         spins += 1
         if spins % 1024 == 0:  # the helper may need this core
             _syscall(_YIELD, 0, 0, 0, 0)
+
+
+@njit
+def _lead(request: Any) -> None:
+    """Run the job of a request, or its sequence of ``COUNT`` steps at ``JOB``: (is shared, function, argument) each."""
+    control, count = _read(request, CONTROL), _read(request, COUNT)
+    if count == 0:
+        _share(control, _read(request, JOB), _read(request, JOB_ARGUMENT))
+    for i in range(count):
+        step = _read(request, JOB) + 24 * i
+        function, argument = _read(step + 8, 0), _read(step + 16, 0)
+        if _read(step, 0):
+            _write(argument, 0, 0)  # the counter of tasks
+            _share(control, function, argument)
+        else:
+            _call(function, argument)
 
 
 def pool_help(control):  # type: ignore[no-untyped-def]

@@ -69,7 +69,7 @@ class StreamedProduct:
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
         self.weight, self.bias = weight, bias
-        self._function = streamed(weight.dtype)[2]
+        self.function = streamed(weight.dtype)[2]
         self._blocks: dict[tuple[int, int], tuple[array[int], array[int]]] = {}
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
@@ -77,13 +77,17 @@ class StreamedProduct:
         single = x.float().contiguous()
         rows, threads = len(single), torch.get_num_threads()
         out = single.new_empty(rows, len(self.weight))
+        block = self.arguments(rows, threads)
+        block[fields.X], block[fields.OUT] = single.data_ptr(), out.data_ptr()
+        pool(threads).run(self.function, fields.address(block))
+        return out.to(x.dtype)
+
+    def arguments(self, rows: int, threads: int) -> array[int]:
+        """A block of fields without the addresses of a call; it points to what this object keeps."""
         known = self._blocks.get((rows, threads))
         if known is None:
             known = self._blocks[rows, threads] = self._arguments(rows, threads)
-        block = known[0][:]  # of this call alone
-        block[fields.X], block[fields.OUT] = single.data_ptr(), out.data_ptr()
-        pool(threads).run(self._function, fields.address(block))
-        return out.to(x.dtype)
+        return known[0][:]
 
     def _arguments(self, rows: int, threads: int) -> tuple[array[int], array[int]]:
         """The fields of a call, and the lines that they point to."""

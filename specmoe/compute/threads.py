@@ -25,8 +25,8 @@ class Pool:
 
         helper, leader = pool.compiled()
         line = pool.LINE // 8  # fields are a cache line apart
-        self._control, self._request = array("q", [0] * 6 * line), array("q", [0] * 4 * line)
-        self._job, self._argument = pool.JOB * line, pool.JOB_ARGUMENT * line
+        self._control, self._request = array("q", [0] * 6 * line), array("q", [0] * 5 * line)
+        self._job, self._argument, self._count = pool.JOB * line, pool.JOB_ARGUMENT * line, pool.COUNT * line
         self._request[pool.CONTROL * line] = fields.address(self._control)
         self._lead = ctypes.CFUNCTYPE(None, ctypes.c_size_t)(leader)
         self._lock = threading.Lock()
@@ -41,6 +41,16 @@ class Pool:
         """Call ``void function(int64 argument)`` here and on the helpers that are awake; all calls have returned."""
         with self._lock:
             self._request[self._job], self._request[self._argument] = function, argument
+            self._request[self._count] = 0
+            self._lead(fields.address(self._request))
+
+    def run_sequence(self, steps: int, count: int) -> None:
+        """Make ``count`` calls one after another: int64 (is shared, function, argument) each, at address ``steps``.
+
+        A shared one is called as by ``run``, once its first field, the counter of tasks, is 0; others only here.
+        """
+        with self._lock:
+            self._request[self._job], self._request[self._count] = steps, count
             self._lead(fields.address(self._request))
 
 

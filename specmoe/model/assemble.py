@@ -18,6 +18,7 @@ from specmoe.compute.linear import replace_linears
 from specmoe.compute.norm import replace_norms
 from specmoe.compute.packed_layer import packed
 from specmoe.compute.products import streamed
+from specmoe.compute.router import replace_routers
 from specmoe.compute.table import KernelTable
 from specmoe.compute.threads import available, pool
 from specmoe.drafting import affinity, low_bit, merged
@@ -28,6 +29,7 @@ from specmoe.errors import BudgetError, OptionError
 from specmoe.model.checkpoint import expert_modules
 from specmoe.model.experts import attach
 from specmoe.model.fused_attention import fuse_attention
+from specmoe.model.fused_layer import fuse_layers
 from specmoe.model.pass_state import PassState
 from specmoe.offload.arena import ExpertArena, slots_within
 from specmoe.offload.copies import Copies, most_copies
@@ -160,6 +162,9 @@ def prepare_kernels(model: PreTrainedModel, stored: torch.dtype, options: SpecOp
     if available():
         fuse_attention(model, table)
     replace_norms(model)
+    replace_routers(model)
+    if available():
+        fuse_layers(model)
     return table
 
 

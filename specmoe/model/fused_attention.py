@@ -31,12 +31,13 @@ class FusedAttention(nn.Module):
         """``joined`` computes queries, keys and values at once."""
         made = cls.__new__(cls)
         made.__dict__.update(layer.__dict__)
-        made.__dict__["_parts"] = (
-            layer,
-            Attention(heads),
-            joined,
-        )  # unregistered: their parameters are the layer's own
+        made.__dict__["_parts"] = layer, Attention(heads), joined  # unregistered: their parameters are the layer's own
         return made
+
+    @property
+    def heads(self) -> Heads:
+        heads: Heads = self.__dict__["_parts"][1].heads
+        return heads
 
     def forward(
         self,
@@ -47,10 +48,8 @@ class FusedAttention(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """[B, Q, H] -> [B, Q, H]; the mask must be that of the cache, a causal one."""
         layer, attention, joined = self.__dict__["_parts"]
-        cache = arguments.get("cache", arguments.get("past_key_values"))
-        rows, queries = hidden_states.shape[:2]
-        turns = [turn for turn in position_embeddings if turn.shape[1:] == (queries, attention.heads.width)]
-        if queries > MOST_QUERIES or len(turns) < 2 or not isinstance(cache, RaggedCache) or torch.is_grad_enabled():
+        where = self.where(hidden_states, position_embeddings, arguments)
+        if where is None:
             output: tuple[torch.Tensor, torch.Tensor | None] = layer(
                 hidden_states=hidden_states,
                 position_embeddings=position_embeddings,
@@ -58,12 +57,32 @@ class FusedAttention(nn.Module):
                 **arguments,
             )
             return output
-        following, heads = cache.lengths.next(queries), attention.heads
-        keys, values = _storage(cache.layers[layer.layer_idx], hidden_states, heads)
-        cos, sin = (turn.contiguous() for turn in turns)
-        projected = joined(hidden_states.reshape(rows * queries, -1))
-        out = attention(projected, cos, sin, keys, values, following.positions, following.longest)
+        rows, queries = hidden_states.shape[:2]
+        longest = cache_of(arguments).lengths.next(queries).longest
+        out = attention(joined(hidden_states.reshape(rows * queries, -1)), *where, longest)
         return layer.o_proj(out.view(rows, queries, -1)), None
+
+    def where(
+        self, hidden: torch.Tensor, turns: tuple[torch.Tensor, ...] | None, arguments: dict[str, Any]
+    ) -> tuple[torch.Tensor, ...] | None:
+        """Cosines, sines, cached keys and values, and positions, as ``Attention`` takes them; None to use the layer.
+
+        ``hidden`` [B, Q, H]; ``arguments`` are those of the layer by name.
+        """
+        layer, attention, _ = self.__dict__["_parts"]
+        heads, queries, cache = attention.heads, hidden.shape[1], cache_of(arguments)
+        if queries > MOST_QUERIES or not isinstance(cache, RaggedCache) or torch.is_grad_enabled():
+            return None
+        if turns is None or len(turns) != 2 or any(turn.shape[1:] != (queries, heads.width) for turn in turns):
+            return None
+        cos, sin = turns
+        keys, values = _storage(cache.layers[layer.layer_idx], hidden, heads)
+        return cos.contiguous(), sin.contiguous(), keys, values, cache.lengths.next(queries).positions
+
+
+def cache_of(arguments: dict[str, Any]) -> Any:
+    """The cache among the arguments of a layer; transformers 5.24 renamed it."""
+    return arguments.get("cache", arguments.get("past_key_values"))
 
 
 def _storage(layer: Any, like: torch.Tensor, heads: Heads) -> tuple[torch.Tensor, torch.Tensor]:
@@ -85,7 +104,7 @@ def fuse_attention(model: PreTrainedModel, table: KernelTable) -> int:
             continue
         if all(isinstance(getattr(module, part, None), nn.Linear) for part in (*_PROJECTIONS, "o_proj")):
             fused = _fused(module, table)
-            if fused is not None and _equal(module, fused, config):
+            if fused is not None and are_equal(module, fused, module, fused.heads, config):
                 model.set_submodule(name, fused)
                 replaced += 1
     return replaced
@@ -138,30 +157,32 @@ def _join(parts: list[nn.Linear], table: KernelTable) -> KernelLinear:
 
 
 @torch.inference_mode()
-def _equal(module: Any, fused: FusedAttention, config: PreTrainedConfig) -> bool:
-    """Whether both forms give the same outputs and cache for rows of different lengths, in two passes."""
+def are_equal(one: nn.Module, other: nn.Module, attention: Any, heads: Heads, config: PreTrainedConfig) -> bool:
+    """Whether two layers give the same outputs and cache for rows of different lengths, in two passes.
+
+    ``attention``: the transformers layer with ``heads`` that both of them are or hold.
+    """
     generator = torch.Generator().manual_seed(0)
-    heads: Heads = fused.__dict__["_parts"][1].heads
-    hidden = torch.randn(2, 4, module.q_proj.in_features, generator=generator)
+    hidden = torch.randn(2, 4, attention.q_proj.in_features, generator=generator)
     angles = torch.randn(2, 4, heads.width // 2, generator=generator).repeat(1, 1, 2)
     outputs, caches = [], [RaggedCache(config, 2, 8, hidden.device) for _ in range(2)]
     try:
-        for layer, cache in zip((module, fused), caches, strict=True):
+        for layer, cache in zip((one, other), caches, strict=True):
             for queries in (4, 3):
                 mask = cache.attention_mask(queries, hidden.dtype, config._attn_implementation == "sdpa")
                 turned = angles[:, :queries].cos().contiguous(), angles[:, :queries].sin().contiguous()
                 x = hidden[:, :queries].contiguous()
-                outputs.append(
-                    layer(x, position_embeddings=turned, attention_mask=mask, **{_cache_name(module): cache})[0]
-                )
+                found = layer(x, position_embeddings=turned, attention_mask=mask, **{_cache_name(attention): cache})
+                outputs.append(found[0] if isinstance(found, tuple) else found)
                 cache.commit(torch.tensor([4, 2]))
     except (RuntimeError, TypeError, ValueError, AttributeError):
         return False
     pairs = [*zip(outputs[:2], outputs[2:], strict=True)]
-    for one, other in zip(*(cache.layers[module.layer_idx : module.layer_idx + 1] for cache in caches), strict=True):
-        if not (isinstance(one, RaggedLayer) and isinstance(other, RaggedLayer)):
+    at = slice(attention.layer_idx, attention.layer_idx + 1)
+    for first, second in zip(*(cache.layers[at] for cache in caches), strict=True):
+        if not (isinstance(first, RaggedLayer) and isinstance(second, RaggedLayer)):
             return False
-        pairs += [(one.keys, other.keys), (one.values, other.values)]
+        pairs += [(first.keys, second.keys), (first.values, second.values)]
     return all(_close(a, b) for a, b in pairs)
 
 

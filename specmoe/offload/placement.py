@@ -20,7 +20,12 @@ IN_TRANSIT = 2
 
 
 class Placement(Protocol):
-    """What residency needs of a policy."""
+    """What residency needs of a policy.
+
+    ``keeps_all``: ``retain`` is true of every expert.
+    """
+
+    keeps_all: bool
 
     def observe(self, layer: int, counts: NDArray[np.int64]) -> None:
         """A target pass used the layer's experts ``counts`` times each (int64 [E])."""
@@ -46,6 +51,8 @@ class Placement(Protocol):
 class OnDemand:
     """Keeps nothing: every pass loads every expert it needs (MoE-OnDemand)."""
 
+    keeps_all = False
+
     def observe(self, layer: int, counts: NDArray[np.int64]) -> None:
         pass
 
@@ -64,6 +71,8 @@ class OnDemand:
 
 class LeastRecentlyUsed:
     """Keeps everything until its slot is needed; evicts the longest unused first."""
+
+    keeps_all = True
 
     def __init__(self) -> None:
         self.reset()
@@ -94,6 +103,8 @@ class LeastFrequentlyUsed:
 
     ``decay`` multiplies older counts at each pass of the layer (1 keeps them all).
     """
+
+    keeps_all = True
 
     def __init__(self, experts: list[int], decay: float = 0.9) -> None:
         self._experts, self._decay = experts, decay
@@ -129,6 +140,8 @@ class TopFraction:
 
     Counts accumulate over all passes, as in the paper's baseline.
     """
+
+    keeps_all = False
 
     def __init__(self, experts: list[int], per_layer: int) -> None:
         self._experts, self._per_layer = experts, per_layer

@@ -108,7 +108,7 @@ class Residency:
                 f"layer {layer}: {len(misses)} experts found no slot, all {self.slots.total} are pinned: "
                 "raise expert_budget or lower draft_experts"
             )
-        for expert in self.slots.resident(layer):
+        for expert in () if self.slots.keeps_all else self.slots.resident(layer):
             if (layer, expert) not in self.prefetched:
                 self.slots.release_unless_kept((layer, expert))  # a former draft expert that this pass did not use
 

@@ -24,6 +24,11 @@ class Slots:
         self._resident: list[set[int]] = [set() for _ in range(layers)]
 
     @property
+    def keeps_all(self) -> bool:
+        """Whether an expert leaves only when its slot is needed."""
+        return self._placement.keeps_all
+
+    @property
     def free(self) -> int:
         return self._arena.free_slots
 
