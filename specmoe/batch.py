@@ -95,7 +95,7 @@ class Rows:
 def forward(run: Run, ids: torch.Tensor, current: Pass, keep: torch.Tensor | int = 0) -> torch.Tensor:
     """Logits [B, Q or len(keep), V] of ids [B, Q] placed after each row's committed tokens."""
     padding = ~current.valid.view(ids.shape) if current.is_prompt else None
-    mask = run.cache.attention_mask(ids.shape[1], run.model.dtype, run.boolean_masks, padding)
+    mask = run.cache.attention_mask(ids.shape[1], run.model.config.dtype, run.boolean_masks, padding)
     if isinstance(run.cache, SourceCache):
         arguments = run.cache.arguments(ids, mask)
     else:

@@ -30,6 +30,7 @@ from specmoe.model.checkpoint import expert_modules
 from specmoe.model.experts import attach
 from specmoe.model.fused_attention import fuse_attention
 from specmoe.model.fused_layer import fuse_layers
+from specmoe.model.narrow import narrow
 from specmoe.model.pass_state import PassState
 from specmoe.offload.arena import ExpertArena, slots_within
 from specmoe.offload.copies import Copies, most_copies
@@ -164,6 +165,8 @@ def prepare_kernels(model: PreTrainedModel, stored: torch.dtype, options: SpecOp
     replace_norms(model)
     replace_routers(model)
     if available():
+        if narrow(model, stored) and table.streamed_rows("linear", torch.float32, stored):
+            streamed(stored)
         fuse_layers(model)
     return table
 

@@ -35,6 +35,12 @@ class FusedAttention(nn.Module):
         return made
 
     @property
+    def joined(self) -> KernelLinear:
+        """Queries, keys and values at once; the three layers' weights are views of its own."""
+        joined: KernelLinear = self.__dict__["_parts"][2]
+        return joined
+
+    @property
     def heads(self) -> Heads:
         heads: Heads = self.__dict__["_parts"][1].heads
         return heads

@@ -42,6 +42,7 @@ class FusedLayer(nn.Module):
         if where is None:
             output: torch.Tensor = layer(hidden_states, **arguments)
             return output
+        total: torch.Tensor
         total, normed = block(hidden_states, *where)
         total += self._modules[rest](normed)  # type: ignore[misc]
         return total
@@ -67,8 +68,9 @@ def fuse_layers(model: PreTrainedModel) -> int:
             continue
         rest, module._modules[others[0]] = module._modules[others[0]], _Half()
         try:
-            attention = fused.self_attn.__dict__["_parts"][0]
-            equal = are_equal(module, fused, attention, fused.self_attn.heads, model.config.get_text_config())
+            attention: Any = fused.self_attn
+            layer = attention.__dict__["_parts"][0]
+            equal = are_equal(module, fused, layer, attention.heads, model.config.get_text_config())
         finally:
             module._modules[others[0]] = rest
         if equal:

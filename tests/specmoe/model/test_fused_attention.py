@@ -31,11 +31,13 @@ def _model(family: str) -> PreTrainedModel:
     return model
 
 
-def _pass(model: PreTrainedModel, cache: RaggedCache, ids: torch.Tensor) -> torch.Tensor:
+def _pass(
+    model: PreTrainedModel, cache: RaggedCache, ids: torch.Tensor, dtype: torch.dtype | None = None
+) -> torch.Tensor:
     with torch.inference_mode():
         logits: torch.Tensor = model(
             input_ids=ids,
-            attention_mask=cache.attention_mask(ids.shape[1], model.dtype, boolean=True),
+            attention_mask=cache.attention_mask(ids.shape[1], dtype or model.dtype, boolean=True),
             position_ids=cache.lengths.positions(ids.shape[1]),
             past_key_values=cache,
             use_cache=True,
