@@ -20,6 +20,8 @@ from specmoe.generation import plain_settings
 
 TRIALS = (0.25, 0.5, 0.75)
 """Budgets of trials, as shares of the memory that is free before; the first that holds the draft is used."""
+SECOND_TRIAL = 0.85
+"""Budget of a second trial, as a share of what the first leaves: where more experts stay, calls take more beside."""
 TRIAL_COMMITS = 3
 """The prefill and two cycles of a draft and its verification: then every buffer has had its size."""
 TRIAL_CALLS = 3
@@ -42,8 +44,8 @@ def fill(limit_bytes: int, probe: Request, open_engine: Callable[[int], SpecMoE]
     """An engine with as many bytes for experts as a process of ``limit_bytes`` can hold beside everything else.
 
     The engine is loaded with a smaller budget and generates the first tokens of ``probe``.  What the process then holds
-    beside experts is taken as needed, and the engine is resized to the rest, to all experts at most.  The prompts and
-    lengths must be as large as those of later requests.
+    beside experts is taken as needed, and after a second such trial with nearly the rest, the engine is resized to the
+    rest, to all experts at most.  The prompts and lengths must be as large as those of later requests.
 
     Args:
         open_engine: loads an engine with an expert budget in bytes.
@@ -59,12 +61,13 @@ def fill(limit_bytes: int, probe: Request, open_engine: Callable[[int], SpecMoE]
         except BudgetError:
             continue
         try:
-            with Peak(limit_bytes) as peak:
-                for _ in range(TRIAL_CALLS):
-                    _first_tokens(engine, probe)
-            base = peak.nbytes - engine.arena.peak_bytes
-            budget = int(limit_bytes * (1 - MARGIN_SHARE)) - MARGIN_BYTES - base
-            engine.resize(min(engine.store.budget_bytes(None), max(1, budget)))
+            room, most = int(limit_bytes * (1 - MARGIN_SHARE)) - MARGIN_BYTES, engine.store.budget_bytes(None)
+            base = _base_bytes(engine, probe, limit_bytes)
+            if room - base < most:
+                with contextlib.suppress(BudgetError):
+                    engine.resize(max(1, int(SECOND_TRIAL * (room - base))))
+                    base = max(base, _base_bytes(engine, probe, limit_bytes))
+            engine.resize(min(most, max(1, room - base)))
         except BaseException as error:
             engine.close()
             if isinstance(error, BudgetError):
@@ -75,6 +78,14 @@ def fill(limit_bytes: int, probe: Request, open_engine: Callable[[int], SpecMoE]
         f"the process limit of {limit_bytes / 1e6:.0f} MB leaves too little for experts: raise process_overhead or "
         "the experiment's expert_budget, or lower draft_experts"
     )
+
+
+def _base_bytes(engine: SpecMoE, probe: Request, limit_bytes: int) -> int:
+    """The most that the process holds beside experts in a few calls."""
+    with Peak(limit_bytes) as peak:
+        for _ in range(TRIAL_CALLS):
+            _first_tokens(engine, probe)
+    return peak.nbytes - engine.arena.peak_bytes
 
 
 def _give_back_large_buffers() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -29,6 +30,18 @@ def _opener(tiny: Tiny, **options: object):  # type: ignore[no-untyped-def]
     return opened, tried
 
 
+def _holding(monkeypatch: pytest.MonkeyPatch, base: int, opened: Any) -> Any:
+    """``opened``, in a process that holds ``base`` bytes beside the experts of its engines."""
+    engines: list[SpecMoE] = []
+    monkeypatch.setattr(module, "held_bytes", lambda limit: base + sum(e.arena.peak_bytes for e in engines))
+
+    def noted(budget_bytes: int) -> SpecMoE:
+        engines.append(opened(budget_bytes))
+        return engines[-1]
+
+    return noted
+
+
 def _probe() -> Request:
     return Request(*prompts(3), 12, lambda: None)
 
@@ -47,12 +60,21 @@ def test_a_roomy_limit_holds_all_experts(tiny: Tiny) -> None:
 
 
 def test_a_tight_limit_leaves_its_margin(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
-    limit, too_much = 1_000_000_000, 50_000
-    held = int(limit * (1 - MARGIN_SHARE)) - MARGIN_BYTES + too_much  # at the trial's end, its experts included
-    monkeypatch.setattr(module, "held_bytes", lambda limit_bytes: held)
-    opened, _ = _opener(tiny)
-    with fill(limit, _probe(), opened) as engine:
-        assert engine.arena.budget_bytes == engine.store.budget_bytes(None) - too_much
+    limit, left = 1_000_000_000, 150_000
+    base = int(limit * (1 - MARGIN_SHARE)) - MARGIN_BYTES - left
+    opened, tried = _opener(tiny)
+    with fill(limit, _probe(), _holding(monkeypatch, base, opened)) as engine:
+        assert engine.arena.budget_bytes == left < engine.store.budget_bytes(None)
+    assert len(tried) == 1
+
+
+def test_what_calls_take_where_more_experts_stay_is_seen(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    limit, left, more = 1_000_000_000, 180_000, 40_000
+    base = int(limit * (1 - MARGIN_SHARE)) - MARGIN_BYTES - left
+    needed = iter([base, base + more])
+    monkeypatch.setattr(module, "_base_bytes", lambda engine, probe, limit_bytes: next(needed))
+    with fill(limit, _probe(), _opener(tiny)[0]) as engine:
+        assert engine.arena.budget_bytes == left - more
 
 
 def test_a_limit_without_room_is_refused_with_the_fix(tiny: Tiny) -> None:
@@ -62,10 +84,9 @@ def test_a_limit_without_room_is_refused_with_the_fix(tiny: Tiny) -> None:
 
 
 def test_a_limit_that_holds_less_than_the_draft_needs_is_refused(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "held_bytes", lambda limit_bytes: 999_000_000)
     opened, tried = _opener(tiny)
     with pytest.raises(NotSupported, match="leaves too little for experts"):
-        fill(1_000_000_000, _probe(), opened)
+        fill(1_000_000_000, _probe(), _holding(monkeypatch, 990_000_000, opened))
     assert len(tried) == 1
 
 
