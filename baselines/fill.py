@@ -26,7 +26,7 @@ TRIAL_COMMITS = 3
 """The prefill and two cycles of a draft and its verification: then every buffer has had its size."""
 TRIAL_CALLS = 3
 """A later call finds the heap in pieces that do not fit, and grows it."""
-MARGIN_SHARE, MARGIN_BYTES = 0.02, 32_000_000
+MARGIN_SHARE, MARGIN_BYTES = 0.01, 24_000_000
 """Of the limit and on top: for page tables, for what falls between two samples, and for memory that is in pieces."""
 LARGE_BYTES = 1 << 20
 """Buffers from this size on go back to the system when they are freed: on the heap they leave gaps that others miss."""
@@ -45,7 +45,7 @@ def fill(limit_bytes: int, probe: Request, open_engine: Callable[[int], SpecMoE]
 
     The engine is loaded with a smaller budget and generates the first tokens of ``probe``.  What the process then holds
     beside experts is taken as needed, and after a second such trial with nearly the rest, the engine is resized to the
-    rest, to all experts at most.  The prompts and lengths must be as large as those of later requests.
+    rest, to all experts at most.  The prompts and lengths must be those of later requests, or take as much.
 
     Args:
         open_engine: loads an engine with an expert budget in bytes.

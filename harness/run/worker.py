@@ -144,12 +144,10 @@ def setting_of(job: Job, engines: Engines) -> Setting:
 
 
 def _probe(job: Job) -> Request:
-    """A request of the measured one's size, of the same tokens in another order."""
+    """The measured request, as in the warm-up: how much memory products take depends on how its tokens are routed."""
     asked = batch(job).first(job.cell.batch_size)
-    ids, mask = asked.input_ids.clone(), asked.attention_mask
-    tokens = ids[mask.bool()]
-    ids[mask.bool()] = tokens[torch.randperm(len(tokens), generator=torch.Generator().manual_seed(0))]
-    return Request(ids, mask, max(asked.output_tokens), lambda: None, asked.output_tokens)
+    longest = max(asked.output_tokens)
+    return Request(asked.input_ids, asked.attention_mask, longest, lambda: None, asked.output_tokens)
 
 
 def _calibration_texts(job: Job) -> tuple[str, ...]:
