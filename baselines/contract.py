@@ -203,8 +203,8 @@ class Setting:
     budget: the harness caps torch's allocator, an engine in a process of its own must see to it itself.
     ``calibration_texts`` are prompts a system may profile the model with in ``build``; they are never among the
     measured ones.  Systems compute in ``dtype``; the experts of the store are in ``stored``.  With ``fills_limit`` the
-    system takes as many bytes for experts as the process limit leaves, and ``probe`` is a request of the size of those
-    to come, to find out how many; ``expert_budget_bytes`` is then None.  ``start_engine`` is for cards with
+    system takes as many bytes for experts as the process limit leaves, and ``probe`` is the request to come, to find
+    out how many; ``expert_budget_bytes`` is then None.  ``start_engine`` is for cards with
     ``own_process``; its default starts without a limit.
 
     Any other field is filled from the field of the same name of the cell (``reports.results.record.Cell``).
