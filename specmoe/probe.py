@@ -149,7 +149,7 @@ class _Experts:
     """Times experts on tokens of the model's width, at most ``in_call`` of them in one call, as many as a layer has."""
 
     def __init__(self, kernels: ExpertKernels | PackedKernels, run: Run, ids: torch.Tensor, in_call: int) -> None:
-        self._kernels, self._device, self._dtype, self._in_call = kernels, ids.device, run.model.dtype, in_call
+        self._kernels, self._device, self._dtype, self._in_call = kernels, ids.device, run.model.config.dtype, in_call
         self._width = int(run.model.get_input_embeddings().weight.shape[1])
 
     def cost(self, experts: list[Weights]) -> Cost:
