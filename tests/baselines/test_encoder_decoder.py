@@ -85,7 +85,7 @@ def test_the_reference_has_logits_beside_the_tokens_of_its_decoder(
 ) -> None:
     model = load_whole(folder, torch.float32)
     model.generation_config = plain_config(model)
-    reference.write(model, Batch(*prompts(3), OUTPUTS), tmp_path / "tokens.json")
+    reference.write(model, Batch(*prompts(3), OUTPUTS), tmp_path / "tokens.json", 3)
     logits = reference.Logits.read(tmp_path / "tokens.json")
     assert json.loads((tmp_path / "tokens.json").read_text()) == expected
     assert logits is not None

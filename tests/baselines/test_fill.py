@@ -69,7 +69,7 @@ def test_a_tight_limit_leaves_its_margin(tiny: Tiny, monkeypatch: pytest.MonkeyP
 
 
 def test_what_calls_take_where_more_experts_stay_is_seen(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
-    limit, left, more = 1_000_000_000, 180_000, 40_000
+    limit, left, more = 64_000_000_000, 180_000, 40_000
     base = int(limit * (1 - MARGIN_SHARE)) - MARGIN_BYTES - left
     needed = iter([base, base + more])
     monkeypatch.setattr(module, "_base_bytes", lambda engine, probe, limit_bytes: next(needed))
@@ -86,7 +86,7 @@ def test_a_limit_without_room_is_refused_with_the_fix(tiny: Tiny) -> None:
 def test_a_limit_that_holds_less_than_the_draft_needs_is_refused(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
     opened, tried = _opener(tiny)
     with pytest.raises(NotSupported, match="leaves too little for experts"):
-        fill(1_000_000_000, _probe(), _holding(monkeypatch, 990_000_000, opened))
+        fill(64_000_000_000, _probe(), _holding(monkeypatch, 63_990_000_000, opened))
     assert len(tried) == 1
 
 

@@ -97,7 +97,7 @@ def test_finished_rows_ask_for_no_expert(tiny: tuple[Path, PreTrainedModel]) -> 
 @pytest.mark.parametrize("rows", [1, 5])
 def test_link_bytes_agree_with_the_kernels(tiny: tuple[Path, PreTrainedModel], rows: int) -> None:
     ids, mask = prompts(rows)
-    with _engine(tiny, gamma=2, draft_experts=2, expert_budget="40%") as engine:
+    with _engine(tiny, gamma=2, draft_experts=2, draft_pool="pinned", expert_budget="40%") as engine:
         source = engine.link._source
         assert isinstance(source, DiskSource)
         if not source.direct or kernel_read_bytes() is None:
