@@ -60,7 +60,7 @@ def test_a_roomy_limit_holds_all_experts(tiny: Tiny) -> None:
 
 
 def test_a_tight_limit_leaves_its_margin(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
-    limit, left = 1_000_000_000, 150_000
+    limit, left = 64_000_000_000, 150_000
     base = int(limit * (1 - MARGIN_SHARE)) - MARGIN_BYTES - left
     opened, tried = _opener(tiny)
     with fill(limit, _probe(), _holding(monkeypatch, base, opened)) as engine:

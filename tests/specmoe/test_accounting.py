@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from harness.machine.proc import kernel_read_bytes
 from specmoe import SpecMoE
-from specmoe.offload.sources import DiskSource
+from specmoe.offload.sources import DiskSource, Extended
 from tests.conftest import prompts
 
 
@@ -98,7 +98,8 @@ def test_finished_rows_ask_for_no_expert(tiny: tuple[Path, PreTrainedModel]) -> 
 def test_link_bytes_agree_with_the_kernels(tiny: tuple[Path, PreTrainedModel], rows: int) -> None:
     ids, mask = prompts(rows)
     with _engine(tiny, gamma=2, draft_experts=2, draft_pool="pinned", expert_budget="40%") as engine:
-        source = engine.link._source
+        assert isinstance(engine.link._source, Extended)
+        source = engine.link._source._base
         assert isinstance(source, DiskSource)
         if not source.direct or kernel_read_bytes() is None:
             pytest.skip("file system refuses O_DIRECT, or no /proc/PID/io: the page cache hides reads")
