@@ -96,7 +96,8 @@ def docs(session: nox.Session) -> None:
 
 @nox.session
 def reproduce(session: nox.Session) -> None:
-    """Run an experiment (default ``quick``) and write its report: ``nox -s reproduce -- NAME_OR_YAML``."""
+    """Run an experiment (default ``quick``) and write its report: ``nox -s reproduce -- NAME_OR_YAML --batch 1``."""
     _install(session)
-    experiment, *rest = session.posargs or ["quick"]
-    session.run("specmoe-bench", "run", experiment, "--report", *rest)
+    given = list(session.posargs)
+    experiment = given.pop(0) if given and not given[0].startswith("-") else "quick"
+    session.run("specmoe-bench", "run", experiment, "--report", *given)

@@ -56,6 +56,7 @@ class CapabilityCard:
     ``joins_rows``: it serves a queue itself (``serve`` of ``baselines.queueing``), and requests join others under way;
     the harness gives a queue to any other system in static batches, in order.
     ``extra`` names the pip extra it needs, ``build_options`` the options that change the result of ``build``.
+    ``builds`` is False where ``build`` makes nothing but the expert store, so that no process has to be started for it.
     """
 
     name: str
@@ -79,6 +80,7 @@ class CapabilityCard:
     joins_rows: bool = False
     extra: str | None = None
     build_options: tuple[str, ...] = ()
+    builds: bool = True
 
     @property
     def only_written_for(self) -> tuple[DeviceType, ...]:

@@ -268,6 +268,7 @@ class OnDemandSystem(_EngineSystem):
         sampling=SAMPLES,
         fills_limit=True,
         joins_rows=True,
+        builds=False,
     )
 
     def arguments(self) -> dict[str, Any]:
@@ -293,6 +294,7 @@ class CachingSystem(_EngineSystem):
         sampling=SAMPLES,
         fills_limit=True,
         joins_rows=True,
+        builds=False,
     )
 
     class Options(EngineOptions):

@@ -84,6 +84,7 @@ class NaiveSystem(TransformersSystem):
         devices=("cpu", "cuda"),
         slow_tiers=("disk", "host", "paced"),
         sampling=SAMPLES,
+        builds=False,
     )
     Options = ExpertsOptions
 

@@ -12,7 +12,7 @@ from harness.cli.arguments import ResultFiles
 
 def command(
     results: ResultFiles,
-    out: Annotated[Path, typer.Option(help="Markdown file to write.")] = Path("docs/ablation.md"),
+    out: Annotated[Path, typer.Option(help="Markdown file to write, such as docs/ablation.md.")],
 ) -> None:
     """Write the ablation page from results of its presets."""
     from reports.pages.ablation import write_ablation

@@ -14,7 +14,7 @@ Options = Annotated[
     typer.Option("--option", metavar="NAME=VALUE", help="Option of the system, the value as YAML; repeatable."),
 ]
 ExpertBudget = Annotated[str, typer.Option(help="Memory for experts: bytes, 400MB, or a share of all experts.")]
-ResultFiles = Annotated[list[Path], typer.Argument(metavar="RESULTS", help="One or more results.jsonl files.")]
+ResultFiles = Annotated[list[Path], typer.Argument(metavar="RESULTS", help="Result files, or folders of runs.")]
 Reference = Annotated[str, typer.Option(metavar="SYSTEM", help="System that speeds are relative to.")]
 
 

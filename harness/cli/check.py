@@ -13,7 +13,7 @@ from reports.results.roles import REFERENCE
 
 def command(
     against: Annotated[
-        Path | None, typer.Option(metavar="BASELINE", help="Baseline results.jsonl to compare with.")
+        Path | None, typer.Option(metavar="BASELINE", help="Baseline: a result file, or the folder of a run.")
     ] = None,
     max_slowdown: Annotated[str, typer.Option(help="Allowed slowdown.")] = "5%",
     results: Annotated[Path | None, typer.Option(help="Compare this result file instead of running anything.")] = None,
@@ -24,24 +24,26 @@ def command(
         typer.Option(help="Instead of a baseline: least speed of the automatic setting over its best rival."),
     ] = None,
     max_rounds: Annotated[int, typer.Option(help="Stop undecided after this many rounds.")] = 20,
-    out: Annotated[Path | None, typer.Option(help="Folder for new results (default: results/check/TIME).")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for new results.", show_default="results/check/TIME")] = None,
 ) -> int:
     """Check for a performance regression.
 
-    Exit code 0: passed, 1: regression, 2: cannot tell.
+    Exit code 0: passed, 1: regression, 2: bad input, 3: cannot tell.
     """
     from harness.gate import floor as floors
     from harness.gate import judge, sources
+    from reports.results.files import single
 
     if floor is not None:
         if results is None or against is not None:
             raise ValueError("--floor judges one result file: give it with --results, and no --against")
-        judgement = floors.judge(results, judge.percentage(floor))
+        judgement = floors.judge(single(results), judge.percentage(floor))
         print(judgement)
         return judge.EXIT_CODES[judgement.verdict]
     if against is None:
         raise ValueError("nothing to compare with: give --against BASELINE, or --floor 0.97 with --results FILE")
     allowed = judge.percentage(max_slowdown)
+    against, results = single(against), single(results) if results else None
     found = sources.of(against, results=results, revision=revision, reference=reference, max_rounds=max_rounds, out=out)
     judgement = judge.gate(found, allowed)
     print(judgement)

@@ -12,8 +12,8 @@ from reports.results.roles import REFERENCE
 
 
 def command(
-    first: Annotated[Path, typer.Argument(metavar="A", help="results.jsonl of one run.")],
-    second: Annotated[Path, typer.Argument(metavar="B", help="results.jsonl of the other run.")],
+    first: Annotated[Path, typer.Argument(metavar="A", help="results.jsonl or folder of one run.")],
+    second: Annotated[Path, typer.Argument(metavar="B", help="results.jsonl or folder of the other run.")],
     reference: Reference = REFERENCE,
     out: Annotated[Path | None, typer.Option(help="Also write the comparison to this markdown file.")] = None,
 ) -> None:
@@ -22,8 +22,9 @@ def command(
     They may differ by run, revision or machine.
     """
     from reports.pages.compare import compare
+    from reports.results.files import single
 
-    comparison = compare(first, second, reference)
+    comparison = compare(single(first), single(second), reference)
     print(comparison.as_text())
     if out:
         out.parent.mkdir(parents=True, exist_ok=True)

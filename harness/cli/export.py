@@ -12,7 +12,7 @@ from harness.cli.arguments import ResultFiles
 
 def command(
     results: ResultFiles,
-    out: Annotated[Path, typer.Option(help="FILE.csv, FILE.parquet or FILE.md.")],
+    out: Annotated[Path, typer.Option(help="FILE.csv, FILE.json, FILE.md, or FILE.parquet (extra `export`).")],
     rows: Annotated[Literal["records", "repetitions"], typer.Option(help="What one row of the table is.")] = "records",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing file.")] = False,
 ) -> None:

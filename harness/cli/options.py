@@ -20,8 +20,14 @@ names the experiment that tries the option: `specmoe-bench run PRESET`; results 
 """
 
 
-def command(out: Annotated[Path, typer.Option(help="Markdown file to write.")] = Path("docs/options.md")) -> None:
-    """Write the page of algorithm options from the code."""
+def command(
+    out: Annotated[Path | None, typer.Option(help="Markdown file to write; without it the page is printed.")] = None,
+) -> None:
+    """Show the page of algorithm options, from the code."""
+    if out is None:
+        print(markdown(), end="")
+        return
+    out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(markdown(), encoding="utf-8")
     print(out)
 

@@ -17,7 +17,7 @@ def command(
     out: Annotated[Path, typer.Option(help="Projection file to write.")] = Path("results/projection/projection.json"),
     results: Annotated[
         list[Path] | None,
-        typer.Option(help=f"Measured cells to validate with; repeatable (default: {ONE_RUN}/*.jsonl)."),
+        typer.Option(help="Measured cells to validate with; repeatable.", show_default=f"{ONE_RUN}/*.jsonl"),
     ] = None,
     validate: Annotated[
         bool, typer.Option("--validate/--no-validate", help="Compare projections with measured cells.")

@@ -13,13 +13,16 @@ from harness.cli.arguments import ResultFiles
 
 def command(
     results: ResultFiles,
-    out: Annotated[Path | None, typer.Option(help="Report folder (default: the folder of the first file).")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Report folder.", show_default="the folder of the first file")
+    ] = None,
 ) -> None:
     """Write the report of result files.
 
-    It is an HTML page, the same as markdown, and the figures with their CSV tables.
+    It is an HTML page, the same as markdown, its tables as JSON, and the figures with their CSV tables.
     """
-    write(results, out or results[0].parent)
+    first = results[0]
+    write(results, out or (first if first.is_dir() else first.parent))
 
 
 def write(results: Sequence[Path], out: Path, title: str | None = None) -> None:
@@ -30,4 +33,5 @@ def write(results: Sequence[Path], out: Path, title: str | None = None) -> None:
     if paths.overview:
         print(paths.overview)
     print(f"markdown: {paths.markdown}")
+    print(f"tables: {paths.tables}")
     print(f"page: {paths.page}")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from harness.cli import report as report_command
+from harness.cli.arguments import Options, parse_options
 
 if TYPE_CHECKING:
     from harness.run.executor import Executor
@@ -20,12 +21,27 @@ DEFAULT_OUT = Path("results")
 
 def command(
     experiment: Annotated[
-        str, typer.Argument(help="Preset or suite (see `specmoe-bench list`), or a YAML file of either.")
-    ],
+        str | None,
+        typer.Argument(help="Preset or suite (see `specmoe-bench list`), or a YAML file of either."),
+    ] = None,
     only: Annotated[
         list[str] | None, typer.Option(metavar="NAME", help="Run only this experiment of a suite; repeatable.")
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Result folder (default: results/NAME).")] = None,
+    system: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--system", "--systems", metavar="NAME,...", help="Run only these systems; without an experiment: run them."
+        ),
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Model name or folder.", show_default="the experiment's, else embedded")
+    ] = None,
+    batch: Annotated[
+        list[str] | None,
+        typer.Option(metavar="SIZE,...", help="Batch sizes.", show_default="the experiment's, else 1"),
+    ] = None,
+    option: Options = None,
+    out: Annotated[Path | None, typer.Option(help="Result folder.", show_default="results/NAME")] = None,
     report: Annotated[bool, typer.Option("--report", help="Write the report when done.")] = False,
     assignments: Annotated[
         list[str] | None,
@@ -38,17 +54,23 @@ def command(
     ] = False,
     executor: Annotated[Literal["local", "ray"], typer.Option(help="Where cells run.")] = "local",
     address: Annotated[
-        str | None, typer.Option(help="Address of a Ray cluster (default: a running one, or a new local one).")
+        str | None, typer.Option(help="Address of a Ray cluster.", show_default="a running one, or a new local one")
     ] = None,
 ) -> int:
     """Run an experiment or a suite, or continue one.
 
-    Finished cells of an earlier run are kept. Exit code 1: some cells did not finish.
+    --system, --model and --batch cut an experiment down, or make one: --system specmoe,caching --batch 1,8. Finished
+    cells of an earlier run are kept. Exit code 1: some cells did not finish.
     """
-    from harness.plan.loader import load
+    from harness.plan.choice import Choice
+    from harness.plan.loader import compose, load
     from harness.run import suite_runner
 
-    suite = load(experiment, assignments or []).only(only or [])
+    choice = Choice.parse(system or [], model, batch or [], parse_options(option))
+    if experiment is None:
+        suite = compose(choice, assignments or []).only(only or [])
+    else:
+        suite = choice.of(load(experiment, assignments or []).only(only or []))
     folder = out or DEFAULT_OUT / suite.name
     done = suite_runner.run(suite, folder, make_executor(executor, address), resume)
     for one in done:

@@ -10,7 +10,7 @@ import typer
 
 def command(
     file: Annotated[Path, typer.Argument(help="Timeline written by `specmoe-bench generate --timeline`.")],
-    out: Annotated[Path, typer.Option(help="Figure to write.")] = Path("timeline.png"),
+    out: Annotated[Path | None, typer.Option(help="Figure to write.", show_default="FILE with the suffix .png")] = None,
     cycles: Annotated[int, typer.Option(help="Number of cycles to show.")] = 3,
 ) -> None:
     """Draw a few decode cycles of a timeline.
@@ -19,4 +19,4 @@ def command(
     """
     from reports.figures.cycle_timeline import draw_timeline
 
-    print(draw_timeline(file, out, cycles))
+    print(draw_timeline(file, out or file.with_suffix(".png"), cycles))

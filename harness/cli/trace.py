@@ -25,7 +25,7 @@ def record_command(
     warmup_tokens: Annotated[int, typer.Option(help="Tokens of a warm-up call before; 0 for none.")] = 4,
     expert_budget: ExpertBudget = "25%",
     option: Options = None,
-    prompts: Annotated[str | None, typer.Option(help="Prompt set or file (default: the model's own).")] = None,
+    prompts: Annotated[str | None, typer.Option(help="Prompt set or file.", show_default="the model's own")] = None,
 ) -> None:
     """Record routing and acceptance of a run.
 
@@ -118,22 +118,24 @@ def show(file: ExistingTrace) -> None:
 def replay_command(
     file: ExistingTrace,
     expert_budget: Annotated[
-        str | None, typer.Option(help="Memory for experts: bytes, 400MB, or a share (default: the recorded run's).")
+        str | None,
+        typer.Option(help="Memory for experts: bytes, 400MB, or a share.", show_default="the recorded run's"),
     ] = None,
     option: Options = None,
 ) -> None:
     """Replay a trace under a placement policy.
 
-    Needs no model; prints hits and bytes moved. Options given here replace those of the recorded run.
+    Needs no model; prints hits and bytes moved. Options of placement and draft selection given here replace those of
+    the recorded run; what its drafts were (gamma, drafter, substitution) stays.
     """
     from harness.projection.replay import replay
+    from harness.projection.replay_options import options_of
     from harness.projection.traces import TraceError, files
-    from specmoe import SpecOptions
     from specmoe.sizes import parse_bytes
 
     trace = files.read(file)
     shape = trace.geometry
-    options = SpecOptions.of(**(trace.meta.get("options", {}) | parse_options(option)))
+    options = options_of(trace, parse_options(option))
     given = expert_budget or trace.meta.get("expert_budget_bytes")
     if given is None:
         raise TraceError("a synthetic trace has no expert budget of its own: give --expert-budget")

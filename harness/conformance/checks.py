@@ -107,7 +107,10 @@ def _budget_is_kept(evidence: Evidence) -> str:
     if not evidence.card.knows_budget:
         if not limit.enforced:
             raise _Skip(f"does not know the budget, and no limit was enforced: {limit.reason}")
-        return f"kernel peak {_mb(limit.peak_bytes)} within the process limit of {_mb(limit.limit_bytes)}"
+        return (
+            f"only the process limit was tested, since the card says knows_budget=False: kernel peak "
+            f"{_mb(limit.peak_bytes)} of {_mb(limit.limit_bytes)}; the expert budget of {_mb(budget)} is not kept by it"
+        )
     reported = large.peak_device_expert_bytes
     _require(reported is None or reported <= budget, f"reports {reported} expert bytes, the budget is {budget}")
     if small.peak_rss_bytes is None or large.peak_rss_bytes is None:

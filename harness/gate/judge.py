@@ -19,13 +19,14 @@ from reports.results.record import Record
 from reports.results.stats import FEW_ROUNDS, Ratio, geometric_mean
 
 Verdict = Literal["pass", "regression", "cannot tell"]
-EXIT_CODES: dict[Verdict, int] = {"pass": 0, "regression": 1, "cannot tell": 2}
+EXIT_CODES: dict[Verdict, int] = {"pass": 0, "regression": 1, "cannot tell": 3}
+"""2 is bad input, of every command."""
 EXACT = tuple(name for name, metric in METRICS.items() if metric.repeats == "exactly")
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One cell: ``slowdown`` is time now over time then (1.15: 15 % slower), with its interval."""
+    """One cell: ``slowdown`` is time now over time then (1.15: 15 % slower), with its interval; shown as a speed."""
 
     label: str
     batch_size: int
@@ -35,7 +36,7 @@ class Finding:
 
     def __str__(self) -> str:
         reasons = f" ({'; '.join(self.reasons)})" if self.reasons else ""
-        return f"{self.verdict}: {self.label}, batch {self.batch_size}: time {self.slowdown}{reasons}"
+        return f"{self.verdict}: {self.label}, batch {self.batch_size}: speed {self.slowdown.inverse}{reasons}"
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ class Judgement:
         object.__setattr__(self, "verdict", "regression" if "regression" in verdicts else worst)
 
     def __str__(self) -> str:
-        mean = "" if self.overall.median is None else f", geometric mean of time {self.overall.median:.3f}×"
+        mean = "" if self.overall.median is None else f", geometric mean of speed {1 / self.overall.median:.3f}×"
         evaluations = "1 evaluation" if self.evaluations == 1 else f"{self.evaluations} evaluations"
         return "\n".join([*map(str, self.findings), f"{self.verdict} (after {evaluations}){mean}"])
 
@@ -105,7 +106,7 @@ def _reasons(slowdown: Ratio | None, speed: Verdict, max_slowdown: float) -> lis
         return ["no round has both speeds"]
     if slowdown.n < FEW_ROUNDS:
         return [f"{slowdown.n} of at least {FEW_ROUNDS} rounds on each side"]
-    return [f"the interval contains the allowed {1 + max_slowdown:.2f}×: run more rounds on an idle machine"]
+    return [f"the interval contains the allowed {1 / (1 + max_slowdown):.2f}×: run more rounds on an idle machine"]
 
 
 def _exact(evidence: Evidence, cell_id: str) -> tuple[list[str], list[str]]:

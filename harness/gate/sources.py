@@ -32,7 +32,7 @@ def of(
     """The evidence for a decision against a baseline: ``results``, reruns in ``out``, or runs of two revisions.
 
     Raises:
-        RecordError: the baseline cannot be read, or has no ``reference`` other than the default.
+        RecordError: a file cannot be read, or lacks the ``reference`` where speeds are relative to it.
         ValueError: options that contradict each other.
     """
     then = counted(ResultFile(against).read())
@@ -40,11 +40,12 @@ def of(
         raise ValueError(f"--max-rounds {max_rounds}: at least one round is needed")
     if results and revision:
         raise ValueError("--results and --revision exclude each other: compare files, or run two revisions")
-    systems = dict.fromkeys(record.cell.system for record in then)
-    if reference not in (REFERENCE, *systems):
-        raise RecordError(f"no result of the reference {reference!r} in the baseline: use one of {', '.join(systems)}")
+    if not revision:
+        _has_reference(then, reference, f"the baseline {against}")
     if results:
-        return recorded(then, results, reference)
+        now = counted(ResultFile(results).read())
+        _has_reference(now, reference, str(results))
+        return iter([Evidence(then, now, paired=False, reference=reference)])
     out = out or Path("results") / "check" / time.strftime("%Y%m%d-%H%M%S")
     if out.exists() and any(out.iterdir()):
         raise ValueError(f"{out} is not empty: choose another --out")
@@ -52,6 +53,20 @@ def of(
         return both_revisions(then, revision, out, max_rounds)
     _enough(then, reference)
     return rerun(then, out, max_rounds, reference)
+
+
+def _has_reference(records: list[Record], reference: str, where: str) -> None:
+    """Refuse results in which no speed could be relative to the reference.
+
+    Raises:
+        RecordError: names the missing reference and the systems that are there.
+    """
+    systems = dict.fromkeys(record.cell.system for record in records if record.finished)
+    if reference not in systems:
+        there = f"name one of {', '.join(systems)} with --reference" if systems else "nothing in it has finished"
+        raise RecordError(
+            f"no result of the reference {reference!r} in {where}: {there}, or compare code with --revision"
+        )
 
 
 def _enough(then: list[Record], reference: str) -> None:
@@ -66,11 +81,6 @@ def _enough(then: list[Record], reference: str) -> None:
             f"the baseline holds {rounds} rounds with {reference!r} beside another system, {FEW_ROUNDS} are needed: "
             "record it with `run ... --set rounds=10`, or compare code with --revision"
         )
-
-
-def recorded(then: list[Record], results: Path, reference: str = REFERENCE) -> Iterator[Evidence]:
-    """An earlier file compared with a later one; nothing is run."""
-    yield Evidence(then, counted(ResultFile(results).read()), paired=False, reference=reference)
 
 
 def rerun(then: list[Record], out: Path, max_rounds: int, reference: str = REFERENCE) -> Iterator[Evidence]:

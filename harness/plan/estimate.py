@@ -6,6 +6,7 @@ import math
 
 from harness.plan.experiment import Experiment, expand
 from harness.plan.suite import Suite
+from reports.results.record import Cell
 
 CELL_S, SEQUENCE_S = 4.5, 0.22
 """Seconds of a cell, and more for each sequence of its batch: fitted to the committed records (2 cores, 32 to 64
@@ -21,6 +22,11 @@ def cells(experiment: Experiment) -> list[tuple[int, bool]]:
         for entry, settings in expand(experiment)
         for _ in entry.variants()
     ]
+
+
+def cell_s(cell: Cell) -> float:
+    """Seconds of one cell on 2 cores, by the figures above; good for shares of a whole."""
+    return (CELL_S + SEQUENCE_S * cell.batch_size) * (THROTTLED if cell.disk_read_limit_bytes_s else 1.0)
 
 
 def estimate_s(suite: Suite) -> float:

@@ -47,7 +47,8 @@ class SystemEntry(BaseModel):
 
     ``expert_budget: fill`` gives the system what the process limit leaves beside its other memory, as it measures it.
     The limit is the same as for every system, so others must set it: the experiment's own ``expert_budget`` cannot be
-    ``fill``.
+    ``fill``.  ``first_tokens`` shortens a slow system: it generates only the first so many tokens of each row, its
+    rates are over those, and records and pages say so.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -56,6 +57,7 @@ class SystemEntry(BaseModel):
     label: str | None = None
     options: dict[str, Any] = Field(default_factory=dict)
     expert_budget: Bytes | None = None
+    first_tokens: int | None = Field(default=None, ge=2)
 
     def variants(self) -> list[dict[str, Any]]:
         """Every combination of listed option values."""
@@ -202,10 +204,13 @@ def plan(experiment: Experiment, sizes: ExpertSizes, memory_read_gb_s: float | N
         if settings["device"] != "cpu" and experiment.device_overhead is not None:
             overhead = _bytes(experiment.device_overhead, everything, "device_overhead")
             fixed["device_limit_bytes"] = _largest_budget(experiment, everything) + overhead
+        most = chosen["new_tokens"].highest
+        shortened = entry.first_tokens is not None and entry.first_tokens < most
+        fixed["first_tokens"] = entry.first_tokens if shortened else None
         swept = {key: value for name in settings for key, value in _to_cell(name, settings[name], everything).items()}
         if swept.get("fills_limit"):
             _check_fill(experiment, entry)
-        for options in _variants(experiment, entry):
+        for options in variants_of(experiment, entry):
             cell = Cell(system=entry.system, options=options, **fixed | swept)
             planned.append(PlannedCell(label=entry.label_of(options), cell=cell))
     ids = [p.cell.cell_id for p in planned]
@@ -296,7 +301,12 @@ def _check_fill(experiment: Experiment, entry: SystemEntry) -> None:
         )
 
 
-def _variants(experiment: Experiment, entry: SystemEntry) -> list[dict[str, Any]]:
+def variants_of(experiment: Experiment, entry: SystemEntry) -> list[dict[str, Any]]:
+    """Every combination of a system's options.
+
+    Raises:
+        ConfigError: an unknown system or option, a value out of range, or an empty list of values.
+    """
     variants = entry.variants()
     if not variants:
         raise ConfigError(

@@ -10,12 +10,14 @@ import yaml
 from pydantic import ValidationError
 
 from harness.plan import overrides
+from harness.plan.choice import Choice
 from harness.plan.errors import Assigned, ConfigError, config_error, suggestion
 from harness.plan.experiment import Experiment, validate
 from harness.plan.suite import Suite, SuiteFile
 
 _PRESETS = Path(__file__).parent / "presets"
 _SUITES = Path(__file__).parent / "suites"
+_OF_EXPERIMENTS = {*Experiment.model_fields, "output_tokens"} - {*SuiteFile.model_fields}
 
 
 def load(named: str, assignments: Sequence[str] = ()) -> Suite:
@@ -23,20 +25,33 @@ def load(named: str, assignments: Sequence[str] = ()) -> Suite:
 
     Args:
         named: a preset, a suite, or a path: of an existing file, or ending in ``.yaml`` or ``.yml``.
-        assignments: ``key=value`` each.
+        assignments: ``key=value`` each.  In a suite, a field that only experiments have changes all of them.
 
     Raises:
         ConfigError: nothing of that name, not YAML, or a field out of place.
         OverrideError: an assignment that cannot be applied.
     """
     path = _find(named)
-    payload = overrides.apply(_read(path), assignments)
-    assigned = {text: overrides.path_of(text) for text in assignments}
-    if isinstance(payload, dict) and "experiments" in payload:
-        fields = _suite(payload, str(path), assigned)
+    payload, assigned = _read(path), {text: overrides.path_of(text) for text in assignments}
+    if "experiments" in payload:
+        for_all = {text: place for text, place in assigned.items() if place and place[0] in _OF_EXPERIMENTS}
+        payload = overrides.apply(payload, [text for text in assignments if text not in for_all])
+        fields = _suite(payload, str(path), assigned, for_all)
     else:
-        fields = _suite_of_one(validate(payload, str(path), assigned))
+        fields = _suite_of_one(validate(overrides.apply(payload, assignments), str(path), assigned))
     return Suite(**fields, source=named, assignments=tuple(assignments))
+
+
+def compose(choice: Choice, assignments: Sequence[str] = ()) -> Suite:
+    """An experiment of the systems that the command line names, without a file.
+
+    Raises:
+        ConfigError: no system is named, or a field out of place.
+        OverrideError: an assignment that cannot be applied.
+    """
+    assigned = {text: overrides.path_of(text) for text in assignments}
+    experiment = validate(overrides.apply(choice.experiment(), assignments), "the command line", assigned)
+    return Suite(**_suite_of_one(experiment), source="", assignments=tuple(assignments), choice=choice.words())
 
 
 def presets() -> dict[str, Experiment]:
@@ -94,13 +109,13 @@ def _suite_of_one(experiment: Experiment) -> dict[str, Any]:
     return {"name": experiment.name, "title": None, "experiments": [experiment], "single": True}
 
 
-def _suite(payload: dict[str, Any], where: str, assigned: Assigned) -> dict[str, Any]:
+def _suite(payload: dict[str, Any], where: str, assigned: Assigned, for_all: Assigned) -> dict[str, Any]:
     fields = dict(payload)
     entries, defaults = fields["experiments"], fields.pop("defaults", None) or {}
     if not isinstance(entries, list) or not isinstance(defaults, dict):
         raise ConfigError(f"{where}: 'experiments' must be a list and 'defaults' a mapping")
     fields["experiments"] = [
-        _entry(entry, defaults, f"{where}: experiments.{number}", _within(assigned, number))
+        _entry(entry, defaults, f"{where}: experiments.{number}", _within(assigned, number), for_all)
         for number, entry in enumerate(entries)
     ]
     try:
@@ -109,13 +124,14 @@ def _suite(payload: dict[str, Any], where: str, assigned: Assigned) -> dict[str,
         raise config_error(error, where, SuiteFile.model_fields, assigned) from error
 
 
-def _entry(entry: Any, defaults: Mapping[str, Any], where: str, assigned: Assigned) -> Experiment:
-    """An experiment of a suite: the suite's defaults, the named preset's fields, then the entry's own."""
+def _entry(entry: Any, defaults: Mapping[str, Any], where: str, assigned: Assigned, for_all: Assigned) -> Experiment:
+    """An experiment of a suite: the suite's defaults, the named preset's fields, the entry's own, then ``for_all``."""
     if not isinstance(entry, dict):
         raise ConfigError(f"{where}: {entry!r} is not an experiment: give its fields, or 'preset: NAME'")
     own = dict(entry)
     preset = own.pop("preset", None)
-    return validate({**defaults, **_preset_fields(preset), **own}, where, assigned)
+    fields = overrides.apply({**defaults, **_preset_fields(preset), **own}, list(for_all))
+    return validate(fields, where, {**assigned, **for_all})
 
 
 def _preset_fields(name: Any) -> dict[str, Any]:

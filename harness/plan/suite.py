@@ -43,10 +43,14 @@ class SuiteFile(BaseModel):
 
 
 class Suite(SuiteFile):
-    """What a user asked to run: ``source`` and ``assignments`` are as typed; ``single`` marks a lone experiment."""
+    """What a user asked to run: ``source`` ("" without one), ``assignments`` and ``choice`` are as typed.
+
+    ``single`` marks a lone experiment.
+    """
 
     source: str
     assignments: tuple[str, ...] = ()
+    choice: tuple[str, ...] = ()
     single: bool = False
 
     def only(self, names: Sequence[str]) -> Suite:
@@ -58,7 +62,10 @@ class Suite(SuiteFile):
         if not names:
             return self
         if self.single:
-            raise ConfigError(f"--only {names[0]} selects from a suite, but {self.source!r} is a single experiment")
+            raise ConfigError(
+                f"--only {names[0]} selects from a suite, but {self.source!r} is a single experiment: "
+                "select in it with --system and --batch"
+            )
         known = [experiment.name for experiment in self.experiments]
         for name in names:
             if name not in known:
@@ -75,5 +82,6 @@ class Suite(SuiteFile):
     def command(self, experiment: Experiment) -> str:
         """The command that repeats one experiment, as a user would type it."""
         chosen = [] if self.single else ["--only", experiment.name]
+        source = [self.source] if self.source else []
         changes = [word for assignment in self.assignments for word in ("--set", assignment)]
-        return shlex.join(["specmoe-bench", "run", self.source, *chosen, *changes, "--report"])
+        return shlex.join(["specmoe-bench", "run", *source, *chosen, *self.choice, *changes, "--report"])

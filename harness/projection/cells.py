@@ -13,6 +13,7 @@ from typing import Any
 from baselines import registry
 from harness.projection.record_trace import RunToRecord, record
 from harness.projection.traces import Trace, TraceError, files
+from reports.results import files as result_files
 from reports.results.record import Cell, Record, ResultFile
 from reports.results.repetition import Repetition
 from reports.results.rounds import counted
@@ -59,15 +60,17 @@ def load(results: Sequence[Path]) -> list[MeasuredCell]:
     """All finished cells of the engine's systems that can be replayed, in the order of the files.
 
     Left out are cells with the controller, with merged experts or with a prefetch that changes the draft experts, since
-    these depend on time or weights, emulated cells, which represent another machine, and cells whose experts are stored
-    in another dtype than they are computed in, since traces hold bytes of the latter.
+    these depend on time or weights; emulated cells, which represent another machine; shortened cells
+    (``first_tokens``); and cells whose experts are stored in another dtype than they are computed in, since traces
+    hold bytes of the latter.
 
     Raises:
         RecordError: a file cannot be read.
     """
     found: dict[str, list[Record]] = {}
-    for entry in counted(line for path in results for line in ResultFile(path).read()):
+    for entry in counted(line for path in result_files.expand(results) for line in ResultFile(path).read()):
         measured = entry.status == "ok" and entry.kind == "measured" and entry.cell.stored == entry.cell.dtype
+        measured = measured and entry.cell.first_tokens is None
         if measured and entry.cell.system in ENGINE_SYSTEMS and replayable(options_of(entry.cell)):
             found.setdefault(f"{entry.config.get('name')} {entry.cell.cell_id}", []).append(entry)
     return [_median_cell(records) for records in found.values()]

@@ -14,14 +14,12 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
-from tqdm import tqdm
-
 from baselines import registry
 from harness.machine.limits import LimitSupport, MemoryLimit, clean_stale_groups, detect
 from harness.machine.page_cache import drop_page_cache
 from harness.machine.throttle import Throttle
 from harness.plan import schedule
-from harness.plan.experiment import Experiment, PlannedCell, plan
+from harness.plan.experiment import Experiment, PlannedCell, plan, variants_of
 from harness.plan.schedule import Unit
 from harness.plan.sizes import ExpertSizes
 from harness.run import launch, manifest, reference
@@ -31,6 +29,7 @@ from harness.run.launch import Outcome
 from harness.run.memory_rate import memory_read_gb_s
 from harness.run.metrics import Weights
 from harness.run.model_files import ModelFiles
+from harness.run.progress import Progress
 from harness.run.session import Session, not_measured
 from harness.timestamp import now
 from reports.results.record import Covers, Record, ResultFile
@@ -51,7 +50,7 @@ class Runner:
     """One experiment, ready to run into one folder: ``results.jsonl``, ``manifest.json`` and reference tokens.
 
     ``files`` are the model's by stored dtype.  ``builds`` holds the answers to builds that are done, by system, options
-    and stored dtype; those in it are not repeated.
+    and stored dtype; those in it are not repeated.  ``progress`` is that of ``run``.
     """
 
     experiment: Experiment
@@ -62,6 +61,7 @@ class Runner:
     executor: Executor = field(default_factory=LocalExecutor)
     show: Callable[[str], None] = print
     builds: dict[str, Answer] = field(default_factory=dict)
+    progress: Progress | None = None
 
     @classmethod
     def open(
@@ -89,6 +89,8 @@ class Runner:
             ValueError: no such model or prompt set, or a device that this machine lacks.
             StoreError: the expert store is damaged or cannot be written.
         """
+        for entry in experiment.systems:
+            variants_of(experiment, entry)  # a wrong option is refused here rather than after the model is built
         if executor is None or isinstance(executor, LocalExecutor):  # the nodes of a cluster check their own
             for name in experiment.device:
                 check_device(name or "cpu")
@@ -129,17 +131,16 @@ class Runner:
         """
         with manifest.locked(self.out):
             claimed = manifest.claim(self.out, self._manifest(), resume)
-            todo = self._todo()
-            with tqdm(total=len(todo), unit="cell", disable=not todo) as bar:
+            earlier = self.results.read() if self.results.path.exists() else []
+            todo = self._todo(earlier)
+            with Progress(todo, earlier) as self.progress:
                 for record in self.executor.records(self, todo):
                     self.results.append(record)
-                    bar.set_postfix_str(f"{record.label}, batch {record.cell.batch_size}: {_headline(record)}")
-                    bar.update(record.attempt == 1)
+                    self.progress.finish(record)
             manifest.write(self.out, claimed, complete=True)
         return self.results.path
 
-    def _todo(self) -> list[Unit]:
-        records = self.results.read() if self.results.path.exists() else []
+    def _todo(self, records: list[Record]) -> list[Unit]:
         todo = schedule.todo(self.cells, self.experiment.rounds, self.experiment.seed, records)
         if records:
             finished = len(self.cells) * self.experiment.rounds - len(todo)
@@ -171,6 +172,8 @@ class Runner:
             self._build(key, planned)
         for planned in {self._reference_path(u.planned): u.planned for u in units}.values():
             self._reference(planned)
+        if self.progress is not None:
+            self.progress.begin()
 
     def measure(self, unit: Unit) -> Iterator[Record]:
         """One record for every try of a unit, until one succeeds or the retries are used up."""
@@ -188,6 +191,10 @@ class Runner:
         """Run a system's ``build`` without a limit, once, and keep its answer."""
         if key in self.builds:
             return
+        if not registry.systems()[planned.cell.system].card.builds:
+            self.builds[key] = Answer()  # the expert store is all it needs, and that is open
+            return
+        self.show(f"files of {planned.cell.system}")
         answer = self.builds[key] = self._work("build", planned, None, BUILD_TIMEOUT_S).answer
         if answer.status != "ok":
             self.show(f"{planned.label} cannot be built: {answer.error or answer.status}")
@@ -276,9 +283,3 @@ def _build_key(planned: PlannedCell) -> str:
     options = {name: cell.options.get(name) for name in registry.systems()[cell.system].card.build_options}
     place = [cell.device, cell.slow_tier.partition(":")[0]]
     return json.dumps([cell.system, options, cell.dtype, cell.stored, *place], sort_keys=True)
-
-
-def _headline(record: Record) -> str:
-    if record.metrics is None:
-        return record.status
-    return f"{record.metrics.decode_tok_s:.1f} tok/s"

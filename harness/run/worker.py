@@ -12,7 +12,7 @@ import time
 import traceback
 import warnings
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from typing import Any
 
 import torch
@@ -145,7 +145,7 @@ def setting_of(job: Job, engines: Engines) -> Setting:
 
 def _probe(job: Job) -> Request:
     """The measured request, as in the warm-up: how much memory products take depends on how its tokens are routed."""
-    asked = batch(job).first(job.cell.batch_size)
+    asked = shortened(batch(job), job.cell.first_tokens).first(job.cell.batch_size)
     longest = max(asked.output_tokens)
     return Request(asked.input_ids, asked.attention_mask, longest, lambda: None, asked.output_tokens)
 
@@ -170,6 +170,13 @@ def batch(job: Job) -> requests.Batch:
     return requests.make(chosen, tokenizer, cell.shape, cell.rows, cell.prompt_offset, _context_tokens(job))
 
 
+def shortened(asked: requests.Batch, first_tokens: int | None) -> requests.Batch:
+    """The same batch with at most ``first_tokens`` new tokens per row; None changes nothing."""
+    if first_tokens is None:
+        return asked
+    return replace(asked, output_tokens=tuple(min(length, first_tokens) for length in asked.output_tokens))
+
+
 def _context_tokens(job: Job) -> int | None:
     """Positions of the model, where its configuration says so."""
     config = json.loads((job.paths.model / "config.json").read_text(encoding="utf-8"))
@@ -192,8 +199,10 @@ def _reference(job: Job) -> Answer:
 
 def _measure(job: Job, system: Any, prepare_s: float, engines: Engines) -> Answer:
     """Warm up, and measure every repetition; those before one that fails stay in the answer."""
-    asked, decoding = batch(job), job.cell.decoding
-    expected = json.loads(job.paths.reference.read_text()) if decoding is None else None
+    asked, decoding = shortened(batch(job), job.cell.first_tokens), job.cell.decoding
+    whole = json.loads(job.paths.reference.read_text()) if decoding is None else None
+    lengths = asked.output_tokens
+    expected = None if whole is None else [row[:length] for row, length in zip(whole, lengths, strict=True)]
     answer = Answer(phases_s={"prepare": prepare_s}, notes=[] if decoding is None else [NO_FIDELITY])
     if job.cell.warmup_tokens:
         few = asked.first(job.cell.batch_size)

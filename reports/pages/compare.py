@@ -185,6 +185,11 @@ def _notes(pair: list[pd.DataFrame]) -> str:
     for name, text in (("expert_budget_bytes", "budget"), ("process_limit_bytes", "limit")):
         if first[name] != second[name] and not (pd.isna(first[name]) and pd.isna(second[name])):
             notes.append(f"{text} {number(first[name] / 1e6)} → {number(second[name] / 1e6)} MB")
+    tokens = [
+        row["new_tokens"] if pd.isna(row["first_tokens"]) else int(row["first_tokens"]) for row in (first, second)
+    ]
+    if tokens[0] != tokens[1]:
+        notes.append(f"first {tokens[0]} → {tokens[1]} tokens of a row")
     for side, part in zip(_SIDE, pair, strict=True):
         lost = int((part["status"] != "ok").sum())
         notes += [f"{lost} of {len(part)} rounds of {side} without a result"] if lost else []

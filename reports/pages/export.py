@@ -1,4 +1,4 @@
-"""Result files as CSV, parquet or markdown tables, with a row per record or per repetition."""
+"""Result files as CSV, JSON, parquet or markdown tables, with a row per record or per repetition."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from reports import text
 from reports.results.load import ReportError, load
 from specmoe.files import replacing
 
-Format = Literal["csv", "parquet", "markdown"]
+Format = Literal["csv", "json", "parquet", "markdown"]
 Rows = Literal["records", "repetitions"]
-SUFFIXES: dict[str, Format] = {".csv": "csv", ".parquet": "parquet", ".md": "markdown"}
+SUFFIXES: dict[str, Format] = {".csv": "csv", ".json": "json", ".parquet": "parquet", ".md": "markdown"}
 _NESTED = ("usage", "ceilings", "environment")  # objects with a column for each member
 
 
@@ -63,6 +63,8 @@ def _write(frame: pd.DataFrame, out: Path) -> None:
     match SUFFIXES[out.suffix]:
         case "csv":
             frame.to_csv(out, index=False)
+        case "json":
+            frame.to_json(out, orient="records", indent=1, double_precision=15)
         case "markdown":
             table = _markdown(frame.dropna(axis="columns", how="all"))
             out.write_text(f"{table}\n", encoding="utf-8")

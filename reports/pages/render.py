@@ -17,7 +17,7 @@ from reports.pages.parts import Part
 from reports.pages.sections import Section, span_text
 from reports.results.commands import measured_by, redrawn_by
 from reports.text import number
-from reports.wording.tables import Table
+from reports.wording.tables import Table, plain_data
 from reports.wording.tables import markdown as markdown_table
 
 TEMPLATES = Path(__file__).resolve().parents[1] / "templates"
@@ -46,6 +46,24 @@ def html(content: Content) -> str:
 def markdown(content: Content) -> str:
     """The same content as GitHub markdown; figures are linked, not embedded."""
     return environment(escaped=False).get_template("report.md.j2").render(_context(content))
+
+
+def data(content: Content) -> str:
+    """The tables of the page as JSON, with what each section says; without the figures' data, which are CSV files."""
+    sections = [
+        {
+            "name": s.name,
+            "title": s.title,
+            "reference": s.reference,
+            "headline": [s.headline.summary, *s.headline.sentences],
+            "caveats": s.caveats,
+            "tables": [plain_data(table) for table in s.tables],
+        }
+        for s in content.sections
+    ]
+    parts = [{"title": part.title, "tables": [plain_data(table) for table in part.tables]} for part in content.parts]
+    whole = {"title": content.title, "overview": plain_data(content.overview), "sections": sections, "parts": parts}
+    return json.dumps(whole, ensure_ascii=False, indent=1, allow_nan=False) + "\n"
 
 
 def environment(escaped: bool) -> Environment:

@@ -24,17 +24,19 @@ TITLE = "Mixture-of-Experts inference under a memory limit"
 class ReportPaths:
     """Files of a report; beside every figure (PNG) lie an SVG and a CSV of the same name.
 
-    ``overview`` is the table of headline results as plain text, for a terminal; "" without results of SpecMoE.
+    ``tables`` is a JSON file with every table; ``overview`` is the one of headline results as plain text, for a
+    terminal, "" where nothing finished.
     """
 
     page: Path
     markdown: Path
+    tables: Path
     figures: list[Path]
     overview: str
 
 
 def write_report(results: Sequence[Path], out_dir: Path, title: str | None = None) -> ReportPaths:
-    """Write ``index.html``, ``report.md`` and ``figures/`` to ``out_dir``, which is created if missing.
+    """Write ``index.html``, ``report.md``, ``tables.json`` and ``figures/`` to ``out_dir``, created if missing.
 
     Records of different workloads (model, dtype, lengths, process limit, threads, machine) or different experiments
     get a section each and are never averaged.  A ``.json`` file among ``results`` is a projection.
@@ -58,12 +60,13 @@ def write_report(results: Sequence[Path], out_dir: Path, title: str | None = Non
         missing=figures.missing(drawn),
         frame=frame,
     )
-    page, markdown = out_dir / "index.html", out_dir / "report.md"
+    page, markdown, tables = (out_dir / name for name in ("index.html", "report.md", "tables.json"))
     write_text(page, render.html(content))
     write_text(markdown, render.markdown(content))
+    write_text(tables, render.data(content))
     shown = [*(f for s in content.sections for f in s.figures), *(f for p in content.parts for f in p.figures)]
     headline = plain(content.overview) if content.overview.rows else ""
-    return ReportPaths(page, markdown, [figure.png for figure in shown], headline)
+    return ReportPaths(page, markdown, tables, [figure.png for figure in shown], headline)
 
 
 def _sections(frame: pd.DataFrame, summary: pd.DataFrame, folder: Path) -> list[sections.Section]:

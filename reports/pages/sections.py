@@ -21,7 +21,7 @@ from reports.wording.warnings import caveats
 
 PROTOCOL = (
     "Systems run interleaved in rounds, each in its own process, with a cold page cache at the start of a cell.",
-    "All systems get the same prompts and generate the same number of tokens; ratios are taken within a round.",
+    "All systems get the same prompts; ratios are taken within a round.",
 )
 GRAINS = {
     "experts": "single experts",
@@ -150,7 +150,19 @@ def _limit(frame: pd.DataFrame) -> str:
 
 def _fairness(summary: pd.DataFrame, frame: pd.DataFrame) -> list[str]:
     rows = mark_budgets(summary.to_dict("records"))
-    return [*_budgets(rows), *_limits(summary, rows), *_held(frame), *_grains(summary), *PROTOCOL]
+    return [*_budgets(rows), *_limits(summary, rows), *_held(frame), *_grains(summary), *PROTOCOL, _tokens(summary)]
+
+
+def _tokens(summary: pd.DataFrame) -> str:
+    """Whether all systems generate the same number of tokens; if not, those that stop early."""
+    short = summary.dropna(subset=["first_tokens"]).drop_duplicates(["title", "first_tokens"])
+    if short.empty:
+        return "All systems generate the same number of tokens."
+    names = ", ".join(f"{row['title']} (the first {int(row['first_tokens'])})" for row in short.to_dict("records"))
+    return (
+        f"Slow systems generate only the first of the {summary['new_tokens'].iloc[0]} tokens of each row, and their "
+        f"figures are per token of those: {names}."
+    )
 
 
 def _budgets(rows: list[Row]) -> list[str]:

@@ -12,7 +12,7 @@ from reports.results.fidelity import worst
 from reports.results.load import finished
 from reports.results.metrics import METRICS
 from reports.results.roles import KINDS, REFERENCE, named_reference
-from reports.results.stats import Ratio, bootstrap, geometric_mean, stability
+from reports.results.stats import Ratio, Stability, bootstrap, geometric_mean, stability
 
 _GROUP = ["workload", "kind", "title", "batch_size"]
 _PAIR = ["run_id", "round"]  # systems are compared within one pass over all cells
@@ -47,6 +47,7 @@ def summarize(frame: pd.DataFrame, reference: str = REFERENCE) -> pd.DataFrame:
     ``reference`` (if the workload lacks it, to the first one its experiment names), with ``_low`` and ``_high`` (95 %
     interval) and ``_n`` (rounds). ``status`` is ``ok`` if any round finished; ``reason`` explains the other rounds.
     ``stability`` states whether the speed-ups allow a conclusion (``reports.results.stats``); empty without reference.
+    ``unsteady`` tells that their spread between rounds, rather than the number of rounds, does not.
     """
     rows = []
     for (workload, kind, title, batch), part in frame.groupby(_GROUP, sort=False):
@@ -61,16 +62,16 @@ def summarize(frame: pd.DataFrame, reference: str = REFERENCE) -> pd.DataFrame:
         for name, column in _RATIOS.items():
             ratio = Ratio(None, None, None, 0) if other is None else within_rounds(ours, other, column)
             row |= {name: ratio.median, f"{name}_low": ratio.low, f"{name}_high": ratio.high, f"{name}_n": ratio.n}
-        row["stability"] = _stability(ours, other)
+        steady = None if other is None else stability_of(ours, other)
+        row["stability"], row["unsteady"] = str(steady or ""), steady is not None and steady.unsteady
         rows.append(row)
     return _ordered(pd.DataFrame(rows))
 
 
-def _stability(ours: pd.DataFrame, reference: pd.DataFrame | None) -> str:
-    if reference is None:
-        return ""
+def stability_of(ours: pd.DataFrame, reference: pd.DataFrame) -> Stability | None:
+    """Whether the speed-ups of finished rounds allow a conclusion; None without a common round."""
     ratios = round_ratios(ours, reference, "decode_tok_s")
-    return str(stability(ratios)) if ratios else ""
+    return stability(ratios) if ratios else None
 
 
 def mean_over_batches(frame: pd.DataFrame, rows: list[dict[str, Any]]) -> Ratio:
@@ -108,7 +109,7 @@ def ratio_of(row: dict[str, Any], name: str = "speedup") -> Ratio:
 def _identity(part: pd.DataFrame) -> dict[str, Any]:
     first = part.iloc[0]
     about = ("system", "label", "cell_id", "grain", "lossless")
-    names = (*about, "expert_budget_bytes", "process_limit_bytes", "limit_covers")
+    names = (*about, "expert_budget_bytes", "process_limit_bytes", "limit_covers", "new_tokens", "first_tokens")
     enforced = all(value is True for value in part["limit_enforced"])
     return {name: first[name] for name in names} | {"enforced": enforced}
 

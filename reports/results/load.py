@@ -14,6 +14,7 @@ import pandas as pd
 from pydantic.fields import FieldInfo
 
 from baselines.decoding import Decoding
+from reports.results import files
 from reports.results.fidelity import kind_of
 from reports.results.lines import read_lines
 from reports.results.metrics import METRICS
@@ -33,6 +34,7 @@ _WITHIN_WORKLOAD = {
     "batch_size",
     "expert_budget_bytes",
     "fills_limit",
+    "first_tokens",
     "warmup_tokens",
     "repetitions",
 }
@@ -45,7 +47,7 @@ class ReportError(ValueError):
 
 
 def load(paths: Iterable[Path]) -> pd.DataFrame:
-    """One row per record, in file order.
+    """One row per record, in file order; a results folder stands for the files in it.
 
     Columns: the plain fields of the record and of its cell, ``METRICS`` as floats (NaN where not applicable),
     ``limit_*``, and ``record`` with the parsed line. Added: ``file``, ``line``, ``experiment`` (its name, empty if
@@ -57,7 +59,7 @@ def load(paths: Iterable[Path]) -> pd.DataFrame:
     Raises:
         ReportError: a missing file, no record at all, or a line that is JSON but not a record.
     """
-    rows = [_row(path, number, payload) for path in paths for number, payload in _lines(Path(path))]
+    rows = [_row(path, number, payload) for path in _files(paths) for number, payload in _lines(path)]
     if not rows:
         raise ReportError("no records in the result files: run `specmoe-bench run` first, or name other files")
     frame = pd.DataFrame(rows)
@@ -123,6 +125,13 @@ def workload_names(frame: pd.DataFrame) -> dict[str, str]:
     always = ["model", "dtype", "length"]
     shown = [name for name in facts if name in always or facts[name].nunique() > 1]
     return {str(workload): ", ".join(row) for workload, row in zip(facts.index, facts[shown].to_numpy(), strict=True)}
+
+
+def _files(paths: Iterable[Path]) -> list[Path]:
+    try:
+        return files.expand(paths)
+    except ValueError as error:
+        raise ReportError(str(error)) from error
 
 
 def _lines(path: Path) -> Iterable[tuple[int, dict[str, Any]]]:
@@ -228,9 +237,10 @@ def _titles(frame: pd.DataFrame) -> list[str]:
     """The label of each row, with the budget or a number added where one label names different cells."""
     variants: dict[tuple[str, str], list[tuple[Any, ...]]] = {}
     keys = []
-    columns = ["workload", "label", "system", "options", "expert_budget_bytes"]
-    for workload, label, system, options, budget in frame[columns].itertuples(index=False):
-        variant = (system, options, None if pd.isna(budget) else int(budget))
+    columns = ["workload", "label", "system", "options", "expert_budget_bytes", "first_tokens"]
+    for workload, label, system, options, budget, first in frame[columns].itertuples(index=False):
+        sizes = (None if pd.isna(value) else int(value) for value in (budget, first))
+        variant = (system, options, *sizes)
         seen = variants.setdefault((workload, label), [])
         if variant not in seen:
             seen.append(variant)
@@ -241,7 +251,7 @@ def _titles(frame: pd.DataFrame) -> list[str]:
 def _title(label: str, variant: tuple[Any, ...], among: Sequence[tuple[Any, ...]]) -> str:
     if len(among) == 1:
         return label
-    budgets = [budget for _, _, budget in among]
+    budgets = [one[2] for one in among]
     if len(set(budgets)) == len(among) and variant[2]:
         return f"{label} ({variant[2] / 1e6:.4g} MB)"
     return f"{label} #{among.index(variant) + 1}"

@@ -84,6 +84,8 @@ class Cell(Strict):
     """How the requests of a queue arrive; None is all at once."""
     latency_limit_s: float | None = Field(default=None, gt=0)
     """The latency within which a request of a queue counts as goodput."""
+    first_tokens: int | None = Field(default=None, ge=2)
+    """A slow system generates only the first so many tokens of each row, and its rates are over those; None is all."""
 
     device_limit_bytes: int | None = Field(default=None, gt=0)
     """Memory of a GPU for systems that know no expert budget; None, as on the CPU, for no cap."""
@@ -120,9 +122,9 @@ class Cell(Strict):
 
     @property
     def conditions(self) -> str:
-        """Every field but the system, its options and its budget: only cells of equal conditions are compared."""
+        """Every field but those of one system (options, budget, length): cells of equal conditions are compared."""
         same = self.model_copy(update={"stored_dtype": self.stored})
-        return same.model_dump_json(exclude={"system", "options", "expert_budget_bytes", "fills_limit"})
+        return same.model_dump_json(exclude={"system", "options", "expert_budget_bytes", "fills_limit", "first_tokens"})
 
     @property
     def cell_id(self) -> str:

@@ -45,16 +45,27 @@ class Ratio:
             return "faster"
         return "slower" if self.high < 1 else "same"
 
+    @property
+    def inverse(self) -> Ratio:
+        """The ratio the other way round: of speeds, where this one is of times."""
+        values = (self.median, self.high, self.low)
+        median, low, high = (None if value is None else 1 / value for value in values)
+        return Ratio(median, low, high, self.n)
+
     def __str__(self) -> str:
         return text.ratio(self.median, self.low, self.high)
 
 
 @dataclass(frozen=True)
 class Stability:
-    """Whether ratios are steady enough for a conclusion; if not, the reasons, each with what to do."""
+    """Whether ratios are steady enough for a conclusion; if not, the reasons, each with what to do.
+
+    ``unsteady`` tells that the spread of the ratios is among the reasons, and not their number alone.
+    """
 
     stable: bool
     reasons: tuple[str, ...] = ()
+    unsteady: bool = False
 
     def __str__(self) -> str:
         return "stable" if self.stable else f"cannot conclude: {'; '.join(self.reasons)}"
@@ -114,6 +125,7 @@ def stability(ratios: Sequence[float]) -> Stability:
     reasons = []
     if len(values) < FEW_ROUNDS:
         reasons.append(f"{len(values)} rounds, {FEW_ROUNDS} are needed for a 95 % interval: run more")
+    few = len(reasons)
     spread = float(np.std(values, ddof=1) / np.mean(values))
     if spread > UNSTEADY:
         reasons.append(
@@ -124,7 +136,7 @@ def stability(ratios: Sequence[float]) -> Stability:
     half = (max(high, median) - min(low, median)) / 2 / median
     if half > WIDE:
         reasons.append(f"the interval is ±{100 * half:.0f} % wide (bound {100 * WIDE:.0f} %): run more rounds")
-    return Stability(not reasons, tuple(reasons))
+    return Stability(not reasons, tuple(reasons), unsteady=len(reasons) > few)
 
 
 def _finite(values: Sequence[float]) -> Values:

@@ -1,4 +1,4 @@
-"""The result in sentences: faster, slower, or no significant difference, as the intervals support."""
+"""The result in sentences: faster, slower, or no conclusion, as the intervals and the spread of the rounds support."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from reports.results.aggregate import mean_over_batches, ratio_of, rounds_of, within_rounds
+from reports.results.aggregate import mean_over_batches, ratio_of, rounds_of, stability_of, within_rounds
 from reports.results.load import finished
 from reports.results.roles import KINDS, REFERENCE, SUBJECT, SUBJECT_NAME, Row, best_rival
 from reports.text import number
+
+UNSTEADY = "the rounds vary too much to conclude"
 
 
 @dataclass(frozen=True)
@@ -24,16 +26,17 @@ class Headline:
 def headline(summary: pd.DataFrame, frame: pd.DataFrame) -> Headline:
     """What one workload's results say about the subject against the reference and against its best rival.
 
-    Of several configurations of the subject, the one with the largest mean speed-up is reported, and the text says so.
+    Without the subject the systems that ran are compared with the reference.  Of several configurations of the
+    subject, the one with the largest mean speed-up is reported, and the text says so.
     """
     name = SUBJECT_NAME
     kind = next((kind for kind in KINDS if (summary["kind"] == kind).any()), "measured")
     ours = summary[(summary["system"] == SUBJECT) & (summary["kind"] == kind)]
     if not len(ours):
-        return Headline(f"{name} was not measured in this experiment.", [])
+        return _without_subject(summary)
     done = finished(ours)
     if len(done) and summary["system"].nunique() == 1 and done["title"].nunique() > 1:
-        return _settings(done)
+        return _comparison(done, "setting", f" of {name}")
     if not len(done):
         return Headline(f"{name} gave no result: {ours['reason'].iloc[0]}.", [])
     if not done["speedup"].notna().any():
@@ -51,29 +54,47 @@ def headline(summary: pd.DataFrame, frame: pd.DataFrame) -> Headline:
     return Headline(_overall(who, rows), sentences)
 
 
-def _settings(done: pd.DataFrame) -> Headline:
-    """An ablation: the fastest setting at each batch size against the first one the experiment names."""
-    sentences = [_fastest(part) for _, part in done.groupby("batch_size") if part["speedup"].notna().any()]
-    about = f"Comparison of {done['title'].nunique()} settings of {SUBJECT_NAME}"
+def _without_subject(summary: pd.DataFrame) -> Headline:
+    """The systems that ran, of the first kind that has a result."""
+    done = finished(summary)
+    if not len(done):
+        return Headline(f"No system gave a result: {summary['reason'].iloc[0]}.", [])
+    kind = next(kind for kind in KINDS if (done["kind"] == kind).any())
+    done = done[done["kind"] == kind]
+    named = list(dict.fromkeys(done["title"]))
+    if len(named) == 1:
+        return Headline(f"Only {named[0]} was measured: there is nothing to compare it with.", [])
+    if not (done["speedup"].notna() & ~done["is_reference"]).any():
+        return Headline(f"{len(named)} systems were measured, none in the same rounds as {REFERENCE}.", [])
+    found = _comparison(done, "system")
+    said = found.summary if kind == "measured" else f"{kind.capitalize()}, not measured: {found.summary}"
+    return Headline(said, found.sentences)
+
+
+def _comparison(done: pd.DataFrame, what: str, of: str = "") -> Headline:
+    """The fastest setting (or other ``what``) at each batch size against the reference, or the first that is named."""
+    compared = done["speedup"].notna() & ~done["is_reference"]
+    sentences = [_fastest(part, what) for _, part in done[compared].groupby("batch_size")]
+    about = f"Comparison of {done['title'].nunique()} {what}s{of}"
     if len(sentences) == 1:
         return Headline(f"{about}: {sentences[0][0].lower()}{sentences[0][1:]}", [])
     return Headline(f"{about}.", sentences)
 
 
-def _fastest(part: pd.DataFrame) -> str:
-    others = part[~part["is_reference"] & part["speedup"].notna()]
-    best, first = others.loc[others["speedup"].idxmax()], part[part["is_reference"]].iloc[0]
-    ratio = ratio_of(best.to_dict())
-    steps = f"{number(best['tokens_per_step'])} against {number(first['tokens_per_step'])} tokens per step"
-    at = f"At batch {best['batch_size']}"
-    words = f"{best['title']} decodes {ratio} as fast as {first['title']}, with {steps}"
-    match ratio.verdict:
+def _fastest(others: pd.DataFrame, what: str) -> str:
+    best: Row = others.loc[others["speedup"].idxmax()].to_dict()
+    first, at = _other(best), f"At batch {best['batch_size']}"
+    steps = "" if what == "system" else f", with {number(best['tokens_per_step'])} tokens per step"
+    words = f"{best['title']} decodes {ratio_of(best)} as fast as {first}{steps}"
+    match _verdict(best):
         case "faster":
             return f"{at} {words}."
+        case "unsteady":
+            return f"{at} {words}, but {UNSTEADY}."
         case "slower":
-            return f"{at} no setting is faster than {first['title']}; the closest, {words}."
+            return f"{at} no {what} is faster than {first}; the closest, {words}."
         case _:
-            return f"{at} no setting is significantly faster than {first['title']}; {words}."
+            return f"{at} no {what} is significantly faster than {first}; {words}."
 
 
 def _fastest_configuration(done: pd.DataFrame) -> tuple[str, int]:
@@ -90,12 +111,13 @@ def _overall(who: str, rows: list[Row]) -> str:
         "faster": f"faster than {other}",
         "slower": "slower",
         "same": "not significantly different from it",
+        "unsteady": "too variable between rounds to conclude",
         "single": "measured in a single round",
         "none": "without a reference",
     }
     parts: list[str] = []
     for verdict, word in words.items():
-        batches = [row["batch_size"] for row in rows if ratio_of(row).verdict == verdict]
+        batches = [row["batch_size"] for row in rows if _verdict(row) == verdict]
         if batches:
             word = f"slower than {other}" if verdict == "slower" and not parts else word
             word = f"not significantly different from {other}" if verdict == "same" and not parts else word
@@ -112,15 +134,23 @@ def _other(row: Row) -> str:
     return str(row["reference"] or REFERENCE)
 
 
+def _verdict(row: Row) -> str:
+    """The verdict of the interval, or ``unsteady`` where the spread of the rounds allows no claim of a difference."""
+    verdict = ratio_of(row).verdict
+    return "unsteady" if row["unsteady"] and verdict in ("faster", "slower") else verdict
+
+
 def _claim(row: Row) -> str:
     ratio, at, other = ratio_of(row), f"at batch {row['batch_size']}", _other(row)
     if ratio.median is None:
         return f"has no {other} result to compare with {at}"
     interval = f"[{ratio.low:.2f}, {ratio.high:.2f}]" if ratio.low is not None else ""
     speed = f"{ratio.median:.2f}×"
-    match ratio.verdict:
+    match _verdict(row):
         case "faster":
             return f"decodes {speed} {interval} as fast as {other} {at}"
+        case "unsteady":
+            return f"decodes {speed} {interval} as fast as {other} {at}, but {UNSTEADY}"
         case "slower":
             return f"is slower than {other} {at}: it decodes at {speed} {interval} its speed"
         case "same":
@@ -145,10 +175,12 @@ def _rival(row: Row, summary: pd.DataFrame, frame: pd.DataFrame) -> str:
     best = best_rival(summary, row)
     if best is None or best["is_reference"]:
         return ""
-    ratio = within_rounds(rounds_of(frame, row), rounds_of(frame, best), "decode_tok_s")
-    if ratio.median is None:
+    ours, theirs = rounds_of(frame, row), rounds_of(frame, best)
+    ratio, steady = within_rounds(ours, theirs, "decode_tok_s"), stability_of(ours, theirs)
+    if ratio.median is None or steady is None:
         return ""
     words = {"faster": "faster", "slower": "slower", "same": "no significant difference", "single": "a single round"}
+    words |= {"faster": UNSTEADY, "slower": UNSTEADY} if steady.unsteady else {}
     unequal = best["expert_budget_bytes"] != row["expert_budget_bytes"] and not pd.isna(best["expert_budget_bytes"])
     budget = f", with a budget of {best['expert_budget_bytes'] / 1e6:,.0f} MB" if unequal else ""
     return f" Against the fastest other system, {best['title']}{budget}: {ratio} ({words[ratio.verdict]})."

@@ -1,4 +1,7 @@
-"""The overview table: for every experiment and batch size, the subject against its reference and its best rival."""
+"""The overview table: for every experiment and batch size, the subject against its reference and its best rival.
+
+Where the subject gave no result, every other system stands against the reference.
+"""
 
 from __future__ import annotations
 
@@ -10,31 +13,38 @@ from reports.results.roles import SUBJECT, SUBJECT_NAME, Row, best_rival
 from reports.text import NONE, number
 from reports.wording.tables import Key, Table, TableCell, system_text
 
-HEADERS = [
-    "experiment",
-    "model",
-    "batch",
-    f"fastest {SUBJECT_NAME}",
-    "tok/s",
-    "ratio to reference",
-    "ratio to best rival",
-    "bytes per token",
-    "tokens per step",
-]
+HEADERS = ("tok/s", "ratio to reference", "ratio to best rival", "bytes per token", "tokens per step")
 
 
 def table(frame: pd.DataFrame, summary: pd.DataFrame) -> Table:
-    """One row per workload, kind and batch size with a finished result of the subject."""
-    rows = []
+    """One row per workload, kind and batch size; of each system in a workload in which the subject gave no result."""
+    rows: list[list[TableCell]] = []
     facts = frame.drop_duplicates("workload").set_index("workload")
     done = finished(summary)
-    ours = done[done["system"] == SUBJECT]
-    for (workload, _, _), part in ours.groupby(["workload", "kind", "batch_size"], sort=False):
-        named = part[part["speedup"].notna()]
-        chosen = named if len(named) else part
-        best = chosen.loc[chosen["decode_tok_s"].idxmax()].to_dict()
-        rows.append(_row(best, facts.loc[workload], frame, summary))
-    return Table("measured", f"Fastest {SUBJECT_NAME} setting by experiment and batch size", HEADERS, rows)
+    with_subject = set(done[done["system"] == SUBJECT]["workload"])
+    shown = done[(done["system"] == SUBJECT) | ~done["workload"].isin(with_subject)]
+    for (workload, _, _), part in shown.groupby(["workload", "kind", "batch_size"], sort=False):
+        chosen = [_fastest(part)] if workload in with_subject else _others(part)
+        rows += [_row(row, facts.loc[workload], frame, summary) for row in chosen]
+    name, who = f"Fastest {SUBJECT_NAME} setting", f"fastest {SUBJECT_NAME}"
+    if not with_subject:
+        name, who = "Systems", "system"
+    elif len(with_subject) < shown["workload"].nunique():
+        who += ", else system"
+    headers = ["experiment", "model", "batch", who, *HEADERS]
+    return Table("measured", f"{name} by experiment and batch size", headers, rows)
+
+
+def _fastest(subject: pd.DataFrame) -> Row:
+    named = subject[subject["speedup"].notna()]
+    chosen = named if len(named) else subject
+    return dict(chosen.loc[chosen["decode_tok_s"].idxmax()])
+
+
+def _others(part: pd.DataFrame) -> list[Row]:
+    """Every system but the reference, or the reference if it is alone."""
+    others = part[~part["is_reference"]]
+    return [dict(row) for row in (others if len(others) else part).to_dict("records")]
 
 
 def _row(best: Row, facts: pd.Series, frame: pd.DataFrame, summary: pd.DataFrame) -> list[TableCell]:

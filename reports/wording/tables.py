@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import pandas as pd
 
@@ -96,6 +97,8 @@ def notes(row: Row) -> str:
         parts.append(f"after {row['failed_attempts']} failed attempts")
     if not row["enforced"] and row["kind"] != "projected":
         parts.append("limit not enforced")
+    if not pd.isna(row["first_tokens"]):
+        parts.append(f"first {int(row['first_tokens'])} of {row['new_tokens']} tokens")
     if row["budget_differs"]:
         parts.append(f"budget {number(row['expert_budget_bytes'] / 1e6)} MB")
     if row["fidelity_kind"] == "tie":
@@ -164,6 +167,15 @@ def markdown(table: Table) -> str:
     keys = ([row[i].key for row in table.rows] for i in range(len(table.headers)))
     right = {i for i, column in enumerate(keys) if any(isinstance(key, int | float) for key in column)}
     return text.markdown(table.headers, _texts(table), right)
+
+
+def plain_data(table: Table) -> dict[str, Any]:
+    """The table for other programs: each cell as shown, and the number or text that it is sorted by."""
+    rows = [
+        {name: {"text": cell.text, "value": cell.key} for name, cell in zip(table.headers, row, strict=True)}
+        for row in table.rows
+    ]
+    return {"kind": table.kind, "caption": table.caption, "columns": table.headers, "rows": rows, "note": table.note}
 
 
 def _texts(table: Table) -> list[list[str]]:

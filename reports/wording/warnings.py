@@ -78,8 +78,7 @@ def _attempts(rows: list[Row]) -> list[str]:
 
 def _conclusive(ok: list[Row]) -> list[str]:
     """Rows whose spread between rounds, rather than their number, allows no conclusion (``reports.results.stats``)."""
-    spread = ("standard deviation", "±")
-    wide = [row for row in ok if any(word in str(row["stability"]) for word in spread) and not row["is_reference"]]
+    wide = [row for row in ok if row["unsteady"] and not row["is_reference"]]
     if not wide:
         return []
     return [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pkgutil
 import re
 import subprocess
@@ -15,6 +16,7 @@ import pytest
 import harness.cli
 from harness.cli import main as cli
 from tests import ROOT
+from tests.reports.records import experiment, write
 
 GREET = '''
 from typing import Annotated
@@ -118,7 +120,12 @@ def test_help_is_plain_text_and_says_what_the_command_does(name: str, capsys: py
         (["reprot"], "No such command 'reprot'. Did you mean 'report'"),
         (["--debug", "reprot"], "No such command 'reprot'. Did you mean 'report'"),
         (["trace", "rekord"], "(see specmoe-bench trace --help)"),
-        (["run"], "Missing argument 'experiment' (see specmoe-bench run --help)"),
+        (["run"], "nothing to run: name a preset, a suite or a YAML file, or systems with --system NAME"),
+        (["run", "quick", "--batch", "1,many"], "--batch many: give numbers from 1 on, such as --batch 1,8"),
+        (["run", "quick", "--system", "cachng"], "'quick' has no system 'cachng', did you mean 'caching'?"),
+        (["run", "quick", "--option", "gamma=2"], "write --set systems.0.options.gamma=VALUE"),
+        (["run", "quick", "--only", "quick"], "select in it with --system and --batch"),
+        (["run", "--system", "specmo"], "unknown system 'specmo'"),
         (["check"], "nothing to compare with: give --against BASELINE, or --floor 0.97 with --results FILE"),
         (["run", "quick", "--rounds", "5"], "No such option: --rounds"),
         (["run", "quick", "--executor", "slurm"], "'slurm' is not one of 'local', 'ray'"),
@@ -199,3 +206,29 @@ def test_a_closed_pipe_ends_the_command_quietly() -> None:
     assert process.stderr is not None
     assert process.stderr.read() == b""
     assert process.wait() == 141
+
+
+def test_readers_of_results_take_the_folder_of_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("a", "b"):
+        write(tmp_path / name / "results.jsonl", *experiment([8, 9, 8], [4, 4, 4]))
+    a, b = str(tmp_path / "a"), str(tmp_path / "b")
+    assert cli.main(["report", a]) == 0
+    assert (tmp_path / "a" / "tables.json").exists(), "the report lies in the folder itself"
+    assert cli.main(["compare", a, b]) == 0
+    assert cli.main(["export", a, "--out", str(tmp_path / "t.json")]) == 0
+    assert len(json.loads((tmp_path / "t.json").read_text())) == 6
+    assert cli.main(["check", "--against", a, "--results", b]) == 3, "three rounds decide nothing"
+    said = capsys.readouterr()
+    assert said.err == ""
+    assert "3 of at least 6 rounds" in said.out
+
+
+def test_a_command_writes_nowhere_that_it_was_not_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["options"]) == 0
+    assert "# Options of the algorithm" in capsys.readouterr().out
+    assert cli.main(["ablation", str(ROOT / "docs" / "records" / "ablation-counts.jsonl")]) == 2
+    assert "'--out'" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())

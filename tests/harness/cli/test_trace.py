@@ -28,6 +28,15 @@ def test_a_trace_is_made_shown_and_replayed_from_the_command_line(
     assert cli.main(["trace", "make", file, "--skew", "much"]) == 2
 
 
+def test_a_replay_refuses_options_that_a_trace_already_decided(capsys: pytest.CaptureFixture[str]) -> None:
+    file = str(next((RECORDS / "traces").glob("embedded-x32-b8-t32-g5-*.parquet")))
+    assert cli.main(["trace", "replay", file, "--option", "gamma=2"]) == 2
+    said = capsys.readouterr().err
+    assert "the trace holds passes of gamma=5" in said
+    assert "trace record FILE --option gamma=2" in said
+    assert cli.main(["trace", "replay", file, "--option", "gamma=5", "--option", "placement=lru"]) == 0
+
+
 def test_replaying_a_committed_trace_needs_no_model(capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> None:
     def refuse(*_: Any, **__: Any) -> None:
         raise AssertionError("a replay opened an expert store")

@@ -30,8 +30,8 @@ def check(tmp_path: Path, records: list[Record], floor: str = "0.97") -> int:
         ((12.0, 12.1, 11.9, 12.0), 0),
         ((9.8, 9.9, 9.7, 9.8), 0),
         ((9.0, 9.1, 8.9, 9.0), 1),
-        ((9.4, 9.4, 9.6, 9.95), 2),
-        ((12.0, 12.0), 2),
+        ((9.4, 9.4, 9.6, 9.95), 3),
+        ((12.0, 12.0), 3),
     ],
     ids=["faster", "within the floor", "below", "the interval contains it", "two rounds"],
 )
@@ -42,7 +42,7 @@ def test_the_verdict_follows_the_median_and_the_interval(tmp_path: Path, ours: t
 def test_it_names_the_cell_and_the_rival(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert check(tmp_path, rounds((9.0, 9.0, 9.0, 9.0))) == 1
     first, last = capsys.readouterr().out.strip().splitlines()
-    assert first.startswith("regression: specmoe, embedded with 100 MB, against caching, batch 1: time 1.11×")
+    assert first.startswith("regression: specmoe, embedded with 100 MB, against caching, batch 1: speed 0.90×")
     assert first.endswith("(0.90 of the rival's speed, 0.97 is the floor)")
     assert last.startswith("regression (after 1 evaluation)")
 

@@ -14,7 +14,7 @@ import yaml
 from harness.cli import main as cli
 from harness.gate import sources
 from harness.gate.evidence import Evidence
-from harness.gate.judge import gate, judge
+from harness.gate.judge import EXIT_CODES, gate, judge
 from harness.plan.experiment import validate
 from harness.run.runner import RunError
 from reports.results.load import ReportError, load
@@ -154,5 +154,23 @@ def test_a_reference_that_the_baseline_lacks_is_refused(tmp_path: Path) -> None:
     baseline = tmp_path / "baseline.jsonl"
     for line in rounds(6):
         ResultFile(baseline).append(line)
-    with pytest.raises(RecordError, match="no result of the reference 'fastest' in the baseline: use one of"):
+    with pytest.raises(
+        RecordError, match=r"no result of the reference 'fastest' in the baseline .*: name one of on-demand, "
+    ):
         sources.of(baseline, results=baseline, reference="fastest")
+    for line in rounds(6):
+        if line.cell.system != "on-demand":
+            ResultFile(tmp_path / "alone.jsonl").append(line)
+    for against, results in (("alone", None), ("alone", "baseline"), ("baseline", "alone")):
+        other = None if results is None else tmp_path / f"{results}.jsonl"
+        with pytest.raises(
+            RecordError, match=r"reference 'on-demand' in .*alone.jsonl: name one of specmoe with --ref"
+        ):
+            sources.of(tmp_path / f"{against}.jsonl", results=other, out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_example_workflow_fails_on_bad_input_and_only_warns_without_a_decision() -> None:
+    text = (ROOT / "docs" / "examples" / "performance-gate.yml").read_text()
+    assert f'[ "$code" = {EXIT_CODES["cannot tell"]} ]' in text
+    assert EXIT_CODES["cannot tell"] != cli.BAD_INPUT

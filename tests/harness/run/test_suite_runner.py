@@ -60,7 +60,7 @@ def test_a_suite_runs_what_it_can_resumes_and_ends_with_page_and_table(
     assert [file.read_bytes() for file in results] == before
     assert "8 finished cells kept, 0 to run" in said.out
     assert "lost cannot be run: unknown model 'no-such-model'" in said.err
-    table, page = said.out.strip().splitlines()[-6:-2], said.out.strip().splitlines()[-1]
+    table, page = said.out.strip().splitlines()[-7:-3], said.out.strip().splitlines()[-1]
     assert [line.split()[0] for line in table] == ["experiment", "first", "first", "last"]
     assert "2.00×" in table[1]
     assert page == f"page: {tmp_path / 'out' / 'index.html'}"

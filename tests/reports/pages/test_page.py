@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import re
 import warnings
 from html.parser import HTMLParser
@@ -145,9 +146,18 @@ def test_a_json_file_that_is_not_a_projection_is_refused(tmp_path: Path) -> None
         write_report([write(tmp_path / "a.jsonl", record("on-demand", 4)), tmp_path / "x.json"], tmp_path / "out")
 
 
-def test_an_experiment_without_specmoe_has_no_headline_table_in_the_terminal(
-    tmp_path: Path, alone: ReportPaths
-) -> None:
+def test_the_terminal_gets_a_table_with_or_without_specmoe(tmp_path: Path, alone: ReportPaths) -> None:
     both = write_report([write(tmp_path / "b.jsonl", record("on-demand", 4), record("specmoe", 8))], tmp_path / "both")
-    assert alone.overview == ""
+    assert alone.overview.splitlines()[1].split()[3] == "on-demand"
     assert both.overview.startswith("experiment")
+
+
+def test_the_tables_are_there_as_json(tmp_path: Path) -> None:
+    found = json.loads(
+        write_report([write(tmp_path / "r.jsonl", *experiment([8, 9], [4, 4]))], tmp_path / "out").tables.read_text()
+    )
+    (section,) = found["sections"]
+    row = next(row for row in section["tables"][0]["rows"] if row["system"]["text"] == "specmoe")
+    assert row["decode tok/s"] == {"text": "8.50", "value": 8.5}
+    assert found["overview"]["columns"][0] == "experiment"
+    assert section["headline"][0].startswith("SpecMoE")

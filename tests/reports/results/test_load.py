@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from reports.pages.export import frame_of
+from reports.results import files
 from reports.results.aggregate import summarize
 from reports.results.load import ReportError, load, workload_names
 from reports.results.metrics import METRICS
@@ -127,3 +128,16 @@ def test_results_of_two_machines_are_never_averaged(tmp_path: Path) -> None:
     elsewhere = record("on-demand", 40, rnd=1, environment={"cpu": "another"})
     summary, _ = summary_of(tmp_path, [record("on-demand", 4), elsewhere])
     assert sorted(summary["decode_tok_s"]) == [4, 40]
+
+
+def test_a_results_folder_stands_for_the_files_in_it(tmp_path: Path) -> None:
+    write(tmp_path / "suite" / "a" / "results.jsonl", record("on-demand", 4))
+    write(tmp_path / "suite" / "b" / "results.jsonl", record("caching", 4))
+    write(tmp_path / "alone" / "results.jsonl", record("naive", 4))
+    assert list(load([tmp_path / "suite", tmp_path / "alone"])["system"]) == ["on-demand", "caching", "naive"]
+    assert files.single(tmp_path / "alone") == tmp_path / "alone" / "results.jsonl"
+    with pytest.raises(ValueError, match=r"results of 2 experiments: name one of .*a/results.jsonl"):
+        files.single(tmp_path / "suite")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ReportError, match=r"empty holds no results.jsonl: name a result file, or the folder of a run"):
+        load([tmp_path / "empty"])

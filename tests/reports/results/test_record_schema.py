@@ -165,7 +165,7 @@ def test_any_changed_byte_breaks_the_seal() -> None:
         assert set(payload) - {"a", "b"}, f"a change at {position} went unnoticed"
 
 
-@pytest.mark.parametrize("suffix", [".csv", ".parquet", ".md"])
+@pytest.mark.parametrize("suffix", [".csv", ".json", ".parquet", ".md"])
 def test_records_are_exported_with_every_figure(tmp_path: Path, suffix: str) -> None:
     if suffix == ".parquet":
         pytest.importorskip("pyarrow")
@@ -175,7 +175,8 @@ def test_records_are_exported_with_every_figure(tmp_path: Path, suffix: str) -> 
     if suffix == ".md":
         assert len(out.read_text().splitlines()) == 2 + 4
         return
-    frame = pd.read_csv(out) if suffix == ".csv" else pd.read_parquet(out)
+    read = {".csv": pd.read_csv, ".json": pd.read_json, ".parquet": pd.read_parquet}[suffix]
+    frame = read(out)
     assert frame["decode_tok_s"].tolist() == [5, 10, 6, 11]
     assert json.loads(frame["options"][0]) == {}
     assert frame["environment_cpu"][0] == "a processor"

@@ -8,6 +8,7 @@ import pytest
 
 from reports.results.record import Record
 from reports.wording.headline import headline
+from reports.wording.warnings import caveats
 from tests.reports.records import BUDGET, experiment, record, summary_of
 
 
@@ -60,7 +61,8 @@ def test_headline_of_emulated_results_says_not_measured(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("records", "words"),
     [
-        ([record("on-demand", 4)], "was not measured"),
+        ([record("on-demand", 4)], "Only on-demand was measured"),
+        ([record("on-demand", None, status="failed", error="lost")], "No system gave a result: failed: lost"),
         ([record("on-demand", 4), record("specmoe", None, status="failed", error="out of memory")], "out of memory"),
         ([record("specmoe", 4)], "no on-demand result"),
     ],
@@ -88,3 +90,34 @@ def test_an_ablation_is_compared_with_its_first_setting(tmp_path: Path) -> None:
     ]
     said = headline(*summary_of(tmp_path, records)).summary
     assert "new decodes 1.50× [1.50, 1.50] as fast as plain" in said
+
+
+def test_headline_without_specmoe_compares_what_ran_with_the_reference(tmp_path: Path) -> None:
+    speeds = {"on-demand": 4, "caching": 8, "naive": 1}
+    records = [record(s, v, batch=b, rnd=r) for b in (1, 8) for r in range(3) for s, v in speeds.items()]
+    said = headline(*summary_of(tmp_path, records))
+    assert said.summary == "Comparison of 3 systems."
+    assert said.sentences[0] == "At batch 1 caching decodes 2.00× [2.00, 2.00] as fast as on-demand."
+    slower = [one for one in records if one.cell.system != "caching"]
+    (one, _) = headline(*summary_of(tmp_path / "slower", slower)).sentences
+    assert (
+        one == "At batch 1 no system is faster than on-demand; the closest, naive decodes 0.25× [0.25, 0.25] as fast "
+        "as on-demand."
+    )
+
+
+def test_headline_claims_nothing_that_the_caveats_take_back(tmp_path: Path) -> None:
+    rows = experiment([2, 3.5, 1.2], [4, 4, 4])
+    summary, frame = summary_of(tmp_path, rows)
+    said = headline(summary, frame).summary
+    assert any("vary too much" in caveat for caveat in caveats(summary, frame))
+    assert "is slower" not in said
+    assert said.endswith("but the rounds vary too much to conclude, moving 50 % fewer bytes per token over the link.")
+
+
+def test_headline_of_several_batches_names_those_without_a_conclusion(tmp_path: Path) -> None:
+    steady = [record(s, v, batch=1, rnd=r) for r in range(3) for s, v in (("on-demand", 4), ("specmoe", 8))]
+    said = headline(*summary_of(tmp_path, [*steady, *experiment([2, 3.5, 1.2], [4, 4, 4])]))
+    assert said.summary.endswith(
+        "is faster than on-demand at batch 1, too variable between rounds to conclude at batch 4."
+    )
