@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-import statistics
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from types import TracebackType
 from typing import Self
@@ -22,7 +22,7 @@ _BAR = "{percentage:3.0f}%|{bar:20}| {n_fmt}/{total_fmt} [{elapsed}{postfix}]"
 class Progress:
     """What is done and how long the rest takes.
 
-    A cell that ran before takes as long as its median then, any other as long as ``harness.plan.estimate`` says, scaled
+    A cell that ran before takes as long as its mean then, any other as long as ``harness.plan.estimate`` says, scaled
     by what those that ran took.  After the first round every cell has run, and nothing is estimated any more.
 
     Args:
@@ -34,9 +34,10 @@ class Progress:
     def __init__(
         self, units: Sequence[Unit], earlier: Iterable[Record] = (), clock: Callable[[], float] = time.monotonic
     ) -> None:
-        self._left = [(unit.planned.cell.cell_id, unit.round) for unit in units]
+        self._left = {(unit.planned.cell.cell_id, unit.round) for unit in units}
+        self._rounds = Counter(name for name, _ in self._left)  # left of each cell
         self._estimates = {unit.planned.cell.cell_id: cell_s(unit.planned.cell) for unit in units}
-        self._walls: dict[str, list[float]] = {}
+        self._walls: dict[str, tuple[float, int]] = {}  # seconds, and the tries that took them
         for record in earlier:
             self._note(record)
         self._total, self._clock = len(units), clock
@@ -55,10 +56,10 @@ class Progress:
     @property
     def remaining_s(self) -> float:
         """Seconds until the last cell ends, preparation left out."""
-        known = {name: statistics.median(walls) for name, walls in self._walls.items() if name in self._estimates}
+        known = {name: seconds / n for name, (seconds, n) in self._walls.items() if name in self._estimates}
         estimated = sum(self._estimates[name] for name in known)
         scale = sum(known.values()) / estimated if estimated else 1.0
-        expected = sum(known.get(name, self._estimates[name] * scale) for name, _ in self._left)
+        expected = sum(n * known.get(name, self._estimates[name] * scale) for name, n in self._rounds.items())
         return expected * self._pace()
 
     def begin(self) -> None:
@@ -69,7 +70,9 @@ class Progress:
         """Count a record and show it; further tries of the same cell and round count once."""
         self._note(record)
         self._spent += record.wall_s
-        self._left = [unit for unit in self._left if unit != record.key]
+        if record.key in self._left:
+            self._left.remove(record.key)
+            self._rounds[record.cell_id] -= 1
         result = record.status if record.metrics is None else f"{record.metrics.decode_tok_s:.1f} tok/s"
         what = f"{record.label}, batch {record.cell.batch_size}, round {record.round + 1}: {result}"
         left = f"about {span(self.remaining_s)} left" if self._left else "done"
@@ -82,7 +85,8 @@ class Progress:
 
     def _note(self, record: Record) -> None:
         if record.wall_s > 0:
-            self._walls.setdefault(record.cell_id, []).append(record.wall_s)
+            seconds, tries = self._walls.get(record.cell_id, (0.0, 0))
+            self._walls[record.cell_id] = seconds + record.wall_s, tries + 1
 
     def _pace(self) -> float:
         """Time that passes per second of a cell: more with pauses between cells, less where several run at once."""
