@@ -12,7 +12,7 @@ from reports.results.fidelity import worst
 from reports.results.load import finished
 from reports.results.metrics import METRICS
 from reports.results.roles import KINDS, REFERENCE, named_reference
-from reports.results.stats import Ratio, Stability, bootstrap, geometric_mean, stability
+from reports.results.stats import Ratio, Stability, bootstrap, geometric_mean, outliers, stability
 
 _GROUP = ["workload", "kind", "title", "batch_size"]
 _PAIR = ["run_id", "round"]  # systems are compared within one pass over all cells
@@ -30,13 +30,17 @@ def within_rounds(system: pd.DataFrame, reference: pd.DataFrame, column: str) ->
 
 def round_ratios(system: pd.DataFrame, reference: pd.DataFrame, column: str) -> list[float]:
     """One ratio for every round in which both finished with finite values and the reference's is positive."""
+    return list(ratios_by_round(system, reference, column)["ratio"])
+
+
+def ratios_by_round(system: pd.DataFrame, reference: pd.DataFrame, column: str) -> pd.DataFrame:
+    """The same with columns ``run_id``, ``round`` and ``ratio``."""
     needed = [*_PAIR, column]
     pairs = system[needed].merge(reference[needed], on=_PAIR, suffixes=("", "_reference"))
     below = pairs[f"{column}_reference"].to_numpy(dtype=float)
     above = pairs[column].to_numpy(dtype=float)
     usable = (below > 0) & np.isfinite(below) & np.isfinite(above)
-    ratios: list[float] = (above[usable] / below[usable]).tolist()
-    return ratios
+    return pairs[_PAIR][usable].assign(ratio=above[usable] / below[usable])
 
 
 def summarize(frame: pd.DataFrame, reference: str = REFERENCE) -> pd.DataFrame:
@@ -47,7 +51,8 @@ def summarize(frame: pd.DataFrame, reference: str = REFERENCE) -> pd.DataFrame:
     ``reference`` (if the workload lacks it, to the first one its experiment names), with ``_low`` and ``_high`` (95 %
     interval) and ``_n`` (rounds). ``status`` is ``ok`` if any round finished; ``reason`` explains the other rounds.
     ``stability`` states whether the speed-ups allow a conclusion (``reports.results.stats``); empty without reference.
-    ``unsteady`` tells that their spread between rounds, rather than the number of rounds, does not.
+    ``unsteady`` tells that their spread between rounds, rather than the number of rounds, does not, and ``outliers``
+    names the rounds that stand out, as text.
     """
     rows = []
     for (workload, kind, title, batch), part in frame.groupby(_GROUP, sort=False):
@@ -64,8 +69,15 @@ def summarize(frame: pd.DataFrame, reference: str = REFERENCE) -> pd.DataFrame:
             row |= {name: ratio.median, f"{name}_low": ratio.low, f"{name}_high": ratio.high, f"{name}_n": ratio.n}
         steady = None if other is None else stability_of(ours, other)
         row["stability"], row["unsteady"] = str(steady or ""), steady is not None and steady.unsteady
+        row["outliers"] = [] if other is None else _outliers(ours, other)
         rows.append(row)
     return _ordered(pd.DataFrame(rows))
+
+
+def _outliers(ours: pd.DataFrame, reference: pd.DataFrame) -> list[str]:
+    found = ratios_by_round(ours, reference, "decode_tok_s").reset_index(drop=True)
+    far = found.iloc[outliers(found["ratio"].tolist())]
+    return [f"round {number + 1}: {ratio:.2f}×" for number, ratio in zip(far["round"], far["ratio"], strict=True)]
 
 
 def stability_of(ours: pd.DataFrame, reference: pd.DataFrame) -> Stability | None:

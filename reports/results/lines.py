@@ -7,6 +7,7 @@ byte for byte. Lines of older releases have none and are accepted without it.
 from __future__ import annotations
 
 import json
+import math
 import re
 import warnings
 from collections.abc import Iterator
@@ -17,11 +18,16 @@ import xxhash
 
 from reports.results.migrate import upgrade
 
+_HUGE = re.compile(r"[eE]\+?\d{3}")
 _SEAL = re.compile(r',"checksum":"([0-9a-f]{16})"\}$')
 
 
 class DamagedLine(ValueError):
     """A line that was cut off by a kill or altered since it was written; never a result."""
+
+
+class NotFinite(ValueError):
+    """An intact line with a number that no record can hold: NaN or infinity."""
 
 
 def seal(body: str) -> str:
@@ -34,6 +40,7 @@ def unseal(line: str) -> Any:
 
     Raises:
         DamagedLine: not JSON, or the checksum differs.
+        NotFinite: a number in it is not finite.
     """
     body = line
     if found := _SEAL.search(line):
@@ -41,7 +48,9 @@ def unseal(line: str) -> Any:
         if xxhash.xxh3_64_hexdigest(body.encode(errors="replace")) != found[1]:
             raise DamagedLine("checksum differs")
     try:
-        payload = json.loads(body)
+        payload = json.loads(body, parse_constant=_refuse, parse_float=_finite if _HUGE.search(body) else None)
+    except NotFinite:
+        raise
     except (ValueError, RecursionError) as error:
         raise DamagedLine(str(error)) from error
     if isinstance(payload, dict) and "checksum" in payload:
@@ -49,22 +58,44 @@ def unseal(line: str) -> Any:
     return payload
 
 
+def _refuse(constant: str) -> float:
+    raise NotFinite(constant)
+
+
+def _finite(digits: str) -> float:
+    """The number of some digits.
+
+    Raises:
+        NotFinite: it is too large for a float.
+    """
+    value = float(digits)
+    return value if math.isfinite(value) else _refuse(digits)
+
+
 def read_lines(path: Path, stacklevel: int = 3) -> Iterator[tuple[int, Any]]:
-    """(line number, object of the current schema) of every intact line; warns about damaged ones.
+    """(line number, object of the current schema) of every intact line; warns once about damaged ones, at the end.
 
     Raises:
         OSError: the file cannot be read.
-        ValueError: a line of a schema unknown to this release.
+        ValueError: a line of a schema unknown to this release, or with a number that is not finite.
     """
+    damaged: list[str] = []
     for number, line in enumerate(path.read_text(encoding="utf-8-sig", errors="replace").split("\n"), start=1):
         if not line.strip():
             continue
         try:
             payload = unseal(line.rstrip("\r"))
         except DamagedLine as error:
-            warnings.warn(f"{path}:{number}: damaged line skipped ({error})", stacklevel=stacklevel)
+            damaged.append(f"{path}:{number}: damaged line skipped ({error})")
             continue
+        except NotFinite as error:
+            raise ValueError(
+                f"{path}:{number} holds {error}, not a finite number: remove that line or name another file"
+            ) from error
         try:
             yield number, upgrade(payload)
         except ValueError as error:
             raise ValueError(f"{path}:{number} {error}") from error
+    if damaged:
+        more = f", and {len(damaged) - 1} more" if len(damaged) > 1 else ""
+        warnings.warn(damaged[0] + more, stacklevel=stacklevel)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-import warnings
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 from baselines.decoding import Decoding
@@ -19,8 +19,8 @@ from reports.results.fidelity import kind_of
 from reports.results.lines import read_lines
 from reports.results.metrics import METRICS
 from reports.results.migrate import SCHEMA
-from reports.results.record import Cell, Limit, Record
-from reports.results.rounds import IDENTITY, counted_lines
+from reports.results.record import Cell, Limit, Record, first_problem
+from reports.results.rounds import IDENTITY, counted_lines, warn_of_replaced
 from reports.results.tier import tier_text
 from reports.text import dtypes
 from workloads.arrivals import Poisson
@@ -69,10 +69,8 @@ def load(paths: Iterable[Path]) -> pd.DataFrame:
     counts = frame.index.isin(counted_lines(keys, frame["status"] == "ok"))
     earlier = Counter(key for key, lost in zip(keys, failed & ~counts, strict=True) if lost)
     frame["failed_attempts"] = [earlier[key] for key in keys]
-    repeated = int((~counts).sum())
-    if repeated:
-        warnings.warn(f"{repeated} records were replaced by another one of the same cell and round", stacklevel=2)
-        frame = frame[counts].reset_index(drop=True)
+    warn_of_replaced(int((~counts).sum()))
+    frame = frame[counts].reset_index(drop=True)
     frame["title"] = _titles(frame)
     return frame
 
@@ -162,6 +160,10 @@ def _check(payload: Any, where: str) -> None:
         value = (payload.get("metrics") or {}).get(name)
         if value is not None and not (isinstance(value, int | float) and math.isfinite(value)):
             raise ReportError(f"{where}: metrics.{name} is {value!r}, not a finite number: {fix}")
+    try:
+        Record.model_validate(payload)
+    except ValidationError as error:
+        raise ReportError(f"{where}: {first_problem(error)}: {fix}") from error
 
 
 def _required(model: type[Record] | type[Cell]) -> list[str]:

@@ -320,12 +320,16 @@ class ResultFile:
         try:
             return Record.model_validate(payload)
         except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(str(part) for part in first["loc"]) or "line"
             raise RecordError(
-                f"{self.path}:{number} is not a {SCHEMA} record: {where}: {first['msg']}; "
+                f"{self.path}:{number} is not a {SCHEMA} record: {first_problem(error)}; "
                 "remove that line or point to another file"
             ) from error
+
+
+def first_problem(error: ValidationError) -> str:
+    """The first field of a line that is not as the schema asks, and why."""
+    first = error.errors()[0]
+    return f"{'.'.join(str(part) for part in first['loc']) or 'line'}: {first['msg']}"
 
 
 def _append(file: int, line: bytes) -> None:

@@ -5,6 +5,7 @@ A round has several lines after failed attempts, or where a file was resumed, co
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Hashable, Iterable
 
 from reports.results.record import Record
@@ -22,7 +23,16 @@ def counted_lines(keys: Iterable[Hashable], finished: Iterable[bool]) -> list[in
 
 
 def counted(records: Iterable[Record]) -> list[Record]:
-    """The records that count, in their order."""
+    """The records that count, in their order; warns about those that do not."""
     seen = list(records)
     keys = [tuple(getattr(record, name) for name in IDENTITY) for record in seen]
-    return [seen[place] for place in counted_lines(keys, [record.finished for record in seen])]
+    places = counted_lines(keys, [record.finished for record in seen])
+    warn_of_replaced(len(seen) - len(places), stacklevel=3)
+    return [seen[place] for place in places]
+
+
+def warn_of_replaced(number: int, stacklevel: int = 2) -> None:
+    """Say how many records another one stands for, if any."""
+    if number:
+        text = f"{number} records were replaced by another one of the same cell and round"
+        warnings.warn(text, stacklevel=stacklevel + 1)

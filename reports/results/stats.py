@@ -21,6 +21,8 @@ FEW_ROUNDS = 6  # with six rounds or more, the range holds the median with 95 % 
 WIDE = 0.10  # half the interval's width over the median
 UNSTEADY = 0.10  # standard deviation over mean: pyperf's bound
 
+OUTLYING, FAR = 3.0, 0.20  # of an outlier: standard deviations, and share of the median
+
 Verdict = Literal["faster", "slower", "same", "single", "none"]
 Values = np.ndarray[Any, np.dtype[np.float64]]
 
@@ -137,6 +139,20 @@ def stability(ratios: Sequence[float]) -> Stability:
     if half > WIDE:
         reasons.append(f"the interval is ±{100 * half:.0f} % wide (bound {100 * WIDE:.0f} %): run more rounds")
     return Stability(not reasons, tuple(reasons), unsteady=len(reasons) > few)
+
+
+def outliers(values: Sequence[float]) -> list[int]:
+    """Places of values far from the rest: beyond three times the usual spread of the others, and beyond 20 %.
+
+    The spread is the median absolute deviation, scaled to a standard deviation.  Nothing stands out of two values.
+    """
+    array = np.asarray(values, dtype=np.float64)
+    if len(array) < 3:
+        return []
+    median = float(np.median(array))
+    far = np.abs(array - median)
+    bound = max(OUTLYING * 1.4826 * float(np.median(far)), FAR * abs(median))
+    return [int(place) for place in np.flatnonzero(far > bound)]
 
 
 def _finite(values: Sequence[float]) -> Values:

@@ -9,10 +9,12 @@ from reports.results.fidelity import Kind, first_difference
 from reports.results.load import finished
 from reports.results.roles import Row
 from reports.results.stats import FEW_ROUNDS
+from reports.results.steadiness import drift
 from reports.results.tier import not_from_disk
 from reports.wording.tables import system_text
 
 UNSTEADY = 1.3  # largest round over smallest
+DRIFT = 0.25  # of the decode rate, between the halves of a run
 
 
 def caveats(summary: pd.DataFrame, frame: pd.DataFrame) -> list[str]:
@@ -26,6 +28,8 @@ def caveats(summary: pd.DataFrame, frame: pd.DataFrame) -> list[str]:
         _attempts(rows),
         _steadiness(ok),
         _conclusive(ok),
+        _outliers(ok),
+        _warm_up(frame),
         _fidelity(ok, frame),
         _distribution(ok),
         _budgets(ok),
@@ -84,6 +88,33 @@ def _conclusive(ok: list[Row]) -> list[str]:
     return [
         f"Speed-ups vary too much between rounds to allow a conclusion: {_names(wide)}. Use an idle machine or more "
         "rounds (`--set rounds=6` or more)."
+    ]
+
+
+def _outliers(ok: list[Row]) -> list[str]:
+    """Rounds whose speed-up is far from that of the others."""
+    far = [(row, row["outliers"]) for row in ok if row["outliers"] and not row["is_reference"]]
+    if not far:
+        return []
+    texts = [f"{_names([row])}, {', '.join(found)} (median {row['speedup']:.2f}×)" for row, found in far]
+    return [f"Speed-ups of single rounds stand out, the median does not follow them: {'; '.join(texts)}."]
+
+
+def _warm_up(frame: pd.DataFrame) -> list[str]:
+    """Cells whose rate changes within the timed part in the same direction in every round."""
+    found: dict[str, list[str]] = {}
+    for (kind, title, batch), part in finished(frame).groupby(["kind", "title", "batch_size"], sort=False):
+        timed = [one for record in part["record"] for one in record.get("repetitions") or []]
+        ratio = drift([one["arrivals_s"] for one in timed if one.get("arrivals_s")], DRIFT)
+        if ratio is not None:
+            name = system_text({"kind": kind, "title": title})
+            found.setdefault(name, []).append(f"{100 * (ratio - 1):+.0f} % at batch {batch}")
+    if not found:
+        return []
+    texts = "; ".join(f"{name} {', '.join(changes)}" for name, changes in found.items())
+    return [
+        "The timed part is not steady: the later half of the decoded tokens came faster (+) or slower (-) than the "
+        f"earlier half: {texts}. A longer warm-up (`--set warmup_tokens=16`) or more tokens show the steady rate."
     ]
 
 
