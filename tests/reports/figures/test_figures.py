@@ -27,7 +27,7 @@ from tests.reports.sample_report import everything
 SPECS = all_specs()
 PAGE_ORDER = [
     *("throughput", "latency", "speedup"),
-    *("first_token_percentiles", "inter_token_percentiles", "end_to_end_percentiles", "arrivals"),
+    *("first_token_percentiles", "inter_token_percentiles", "end_to_end_percentiles", "arrivals", "warm_up"),
     *("bytes", "bytes_per_token", "phases"),
     *("selection", "draft_experts", "affinity", "gamma", "settings"),
     *(
