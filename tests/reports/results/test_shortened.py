@@ -29,7 +29,7 @@ def test_a_cell_is_shortened_only_where_that_leaves_something_out() -> None:
     cells = [one.cell for one in planned(systems=systems, new_tokens=[4, 32])]
     assert [(cell.new_tokens, cell.first_tokens) for cell in cells] == [(4, None), (4, None), (32, 6), (32, None)]
     assert len({cell.conditions for cell in cells}) == 2, "shortened cells are compared with the others"
-    assert cells[2].requests == cells[3].requests, "and judged by the same reference tokens"
+    assert cells[2].asked == cells[3].asked, "and judged by the same reference tokens"
 
 
 def test_rows_end_at_the_first_tokens() -> None:
