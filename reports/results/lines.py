@@ -18,7 +18,7 @@ import xxhash
 
 from reports.results.migrate import upgrade
 
-_HUGE = re.compile(r"[eE]\+?\d{3}")
+_NOT_FINITE = re.compile(r"NaN|Infinity|[eE]\+?\d{3}")  # where a line has none of these, all its numbers are finite
 _SEAL = re.compile(r',"checksum":"([0-9a-f]{16})"\}$')
 
 
@@ -48,28 +48,23 @@ def unseal(line: str) -> Any:
         if xxhash.xxh3_64_hexdigest(body.encode(errors="replace")) != found[1]:
             raise DamagedLine("checksum differs")
     try:
-        payload = json.loads(body, parse_constant=_refuse, parse_float=_finite if _HUGE.search(body) else None)
-    except NotFinite:
-        raise
+        payload = json.loads(body)
     except (ValueError, RecursionError) as error:
         raise DamagedLine(str(error)) from error
     if isinstance(payload, dict) and "checksum" in payload:
         raise DamagedLine("checksum is not at the line's end")
+    if _NOT_FINITE.search(body) and (found_at := _not_finite(payload)):
+        raise NotFinite(found_at)
     return payload
 
 
-def _refuse(constant: str) -> float:
-    raise NotFinite(constant)
-
-
-def _finite(digits: str) -> float:
-    """The number of some digits.
-
-    Raises:
-        NotFinite: it is too large for a float.
-    """
-    value = float(digits)
-    return value if math.isfinite(value) else _refuse(digits)
+def _not_finite(value: Any, place: str = "") -> str | None:
+    """The first number that is not finite, with its place, such as ``metrics.hit_rate = nan``."""
+    if isinstance(value, float):
+        return None if math.isfinite(value) else f"{place} = {value}"
+    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    named = ((one, f"{place}.{name}".removeprefix(".")) for name, one in inner)
+    return next((found for one, where in named if (found := _not_finite(one, where))), None)
 
 
 def read_lines(path: Path, stacklevel: int = 3) -> Iterator[tuple[int, Any]]:
