@@ -34,9 +34,11 @@ class Progress:
     def __init__(
         self, units: Sequence[Unit], earlier: Iterable[Record] = (), clock: Callable[[], float] = time.monotonic
     ) -> None:
-        self._left = {(unit.planned.cell.cell_id, unit.round) for unit in units}
+        cells = {id(unit.planned): unit.planned.cell for unit in units}  # rounds share them, and an id costs a checksum
+        names = {place: cell.cell_id for place, cell in cells.items()}
+        self._left = {(names[id(unit.planned)], unit.round) for unit in units}
         self._rounds = Counter(name for name, _ in self._left)  # left of each cell
-        self._estimates = {unit.planned.cell.cell_id: cell_s(unit.planned.cell) for unit in units}
+        self._estimates = {names[place]: cell_s(cell) for place, cell in cells.items()}
         self._walls: dict[str, tuple[float, int]] = {}  # seconds, and the tries that took them
         for record in earlier:
             self._note(record)

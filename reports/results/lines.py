@@ -59,9 +59,9 @@ def unseal(line: str) -> Any:
 
 
 def _not_finite(value: Any, place: str = "") -> str | None:
-    """The first number that is not finite, with its place, such as ``metrics.hit_rate = nan``."""
+    """The first number that is not finite, with its place, such as ``metrics.hit_rate is nan``."""
     if isinstance(value, float):
-        return None if math.isfinite(value) else f"{place} = {value}"
+        return None if math.isfinite(value) else f"{place} is {value}"
     inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     named = ((one, f"{place}.{name}".removeprefix(".")) for name, one in inner)
     return next((found for one, where in named if (found := _not_finite(one, where))), None)
@@ -85,7 +85,7 @@ def read_lines(path: Path, stacklevel: int = 3) -> Iterator[tuple[int, Any]]:
             continue
         except NotFinite as error:
             raise ValueError(
-                f"{path}:{number} holds {error}, not a finite number: remove that line or name another file"
+                f"{path}:{number}: {error}, not a finite number: remove that line or name another file"
             ) from error
         try:
             yield number, upgrade(payload)

@@ -135,7 +135,7 @@ def test_a_rate_that_is_not_finite_is_refused_by_check_and_report_with_its_line(
     line = record("specmoe", 12345.5, 0).model_dump_json().replace("12345.5", rate)
     path = tmp_path / "results.jsonl"
     path.write_text(line + "\n")
-    with pytest.raises(RecordError, match=r"results\.jsonl:1 .*decode_tok_s.*finite number"):
+    with pytest.raises(RecordError, match=r"results\.jsonl:1: metrics\.decode_tok_s is .*not a finite number"):
         sources.of(path, results=path)
     with pytest.raises(ReportError, match=r"results\.jsonl:1: metrics\.decode_tok_s is .*not a finite number"):
         load([path])

@@ -66,7 +66,7 @@ def text(found: list[str]) -> bytes:
 def test_a_number_that_is_not_finite_is_refused_wherever_it_is(path: str, value: float, answers: Any) -> None:
     for name, (code, said) in answers(text(lines((path, value)))).items():
         assert (code, len(said)) == (2, 1), name
-        assert f"results.jsonl:4 holds {path} = {value}" in said[0]
+        assert f"results.jsonl:4: {path} is {value}" in said[0]
         assert "not a finite number: remove that line or name another file" in said[0]
 
 
@@ -76,7 +76,7 @@ def test_digits_that_overflow_are_not_finite_either(answers: Any) -> None:
     found[3] = seal(json.dumps(payload).replace("123.25", "1e999"))
     for name, (code, said) in answers(text(found)).items():
         assert (code, len(said)) == (2, 1), name
-        assert "results.jsonl:4 holds wall_s = inf, not a finite number" in said[0]
+        assert "results.jsonl:4: wall_s is inf, not a finite number" in said[0]
 
 
 @pytest.mark.parametrize(
