@@ -75,7 +75,7 @@ def calibrate_kernels(threads: int, show: Callable[[str], None] = print) -> Path
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        table = measure.measure()
+        table = measure.measure(allocate_pages)
         for stored, dtype in kernel_table.PAIRS:
             show(f"{kernel_table.key('experts', dtype, stored):24} {table.describe(dtype, stored)}")
         return kernel_table.save(table, now())
@@ -151,8 +151,8 @@ def memory_gb_s(nbytes: int) -> float:
 
 
 def memory_read_gb_s(nbytes: int) -> float:
-    """Bytes read per second by torch's threads, as the sum of a float32 tensor, in GB/s."""
-    x = torch.ones(nbytes // 4, dtype=torch.float32)
+    """Bytes read per second by torch's threads, as the sum of a float32 tensor in pages as experts have, in GB/s."""
+    x = allocate_pages(nbytes).view(torch.float32).fill_(1)
     return nbytes / _best_s(x.sum) / 1e9
 
 

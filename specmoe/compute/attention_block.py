@@ -10,11 +10,11 @@ import torch
 
 from specmoe.compute import attention_fields, fields, norm_fields
 from specmoe.compute.attention import Attention, place
+from specmoe.compute.calls import StreamedProduct
 from specmoe.compute.norm import RmsNorm
-from specmoe.compute.products import StreamedProduct
 from specmoe.compute.threads import pool
 
-_STEP = 3  # words of one call: is shared, function, argument
+_STEP = 3  # words of one call: lines with counters, function, argument
 
 
 @dataclass
@@ -69,9 +69,11 @@ class AttentionBlock:
         attended = projected + 4 * tokens * widths[0]
         added = attended + 4 * tokens * widths[1]
         words[first + norm_fields.X] = words[second + norm_fields.X] = x.data_ptr()
-        words[first + norm_fields.OUT] = words[into + fields.X] = normed.data_ptr()  # not needed after the projections
+        words[first + norm_fields.OUT] = words[into + fields.HIDDEN] = (
+            normed.data_ptr()
+        )  # not needed after the projections
         words[into + fields.OUT] = words[heads + attention_fields.QKV] = projected
-        words[heads + attention_fields.OUT] = words[out + fields.X] = attended
+        words[heads + attention_fields.OUT] = words[out + fields.HIDDEN] = attended
         words[heads + attention_fields.SCRATCH] = added + 4 * tokens * widths[2]
         words[out + fields.OUT] = words[second + norm_fields.ADDED] = added
         words[second + norm_fields.SUM], words[second + norm_fields.OUT] = total.data_ptr(), normed.data_ptr()
@@ -83,9 +85,9 @@ class AttentionBlock:
         tokens, (projections, output) = rows * queries, self._products
         calls = [
             (0, self._norm, self._norm_arguments(0, tokens)),
-            (1, projections.function, projections.arguments(tokens, threads)),
+            (projections.lines(threads), projections.function, projections.arguments(tokens, threads)),
             (1, self._attention.function, self._attention.arguments(rows, queries, longest)),
-            (1, output.function, output.arguments(tokens, threads)),
+            (output.lines(threads), output.function, output.arguments(tokens, threads)),
             (0, self._norm, self._norm_arguments(1, tokens)),
         ]
         words, starts = array("q", bytes(8 * _STEP * len(calls))), list[int]()

@@ -35,7 +35,7 @@ from specmoe.compute.attention_fields import (
     VALUES,
     WIDTH,
 )
-from specmoe.compute.streaming import _FAST, _FLOAT, _field, _load, _store, _take
+from specmoe.compute.scalars import _FAST, _FLOAT, _field, _load, _store, _take
 
 
 @njit(fastmath=_FAST)

@@ -6,7 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from specmoe.compute.products import StreamedProduct, can_stream, product
+from specmoe.compute.calls import StreamedProduct
+from specmoe.compute.products import can_stream, product
 from specmoe.compute.table import SMALL, Kernel, KernelTable
 
 WIDENED_ELEMENTS = 1 << 18

@@ -17,7 +17,7 @@ import numpy as np
 from numba import cfunc, njit, types
 
 from specmoe.compute.norm_fields import ADDED, EPS, OUT, ROWS, SCALE, SUM, WIDTH, X
-from specmoe.compute.streaming import _FAST, _FLOAT, _field, _load, _store
+from specmoe.compute.scalars import _FAST, _FLOAT, _field, _load, _store
 
 
 @njit(fastmath=_FAST)

@@ -1,8 +1,7 @@
 """Products for few rows with low-bit weights, compiled by numba: codes are unpacked in registers.
 
 The layout is that of ``specmoe.compute.codes``; arguments and sharing of work are those of
-``specmoe.compute.streaming``.  ``up`` and ``down`` compute all experts given, ``unpack`` writes one matrix as float32.
-Input rows are float32, padded with zeros to whole groups of 32.
+``specmoe.compute.streaming``.  Input rows are float32, padded with zeros to whole groups of 32.
 
 The number of bits is the length of a tuple, which the compiler sees; the vectors have 16 elements, which LLVM splits
 where registers are shorter.
@@ -13,20 +12,22 @@ from __future__ import annotations
 import functools
 from typing import Any
 
-import numpy as np
 from llvmlite import ir
 from numba import cfunc, njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from specmoe.compute.activation import _activate
 from specmoe.compute.codes import GROUP, zero_of
 from specmoe.compute.fields import (
     BLOCK,
     BLOCKS,
+    DEPTH,
     DOWN_BIAS,
     DOWN_SCALES,
     DOWN_WEIGHT,
     END,
+    EXPERT_FIELDS,
     FIRST_BIAS,
     FIRST_SCALES,
     FIRST_WEIGHT,
@@ -34,28 +35,25 @@ from specmoe.compute.fields import (
     GROUPS,
     HIDDEN,
     INNER,
-    INTERLEAVED,
-    LENGTH,
+    LINE,
+    ORDER,
     OUT,
-    PACKED_EXPERT_FIELDS,
-    PICKS,
-    SCALES,
+    SLOT,
     START,
     TASKS,
-    TOKENS,
+    TOP_K,
     UNGATED,
-    UNITS,
-    WEIGHT,
+    UP,
     WIDTH,
     X,
 )
-from specmoe.compute.streaming import _field, _load, _put, _store, _take
+from specmoe.compute.scalars import _FLOAT, _field, _load, _next_task, _store, _take
+from specmoe.compute.streaming import _first_row
 
 _LANES = 16
 _FAST = ("reassoc", "contract", "nsz")
 _SINGLE, _WORD, _BYTE = ir.FloatType(), ir.IntType(32), ir.IntType(8)
 _SINGLES, _WORDS = ir.VectorType(_SINGLE, _LANES), ir.VectorType(_WORD, _LANES)
-_FLOAT = np.float32(0)
 _TWO, _THREE, _FOUR, _EIGHT = (0,) * 2, (0,) * 3, (0,) * 4, (0,) * 8
 
 
@@ -167,61 +165,66 @@ def _write(context: Any, bits: Any, codes: Any, scales: Any, group: Any, address
 
 @njit(error_model="numpy")
 def _up(bits: Any, args: Any) -> None:
-    blocks, block, tokens = _field(args, BLOCKS), _field(args, BLOCK), _field(args, TOKENS)
-    length, units, gate = _field(args, LENGTH), _field(args, UNITS), _field(args, GATE)
-    x, line, row_bytes = _field(args, X), 4 * GROUP * length, 4 * len(bits) * length
-    step = 2 if gate & UNGATED else 1
+    blocks, block, order, top_k = _field(args, BLOCKS), _field(args, BLOCK), _field(args, ORDER), _field(args, TOP_K)
+    length, units, gate = _field(args, DEPTH) // GROUP, _field(args, INNER), _field(args, GATE)
+    up, line = _field(args, UP), _field(args, LINE)
+    x, x_line, row_bytes = _field(args, X), 4 * GROUP * length, 4 * len(bits) * length
+    parts = 1 if gate & UNGATED else 2
+    share, done = _take(args + 8 * SLOT), 0
     while True:
-        task = _take(args)
+        task, done = _next_task(args, share, done)
         if task >= _field(args, TASKS):
             return
-        expert = _field(args, GROUPS) + (task // blocks) * (8 * PACKED_EXPERT_FIELDS)
+        expert = _field(args, GROUPS) + (task // blocks) * (8 * EXPERT_FIELDS)
         weight, scales = _field(expert, FIRST_WEIGHT), _field(expert, FIRST_SCALES)
-        bias, end = _field(expert, FIRST_BIAS), _field(expert, END)
+        bias, start, end = _field(expert, FIRST_BIAS), _field(expert, START), _field(expert, END)
         first = (task % blocks) * block
         last = min(units, first + block)
-        for i in range(first, last, step):
-            j = min(i + 1, last - 1)
-            v, w = (i, j) if gate & UNGATED else ((2 * i, 2 * i + 1) if gate & INTERLEAVED else (i, units + i))
-            code_v, scale_v = weight + v * row_bytes, scales + 2 * v * length
-            code_w, scale_w = weight + w * row_bytes, scales + 2 * w * length
-            r = _field(expert, START)
-            while r + 4 <= end:
-                rows = (
-                    x + _field(tokens, r) * line,
-                    x + _field(tokens, r + 1) * line,
-                    x + _field(tokens, r + 2) * line,
-                    x + _field(tokens, r + 3) * line,
-                )
-                a = _dots(bits, code_v, scale_v, rows, length)
-                b = _dots(bits, code_w, scale_w, rows, length)
-                for k in range(4):
-                    _put(args, bias, _FLOAT, r + k, i, v, w, j, a[k], b[k])
-                r += 4
-            if r + 2 <= end:
-                pair = (x + _field(tokens, r) * line, x + _field(tokens, r + 1) * line)
-                c, d = _dots(bits, code_v, scale_v, pair, length), _dots(bits, code_w, scale_w, pair, length)
-                _put(args, bias, _FLOAT, r, i, v, w, j, c[0], d[0])
-                _put(args, bias, _FLOAT, r + 1, i, v, w, j, c[1], d[1])
-                r += 2
-            if r < end:
-                one = (x + _field(tokens, r) * line,)
-                e, f = _dots(bits, code_v, scale_v, one, length), _dots(bits, code_w, scale_w, one, length)
-                _put(args, bias, _FLOAT, r, i, v, w, j, e[0], f[0])
+        for i in range(first, last):
+            for q in range(parts):
+                row = _first_row(gate, units, i, q)
+                codes, scale = weight + row * row_bytes, scales + 2 * row * length
+                add = _load(_FLOAT, bias, row) if bias else _FLOAT
+                target = _field(args, HIDDEN) + 4 * (q * up + i)
+                r = start
+                while r + 4 <= end:
+                    rows = (
+                        x + _field(order, r) // top_k * x_line,
+                        x + _field(order, r + 1) // top_k * x_line,
+                        x + _field(order, r + 2) // top_k * x_line,
+                        x + _field(order, r + 3) // top_k * x_line,
+                    )
+                    a = _dots(bits, codes, scale, rows, length)
+                    for k in range(4):
+                        _store(target, (r + k) * line, a[k] + add)
+                    r += 4
+                if r + 2 <= end:
+                    pair = (x + _field(order, r) // top_k * x_line, x + _field(order, r + 1) // top_k * x_line)
+                    b = _dots(bits, codes, scale, pair, length)
+                    _store(target, r * line, b[0] + add)
+                    _store(target, (r + 1) * line, b[1] + add)
+                    r += 2
+                if r < end:
+                    c = _dots(bits, codes, scale, (x + _field(order, r) // top_k * x_line,), length)
+                    _store(target, r * line, c[0] + add)
+        for r in range(start, end):
+            target = _field(args, HIDDEN) + 4 * (r * line + first)
+            _activate(args, target, target + 4 * up, last - first)
 
 
 @njit(error_model="numpy")
 def _down(bits: Any, args: Any) -> None:
     blocks, block, width = _field(args, BLOCKS), _field(args, BLOCK), _field(args, WIDTH)
-    inner, out = _field(args, INNER), _field(args, OUT)
-    length, line = inner // GROUP, 4 * inner
+    out, line = _field(args, OUT), 4 * _field(args, LINE)
+    length = _field(args, UP) // GROUP
+    share, done = _take(args + 8 * SLOT), 0
     while True:
-        task = _take(args)
+        task, done = _next_task(args, share, done)
         if task >= _field(args, TASKS):
             return
-        expert = _field(args, GROUPS) + (task // blocks) * (8 * PACKED_EXPERT_FIELDS)
+        expert = _field(args, GROUPS) + (task // blocks) * (8 * EXPERT_FIELDS)
         weight, scales = _field(expert, DOWN_WEIGHT), _field(expert, DOWN_SCALES)
-        bias, end, lines = _field(expert, DOWN_BIAS), _field(expert, END), _field(args, PICKS)
+        bias, end, order = _field(expert, DOWN_BIAS), _field(expert, END), _field(args, ORDER)
         first = (task % blocks) * block
         last = min(width, first + block)
         for i in range(first, last):
@@ -232,30 +235,16 @@ def _down(bits: Any, args: Any) -> None:
             while r + 4 <= end:
                 a = _dots(bits, codes, scale, (x, x + line, x + 2 * line, x + 3 * line), length)
                 for k in range(4):
-                    _store(out, _field(lines, r + k) + i, a[k] + add)
+                    _store(out, _field(order, r + k) * width + i, a[k] + add)
                 r, x = r + 4, x + 4 * line
             if r + 2 <= end:
                 b = _dots(bits, codes, scale, (x, x + line), length)
-                _store(out, _field(lines, r) + i, b[0] + add)
-                _store(out, _field(lines, r + 1) + i, b[1] + add)
+                _store(out, _field(order, r) * width + i, b[0] + add)
+                _store(out, _field(order, r + 1) * width + i, b[1] + add)
                 r, x = r + 2, x + 2 * line
             if r < end:
                 c = _dots(bits, codes, scale, (x,), length)
-                _store(out, _field(lines, r) + i, c[0] + add)
-
-
-@njit(error_model="numpy")
-def _unpack(bits: Any, args: Any) -> None:
-    block, width, length = _field(args, BLOCK), _field(args, WIDTH), _field(args, LENGTH)
-    weight, scales, out = _field(args, WEIGHT), _field(args, SCALES), _field(args, OUT)
-    while True:
-        task = _take(args)
-        if task >= _field(args, TASKS):
-            return
-        for i in range(task * block, min(width, (task + 1) * block)):
-            codes, scale = weight + i * 4 * len(bits) * length, scales + 2 * i * length
-            for group in range(length):
-                _write(bits, codes, scale, group, out + 4 * GROUP * (i * length + group))
+                _store(out, _field(order, r) * width + i, c[0] + add)
 
 
 def up_2(args):  # type: ignore[no-untyped-def]
@@ -290,34 +279,18 @@ def down_8(args):  # type: ignore[no-untyped-def]
     _down(_EIGHT, args)
 
 
-def unpack_2(args):  # type: ignore[no-untyped-def]
-    _unpack(_TWO, args)
-
-
-def unpack_3(args):  # type: ignore[no-untyped-def]
-    _unpack(_THREE, args)
-
-
-def unpack_4(args):  # type: ignore[no-untyped-def]
-    _unpack(_FOUR, args)
-
-
-def unpack_8(args):  # type: ignore[no-untyped-def]
-    _unpack(_EIGHT, args)
-
-
 _SOURCES = {
-    2: (up_2, down_2, unpack_2),
-    3: (up_3, down_3, unpack_3),
-    4: (up_4, down_4, unpack_4),
-    8: (up_8, down_8, unpack_8),
+    2: (up_2, down_2),
+    3: (up_3, down_3),
+    4: (up_4, down_4),
+    8: (up_8, down_8),
 }
 _compiled: dict[str, Any] = {}  # the functions live as long as the process, since others hold their addresses
 
 
 @functools.cache
-def compiled(bits: int) -> tuple[int, int, int]:
-    """Addresses of ``up``, ``down`` and ``unpack`` for codes of ``bits``: ``void f(int64 address of the fields)``.
+def compiled(bits: int) -> tuple[int, int]:
+    """Addresses of ``up`` and ``down`` for codes of ``bits``: ``void f(int64 address of the fields)``.
 
     Compiles them (seconds) unless numba's cache on disk has them.
 
@@ -326,5 +299,5 @@ def compiled(bits: int) -> tuple[int, int, int]:
     """
     for source in _SOURCES[bits]:
         _compiled[source.__name__] = cfunc(types.void(types.intp), cache=True)(source)
-    first, second, third = (int(_compiled[source.__name__].address) for source in _SOURCES[bits])
-    return first, second, third
+    first, second = (int(_compiled[source.__name__].address) for source in _SOURCES[bits])
+    return first, second

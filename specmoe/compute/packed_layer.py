@@ -11,17 +11,16 @@ import torch
 import torch.nn.functional as F
 
 from specmoe.compute import fields
+from specmoe.compute.calls import Addresses, Layout, launch, multiply_experts, new_block, panel_functions, shared
 from specmoe.compute.codes import GROUP, SCALES, bits_of, groups, inner_of, widened_expert
 from specmoe.compute.expert import ExpertTraits, expert_mlp
 from specmoe.compute.gate import Gate
-from specmoe.compute.products import task_rows
 from specmoe.compute.routed import Routed, address
 from specmoe.compute.table import KernelTable
-from specmoe.compute.threads import pool
 
 Tensors = Mapping[str, torch.Tensor]
 PACKED_ROWS = 16
-"""Most rows that are computed from packed weights: unpacking them once costs less for more."""
+"""Most rows that are computed from packed weights where the table has another kernel for more of them."""
 
 
 class PackedKernels:
@@ -41,17 +40,22 @@ class PackedKernels:
         self._first = "gate_up_proj" if traits.has_gate else "up_proj"
         self._numbers = gate.numbers() if gate is not None else None
         self._scratch = scratch
+        self._names = (self._first, "down_proj", f"{self._first}{SCALES}", f"down_proj{SCALES}")
+        self._biases = (f"{self._first}_bias", "down_proj_bias")
+        self._layouts: dict[int, Layout] = {}  # by bits
+        self._has_kernels = table.streamed_rows("experts", torch.float32) > 0
+        self._most = max(PACKED_ROWS, table.streamed_rows("experts", torch.float32))
 
     def compute(self, experts: Sequence[tuple[int, Tensors]], routed: Routed, out: torch.Tensor) -> None:
         """Write the outputs of the copies' picks into ``out`` [T * K, H], row by pick, without those that have none."""
-        has_kernels = routed.hidden.device.type == "cpu" and self._table.streamed_rows("experts", torch.float32) > 0
+        has_kernels = routed.hidden.device.type == "cpu" and self._has_kernels
         may_stream = has_kernels and self._gate is not None and routed.scales is None
         few: list[tuple[Tensors, int, int]] = []
         for expert, tensors in experts:
             if expert not in routed.bounds:
                 continue
             start, end = routed.bounds[expert]
-            if may_stream and end - start <= PACKED_ROWS:
+            if may_stream and end - start <= self._most:
                 few.append((tensors, start, end))
                 continue
             hidden = routed.hidden.shape[1]
@@ -63,38 +67,36 @@ class PackedKernels:
             self._stream(few, routed, out)
 
     def _stream(self, experts: list[tuple[Tensors, int, int]], routed: Routed, out: torch.Tensor) -> None:
-        if self._gate is None or self._numbers is None:
-            raise RuntimeError("the packed kernel was chosen where it cannot run")
-        sample, threads = experts[0][0], torch.get_num_threads()
-        width, inner = routed.hidden.shape[1], inner_of(sample)
-        x, length = _padded(routed.single), groups(width)
+        sample = experts[0][0]
+        bits = bits_of(sample["down_proj"], sample[self._names[3]])
+        layout = self._layouts.get(bits) or self._described(routed.hidden.shape[1], sample, bits)
         target = out if out.dtype == torch.float32 else out.new_empty(out.shape, dtype=torch.float32)
-        whole = inner % GROUP == 0
-        between = (x.new_empty if whole else x.new_zeros)(len(routed.order), groups(inner) * GROUP)
-        described = array("q")
-        for tensors, start, end in experts:
-            for name in (self._first, "down_proj"):
-                bias = tensors.get(f"{name}_bias")
-                described.extend((tensors[name].data_ptr(), 0 if bias is None else bias.data_ptr()))
-            described.extend((start, end, *(tensors[f"{n}{SCALES}"].data_ptr() for n in (self._first, "down_proj"))))
-        block = array("q", bytes(8 * fields.FIELDS))
-        block[fields.X], block[fields.OUT], block[fields.WIDTH] = x.data_ptr(), target.data_ptr(), width
-        block[fields.LENGTH], block[fields.UNITS] = length, inner
-        block[fields.INNER], block[fields.HIDDEN] = between.shape[1], between.data_ptr()
-        block[fields.GROUPS], block[fields.TOKENS] = fields.address(described), address(routed.tokens)
-        block[fields.PICKS], block[fields.GATE] = address(routed.lines), self._gate.code
-        block[fields.NUMBERS] = address(self._numbers)
-        up, down, _ = packed(bits_of(sample["down_proj"], sample[f"down_proj{SCALES}"]))
-        for function, rows, in_each in ((up, inner, width), (down, width, inner)):
-            share = task_rows(in_each, len(experts) * width * inner, threads)
-            block[fields.NEXT], block[fields.BLOCK] = 0, share
-            block[fields.BLOCKS] = -(-rows // share)
-            block[fields.TASKS] = len(experts) * block[fields.BLOCKS]
-            pool(threads).run(function, fields.address(block))
+        described = [(self._addresses(tensors), start, end) for tensors, start, end in experts]
+        order = routed.order_address, len(routed.order), routed.top_k
+        multiply_experts(layout, described, _padded(routed.single), *order, target)
         if target is not out:
             for _, start, end in experts:
                 rows_out = routed.rows(start, end)
                 out[rows_out] = target[rows_out].to(out.dtype)
+
+    def _described(self, width: int, sample: Tensors, bits: int) -> Layout:
+        """The layout of this layer's copies of so many bits."""
+        if self._gate is None or self._numbers is None:
+            raise RuntimeError("the packed kernel was chosen where it cannot run")
+        inner = inner_of(sample)
+        depth, up, gate = groups(width) * GROUP, groups(inner) * GROUP, self._gate.code
+        functions, kind = functools.partial(packed, bits), fields.BITS + bits
+        layout = Layout(width, inner, depth, up, kind, gate, address(self._numbers), functions)
+        self._layouts[bits] = layout
+        return layout
+
+    def _addresses(self, tensors: Tensors) -> Addresses:
+        first, down, first_scales, down_scales = (tensors[name].data_ptr() for name in self._names)
+        if len(tensors) == len(self._names):
+            return first, 0, down, 0, first_scales, down_scales
+        biases = [tensors.get(name) for name in self._biases]
+        first_bias, down_bias = (0 if bias is None else bias.data_ptr() for bias in biases)
+        return first, first_bias, down, down_bias, first_scales, down_scales
 
     def _unpacked(self, tensors: Tensors, hidden: int) -> dict[str, torch.Tensor]:
         """``widened_expert``, by all threads, into memory that the next copy uses again."""
@@ -110,12 +112,11 @@ class PackedKernels:
         found = self._scratch.get(name)
         if found is None or found.shape != (rows, length * GROUP):
             found = self._scratch[name] = torch.empty(rows, length * GROUP)
-        share = task_rows(length * GROUP, found.numel(), threads)
-        block = array("q", bytes(8 * fields.FIELDS))
-        block[fields.TASKS], block[fields.BLOCK], block[fields.WIDTH] = -(-rows // share), share, rows
-        block[fields.LENGTH], block[fields.OUT] = length, found.data_ptr()
-        block[fields.WEIGHT], block[fields.SCALES] = codes.data_ptr(), scales.data_ptr()
-        pool(threads).run(packed(bits_of(codes, scales))[2], fields.address(block))
+        block = new_block()
+        expert = array("q", (0, 0, codes.data_ptr(), 0, 0, 0, 0, scales.data_ptr(), 0))
+        block[fields.WIDTH], block[fields.UP], block[fields.OUT] = rows, length * GROUP, found.data_ptr()
+        block[fields.KIND], block[fields.GROUPS] = fields.BITS + bits_of(codes, scales), fields.address(expert)
+        launch(block, panel_functions()[4], shared(block, rows, length * GROUP, 1, found.numel(), threads), threads)
         return found
 
 
@@ -126,7 +127,7 @@ def _padded(rows: torch.Tensor) -> torch.Tensor:
 
 
 @functools.cache
-def packed(bits: int) -> tuple[int, int, int]:
+def packed(bits: int) -> tuple[int, int]:
     """``specmoe.compute.packed.compiled``; numba is imported when it is first needed."""
     from specmoe.compute import packed as kernels
 

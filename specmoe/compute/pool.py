@@ -27,6 +27,10 @@ YIELDS = 2_000
 """Some 200 to 400 microseconds: the time between two layers.  Waking a sleeping thread takes 30 to 60."""
 BUSY_JOBS = 500
 """A helper that lost its core to another process sleeps at once for so many jobs: a thread that wakes gets it back."""
+COUNTERS = 5
+"""The line of an argument from which a job may have further counters."""
+MISSED_JOBS = 3
+"""Missing so many, a helper has lost its core; it may miss one or two that the caller ended by itself in no time."""
 CONTROL_BYTES = 5 * LINE
 CONTROL, JOB, JOB_ARGUMENT, COUNT = range(4)  # of a request, likewise
 REQUEST_BYTES = 4 * LINE
@@ -95,7 +99,7 @@ def _help(control: Any) -> None:
             elif spins > SPINS:
                 _syscall(_YIELD, 0, 0, 0, 0)
             continue
-        if now > seen + 1 and not slept:  # it missed a job although it was awake
+        if now > seen + MISSED_JOBS and not slept:  # although it was awake
             busy = BUSY_JOBS
         elif busy:
             busy -= 1
@@ -126,15 +130,22 @@ def _share(control: Any, function: Any, argument: Any) -> None:
 
 @njit
 def _lead(request: Any) -> None:
-    """Run the job of a request, or its sequence of ``COUNT`` steps at ``JOB``: (is shared, function, argument) each."""
+    """Run the job of a request, or its sequence of ``COUNT`` steps at ``JOB``: (lines, function, argument) each.
+
+    ``lines`` is 0 for a step of this thread alone; else the first word of the argument is a counter that becomes 0, and
+    so do those of its lines from ``COUNTERS`` up to ``lines``.
+    """
     control, count = _read(request, CONTROL), _read(request, COUNT)
     if count == 0:
         _share(control, _read(request, JOB), _read(request, JOB_ARGUMENT))
     for i in range(count):
         step = _read(request, JOB) + 24 * i
         function, argument = _read(step + 8, 0), _read(step + 16, 0)
-        if _read(step, 0):
-            _write(argument, 0, 0)  # the counter of tasks
+        lines = _read(step, 0)
+        if lines:
+            _write(argument, 0, 0)
+            for k in range(COUNTERS, lines):
+                _write(argument, k, 0)
             _share(control, function, argument)
         else:
             _call(function, argument)

@@ -53,14 +53,17 @@ class Routed:
         return self.order // self.top_k
 
     @cached_property
-    def lines(self) -> NDArray[np.int64]:
-        """Where the output row of each pick starts, in elements: int64 [n]."""
-        return self.order * self.hidden.shape[1]
+    def order_address(self) -> int:
+        """The address of ``order``."""
+        return address(self.order)
 
     @cached_property
     def single(self) -> torch.Tensor:
         """The tokens as the streaming kernel reads them: float32, contiguous."""
-        return self.hidden.float().contiguous()
+        hidden = self.hidden
+        if hidden.dtype == torch.float32 and hidden.is_contiguous():
+            return hidden
+        return hidden.float().contiguous()
 
     @cached_property
     def _indices(self) -> tuple[torch.Tensor, torch.Tensor]:

@@ -12,7 +12,7 @@ import numpy as np
 from numba import carray, cfunc, njit, types
 
 from specmoe.compute.attention_kernel import _dot
-from specmoe.compute.streaming import _FLOAT, _load, _store
+from specmoe.compute.scalars import _FLOAT, _load, _store
 
 
 @njit

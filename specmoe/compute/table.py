@@ -31,8 +31,8 @@ PAIRS = (*((d, d) for d in DTYPES), (torch.bfloat16, torch.float32), (torch.floa
 """(dtype of the weights, dtype computed in)."""
 WAIT_VARIABLES = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
 STREAMED_ROWS = 16
-"""Most rows that the rule gives to the streaming kernel; twice as many of narrow weights in float32, and four times as
-many where oneDNN has to widen rows and weights."""
+"""Most rows that the rule gives to the streaming kernel; twice as many of narrow weights in float32, four times as many
+where oneDNN has to widen rows and weights, and all rows in float32 on a processor with AVX-512."""
 SMALL = 1 << 16
 """Linear layers with fewer weights are left to torch: calling it costs less than reading them saves."""
 
@@ -88,6 +88,8 @@ def rule() -> KernelTable:
         few: Kernel = "streaming" if available() else "torch"
         many = _for_many_rows(dtype, stored)
         most = STREAMED_ROWS * (2 if stored != dtype else 4 if many == "onednn-widened" else 1)
+        if dtype == torch.float32 and "AVX512" in torch.backends.cpu.get_cpu_capability():
+            most = ROWS[-1]
         kernels |= {key(product, dtype, stored): [few if n <= most else many for n in ROWS] for product in products}
     return KernelTable("default rule", kernels)
 

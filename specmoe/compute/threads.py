@@ -45,9 +45,10 @@ class Pool:
             self._lead(fields.address(self._request))
 
     def run_sequence(self, steps: int, count: int) -> None:
-        """Make ``count`` calls one after another: int64 (is shared, function, argument) each, at address ``steps``.
+        """Make ``count`` calls one after another: int64 (lines, function, argument) each, at address ``steps``.
 
-        A shared one is called as by ``run``, once its first field, the counter of tasks, is 0; others only here.
+        One with ``lines`` is called as by ``run``, once the counters of its argument (``specmoe.compute.pool``) are 0;
+        others only here.
         """
         with self._lock:
             self._request[self._job], self._request[self._count] = steps, count

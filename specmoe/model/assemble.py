@@ -14,10 +14,10 @@ import torch
 from transformers import PreTrainedModel
 
 from specmoe.compute import table as kernel_tables
+from specmoe.compute.calls import panel_functions, streamed
 from specmoe.compute.linear import replace_linears
 from specmoe.compute.norm import replace_norms
 from specmoe.compute.packed_layer import packed
-from specmoe.compute.products import streamed
 from specmoe.compute.router import replace_routers
 from specmoe.compute.table import KernelTable
 from specmoe.compute.threads import available, pool
@@ -144,6 +144,7 @@ def assemble(
             chosen.selection.resize(max(room))
     if options.drafts_with_copies and ground.kernels.streamed_rows("experts", torch.float32):
         packed(options.draft_bits)
+        panel_functions()
     state = PassState(options, residency, chosen.placement, chosen.selection, tables, slices, prefetcher, copies)
     attach(model, modules, state, ground.kernels)
     kernels = ground.kernels.describe(model.config.dtype, store.dtype)
@@ -159,6 +160,8 @@ def prepare_kernels(model: PreTrainedModel, stored: torch.dtype, options: SpecOp
     used |= {stored} if table.streamed_rows("experts", model.config.dtype, stored) else set()
     for dtype in used:
         streamed(dtype)
+    if used:
+        panel_functions()
         pool(torch.get_num_threads())
     if available():
         fuse_attention(model, table)

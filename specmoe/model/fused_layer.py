@@ -12,6 +12,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from specmoe.compute.attention_block import AttentionBlock
+from specmoe.compute.calls import MANY_ROWS
 from specmoe.compute.linear import KernelLinear
 from specmoe.compute.norm import MOST_ELEMENTS, KernelNorm
 from specmoe.compute.products import can_stream
@@ -36,7 +37,7 @@ class FusedLayer(nn.Module):
         layer, block, linears, rest = self.__dict__["_parts"]
         where, tokens = None, hidden_states.shape[0] * hidden_states.shape[1]
         is_small = hidden_states.numel() <= MOST_ELEMENTS and hidden_states.is_contiguous()
-        if is_small and all(linear.kernel(tokens) == "streaming" for linear in linears):
+        if is_small and tokens < MANY_ROWS and all(linear.kernel(tokens) == "streaming" for linear in linears):
             attention: FusedAttention = self._modules["self_attn"]  # type: ignore[assignment]
             where = attention.where(hidden_states, arguments.get("position_embeddings"), arguments)
         if where is None:

@@ -12,20 +12,23 @@ import os
 import statistics
 import time
 from collections.abc import Iterator
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from harness.machine import environment
-from harness.machine.calibrate import memory_read_gb_s
+from harness.machine.calibrate import gemm_tflop_s, memory_read_gb_s
 from harness.timestamp import now
 from specmoe import SpecMoE
 from specmoe.compute import measure
 from specmoe.compute.table import PAIRS, ROWS, key, load
 from specmoe.generation import plain_settings
+from specmoe.offload.device import allocate_pages
 from tests import ROOT
 from workloads import models, prompts
 
@@ -44,23 +47,41 @@ def _seconds(action: Any) -> float:
 
 
 def _kernels(dtype: torch.dtype, stored: torch.dtype) -> dict[str, Any]:
-    """Milliseconds per expert in ``stored`` of the chosen kernel and of ``F.linear``, by number of rows, in turns."""
+    """Milliseconds per expert in ``stored`` of the engine's chosen kernel and of ``F.linear``, by number of rows."""
     table, found = load(), {}
-    weights = [measure.expert(stored) for _ in range(FOOTPRINT_BYTES // (3 * 512 * 640 * stored.itemsize))]
+    weights = measure.experts(stored, FOOTPRINT_BYTES, allocate_pages)
     nbytes = sum(w.numel() * w.element_size() for w in weights[0].values())
     for rows in ROWS:
         chosen = table.choose("experts", dtype, rows, stored)
+        actions = {
+            "ours": measure.action("experts", chosen, rows, dtype, weights),
+            "theirs": _f_linear(rows, dtype, weights),
+        }
         with torch.inference_mode():
-            taken = measure.times_s("experts", rows, dtype, weights, list(dict.fromkeys([chosen, "torch"])), BUDGET_S)
-        ours, theirs = taken[chosen], taken["torch"]
+            taken = measure.times_s(actions, BUDGET_S, ROUNDS)
+        ours, theirs = ([s / measure.EXPERTS for s in taken[name]] for name in ("ours", "theirs"))
         found[str(rows)] = {
             "kernel": chosen,
             "ms": round(1e3 * statistics.median(ours), 4),
             "f_linear_ms": round(1e3 * statistics.median(theirs), 4),
             "speedup": round(statistics.median(b / a for a, b in zip(ours, theirs, strict=True)), 3),
             "read_gb_s": round(nbytes / statistics.median(ours) / 1e9, 2),
+            "gflop_s": round(6 * rows * measure.WIDTH * measure.INNER / statistics.median(ours) / 1e9, 1),
         }
     return found
+
+
+def _f_linear(rows: int, dtype: torch.dtype, weights: list[measure.Weights]) -> measure.Run:
+    """The same experts by ``F.linear`` alone; weights in another dtype are widened first, as torch would need it."""
+    x, turn = torch.randn(rows, measure.WIDTH, dtype=dtype), cycle(weights)
+
+    def run() -> None:
+        for _ in range(measure.EXPERTS):
+            one = next(turn)
+            gate, up = F.linear(x, one["gate_up_proj"].to(dtype)).chunk(2, dim=-1)
+            F.linear(F.silu(gate) * up, one["down_proj"].to(dtype))
+
+    return run
 
 
 def _resident(folder: Path, batch: int) -> dict[str, Any]:
@@ -125,6 +146,7 @@ def test_kernels_reach_the_memory_rate() -> None:
         "load_average": os.getloadavg(),
         "threads": 2,
         "memory_read_gb_s": round(rate, 2),
+        "gemm_tflop_s": round(gemm_tflop_s("cpu", torch.float32), 4),
         "table": load().describe(torch.float32),
         "kernels": kernels,
     }

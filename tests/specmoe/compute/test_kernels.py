@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from specmoe.compute import calls
 from specmoe.compute.expert import ExpertTraits, expert_mlp
 from specmoe.compute.gate import Gate, recognise
 from specmoe.compute.layer import ExpertKernels
@@ -85,7 +86,7 @@ def _compare(
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("tokens", [*range(1, 10), 17])
+@pytest.mark.parametrize("tokens", [*range(1, 10), 17, 48, 113])  # few rows, and one to six panels
 def test_experts_of_a_layer_in_one_call_equal_each_by_torch(tokens: int, dtype: torch.dtype) -> None:
     traits = ExpertTraits(True, False, _gated(F.silu))
     _compare(_experts(3, 48, 32, dtype), traits, Gate("silu"), tokens, dtype)
@@ -95,7 +96,8 @@ def test_experts_of_a_layer_in_one_call_equal_each_by_torch(tokens: int, dtype: 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_odd_shapes_and_biases(hidden: int, inner: int, dtype: torch.dtype) -> None:
     traits = ExpertTraits(True, False, _gated(F.silu))
-    _compare(_experts(2, hidden, inner, dtype, bias=True), traits, Gate("silu"), 5, dtype)
+    for tokens in (5, 60):
+        _compare(_experts(2, hidden, inner, dtype, bias=True), traits, Gate("silu"), tokens, dtype)
 
 
 @pytest.mark.parametrize("bias", [False, True])
@@ -106,7 +108,7 @@ def test_every_gate_and_activation(name: str, has_gate: bool, bias: bool) -> Non
     traits = ExpertTraits(has_gate, False, activation)
     gate = recognise(traits, SimpleNamespace())
     assert gate == Gate(name, "concatenated" if has_gate else "ungated")
-    for tokens in (1, 2, 3, 4, 7):
+    for tokens in (1, 2, 3, 4, 7, 40):
         _compare(_experts(3, 24, 13, torch.float32, has_gate, bias), traits, gate, tokens, torch.float32)
 
 
@@ -114,7 +116,8 @@ def test_interleaved_clamped_gates_with_an_offset() -> None:
     traits = ExpertTraits(True, False, _clamped)
     gate = recognise(traits, SimpleNamespace(limit=0.5, alpha=1.702))
     assert gate == Gate("silu", "interleaved", 1.702, 0.5, 1.0)
-    _compare(_experts(3, 24, 14, torch.float32, bias=True), traits, gate, 7, torch.float32)
+    for tokens in (7, 40):
+        _compare(_experts(3, 24, 14, torch.float32, bias=True), traits, gate, tokens, torch.float32)
 
 
 def test_an_unknown_activation_is_not_recognised_and_computed_by_torch() -> None:
@@ -144,7 +147,7 @@ def test_values_that_are_not_finite_are_those_of_torch(bad: float) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("rows", [1, 2, 3, 4, 5, 6, 7, 8, 9, 33])
+@pytest.mark.parametrize("rows", [1, 2, 3, 4, 5, 6, 7, 8, 9, 33, 100])
 def test_linear_layers_by_every_kernel(rows: int, dtype: torch.dtype) -> None:
     generator = torch.Generator().manual_seed(rows)
     for width, inner in ((1, 1), (65, 130), (300, 513)):
@@ -215,3 +218,11 @@ def test_transposed_weights_and_scaled_inputs_are_computed_one_expert_at_a_time(
         doubled = Routed(2 * hidden, plain.order, plain.bounds, 2)
         ExpertKernels(traits, Gate("silu"), table).compute(list(enumerate(weights)), doubled, outs[3])
         torch.testing.assert_close(outs[2], outs[3], rtol=1e-5, atol=1e-5)
+
+
+def test_many_rows_are_multiplied_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(calls, "CHUNK_BYTES", 1)  # three panels at a time
+    traits = ExpertTraits(True, False, _gated(F.silu))
+    _compare(_experts(2, 24, 14, torch.bfloat16, bias=True), traits, Gate("silu"), 400, torch.bfloat16)
+    weight, x = torch.randn(33, 20), torch.randn(301, 20)
+    torch.testing.assert_close(product(x, weight, None, "streaming"), F.linear(x, weight), rtol=1e-5, atol=1e-5)

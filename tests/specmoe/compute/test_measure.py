@@ -6,6 +6,7 @@ import pytest
 
 from specmoe.compute import measure
 from specmoe.compute.table import PAIRS, ROWS, Product, candidates, key
+from specmoe.offload.device import allocate_pages
 
 
 @pytest.mark.slow
@@ -14,7 +15,7 @@ def test_every_product_pair_of_dtypes_and_number_of_rows_gets_a_kernel_that_runs
 ) -> None:
     monkeypatch.setattr(measure, "WIDTH", 48)
     monkeypatch.setattr(measure, "INNER", 32)
-    table = measure.measure(budget_s=0.0, footprint_bytes=1)
+    table = measure.measure(allocate_pages, budget_s=0.0, footprint_bytes=1)
     products: tuple[Product, ...] = ("experts", "linear")
     assert set(table.kernels) == {key(what, dtype, stored) for what in products for stored, dtype in PAIRS}
     for stored, dtype in PAIRS:

@@ -135,3 +135,13 @@ def test_a_copy_is_always_out_by_in_and_its_input_may_be_scaled() -> None:
     routed = Routed.of(x, torch.zeros(3, 1, dtype=torch.long).numpy(), None, torch.full((3,), 2.0))
     PackedKernels(traits, Gate("silu"), rule(), {}).compute([(0, copy)], routed, out)
     torch.testing.assert_close(out, expert_mlp(2 * x, widened_expert(copy, 64), SWIGLU), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.skipif(not available(), reason="needs Linux on x86-64 or 64-bit Arm")
+@pytest.mark.parametrize("tokens", [1, 40])
+def test_one_layer_takes_copies_of_any_bits_one_after_another(tokens: int) -> None:
+    kernels, x = PackedKernels(SWIGLU, Gate("silu"), rule(), {}), torch.randn(tokens, 64)
+    for bits in (4, 2, 8, 3):
+        copy, out = _copy(bits, 64, 32, True, False, bits), torch.zeros(tokens, 64)
+        kernels.compute([(0, copy)], Routed.of(x, torch.zeros(tokens, 1, dtype=torch.long).numpy()), out)
+        torch.testing.assert_close(out, expert_mlp(x, widened_expert(copy, 64), SWIGLU), rtol=1e-5, atol=1e-5)
