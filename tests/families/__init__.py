@@ -110,9 +110,11 @@ def build(family: str, folder: Path) -> PreTrainedModel:
         raise ValueError(f"the model of {family} has {size} parameters: add small values to OVERRIDES")
     saved = model.state_dict(keep_vars=True)
     with torch.no_grad():
-        for tensor in saved.values():
+        for name, tensor in saved.items():
             if isinstance(tensor, torch.nn.Parameter) and tensor.ndim > 1:
                 tensor.normal_(std=0.3)
+            elif isinstance(tensor, torch.nn.Parameter) and name.endswith("bias"):
+                tensor.normal_(std=0.1)  # some models leave a bias as it was in memory
             elif tensor.is_floating_point():
                 tensor.add_(torch.randn_like(tensor) * 0.1)
         tied = getattr(model.config.get_text_config(), "tie_word_embeddings", False)

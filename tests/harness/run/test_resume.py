@@ -72,8 +72,12 @@ def _runner(out: Path, changes: dict | None = None, executor: QuickExecutor | No
     return Runner.open(experiment, out, show=lambda line: None, executor=executor or QuickExecutor())
 
 
-def _run_and_kill(out: Path, after_s: float) -> bool:
-    """Run in a forked process and kill -9 it after a time; returns whether the kill found it at work."""
+def _run_and_kill(out: Path, after_s: float, results: Path | None = None) -> bool:
+    """Run in a forked process and kill -9 it after a time; returns whether the kill found it at work.
+
+    The time counts from the start, or from the first byte that the process adds to ``results``.
+    """
+    before = _size(results)
     child = os.fork()
     if child == 0:
         try:
@@ -83,10 +87,18 @@ def _run_and_kill(out: Path, after_s: float) -> bool:
             _runner(out).run()
         finally:
             os._exit(0)
+    for _ in range(3000 if results else 0):
+        if _size(results) != before or os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+            break
+        time.sleep(0.01)
     time.sleep(after_s)
     os.kill(child, signal.SIGKILL)
     _, status = os.waitpid(child, 0)
     return os.WIFSIGNALED(status)
+
+
+def _size(file: Path | None) -> int:
+    return file.stat().st_size if file and file.exists() else 0
 
 
 @pytest.mark.slow
@@ -99,7 +111,10 @@ def test_a_hundred_kills_lose_nothing_finished_and_repeat_nothing(tmp_path: Path
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # fork beside torch's threads; the children use none of them
         for number in range(100):
-            kills += _run_and_kill(tmp_path / "out", chance.uniform(0.02, 0.3))
+            if number % 3 == 0:  # between cells, however long a busy machine takes to start
+                kills += _run_and_kill(tmp_path / "out", chance.uniform(0.0, 0.03), results)
+            else:
+                kills += _run_and_kill(tmp_path / "out", chance.uniform(0.02, 0.3))
             now = results.read_bytes() if results.exists() else b""
             whole = kept[: kept.rfind(b"\n") + 1]
             assert now.startswith(whole), f"kill {number} changed lines that were finished"
