@@ -11,7 +11,7 @@ import math
 from typing import Any
 
 import numpy as np
-from numba import cfunc, njit, types
+from numba import njit
 
 from specmoe.compute.attention_fields import (
     COS,
@@ -35,6 +35,7 @@ from specmoe.compute.attention_fields import (
     VALUES,
     WIDTH,
 )
+from specmoe.compute.entry import address_of
 from specmoe.compute.scalars import _FAST, _FLOAT, _field, _load, _store, _take
 
 
@@ -129,11 +130,7 @@ def attend(args):  # type: ignore[no-untyped-def]
     _attend(args)
 
 
-_compiled: list[Any] = []  # the function lives as long as the process, since others hold its address
-
-
 @functools.cache
 def compiled() -> int:
     """The address of ``attend``: ``void f(int64 address of the fields)``; compiled unless numba's cache has it."""
-    _compiled.append(cfunc(types.void(types.intp), cache=True)(attend))
-    return int(_compiled[-1].address)
+    return address_of(attend)

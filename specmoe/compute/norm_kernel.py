@@ -14,8 +14,9 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from numba import cfunc, njit, types
+from numba import njit, types
 
+from specmoe.compute.entry import address_of
 from specmoe.compute.norm_fields import ADDED, EPS, OUT, ROWS, SCALE, SUM, WIDTH, X
 from specmoe.compute.scalars import _FAST, _FLOAT, _field, _load, _store
 
@@ -56,20 +57,16 @@ def add_and_norm(args):  # type: ignore[no-untyped-def]
     _add_and_norm(args)
 
 
-_compiled: list[Any] = []  # the function lives as long as the process, since others hold its address
-
-
 @functools.cache
 def compiled() -> Callable[[int, int, int, int, int, float], None]:
     """``norm(x, scale, out, rows, width, eps)`` on addresses of float32 rows; compiled unless numba's cache has it."""
     word = types.intp
-    _compiled.append(cfunc(types.void(word, word, word, word, word, types.float32), cache=True)(norm))
     words = [ctypes.c_ssize_t] * 5
-    return ctypes.CFUNCTYPE(None, *words, ctypes.c_float)(_compiled[-1].address)
+    address = address_of(norm, word, word, word, word, word, types.float32)
+    return ctypes.CFUNCTYPE(None, *words, ctypes.c_float)(address)
 
 
 @functools.cache
 def compiled_sum() -> int:
     """The address of ``add_and_norm``: ``void f(int64 address of the fields)``."""
-    _compiled.append(cfunc(types.void(types.intp), cache=True)(add_and_norm))
-    return int(_compiled[-1].address)
+    return address_of(add_and_norm)

@@ -13,12 +13,13 @@ import functools
 from typing import Any
 
 from llvmlite import ir
-from numba import cfunc, njit, types
+from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
 from specmoe.compute.activation import _activate
 from specmoe.compute.codes import GROUP, zero_of
+from specmoe.compute.entry import address_of
 from specmoe.compute.fields import (
     BLOCK,
     BLOCKS,
@@ -285,7 +286,6 @@ _SOURCES = {
     4: (up_4, down_4),
     8: (up_8, down_8),
 }
-_compiled: dict[str, Any] = {}  # the functions live as long as the process, since others hold their addresses
 
 
 @functools.cache
@@ -297,7 +297,5 @@ def compiled(bits: int) -> tuple[int, int]:
     Raises:
         KeyError: another number of bits.
     """
-    for source in _SOURCES[bits]:
-        _compiled[source.__name__] = cfunc(types.void(types.intp), cache=True)(source)
-    first, second = (int(_compiled[source.__name__].address) for source in _SOURCES[bits])
-    return first, second
+    up, down = _SOURCES[bits]
+    return address_of(up), address_of(down)

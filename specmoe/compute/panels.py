@@ -13,10 +13,11 @@ import functools
 from typing import Any
 
 import numpy as np
-from numba import cfunc, njit, types
+from numba import njit
 
 from specmoe.compute.activation import _activate
 from specmoe.compute.codes import GROUP
+from specmoe.compute.entry import address_of
 from specmoe.compute.fields import (
     BFLOAT16,
     BITS,
@@ -259,16 +260,10 @@ def panels_widen(args):  # type: ignore[no-untyped-def]
     _widen(args)
 
 
-_compiled: list[Any] = []  # the functions live as long as the process, since others hold their addresses
-
-
 @functools.cache
 def compiled() -> tuple[int, int, int, int]:
     """Addresses of ``pack``, ``up``, ``down`` and ``widen``: ``void f(int64 address of the fields)``.
 
     Compiles them (seconds) unless numba's cache on disk has them.
     """
-    sources = (panels_pack, panels_up, panels_down, panels_widen)
-    _compiled.extend(cfunc(types.void(types.intp), cache=True)(source) for source in sources)
-    first, second, third, fourth = (int(function.address) for function in _compiled[-4:])
-    return first, second, third, fourth
+    return address_of(panels_pack), address_of(panels_up), address_of(panels_down), address_of(panels_widen)

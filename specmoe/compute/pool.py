@@ -16,8 +16,10 @@ from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba import cfunc, njit, types
+from numba import njit, types
 from numba.extending import intrinsic
+
+from specmoe.compute.entry import address_of
 
 GENERATION, OPEN, BUSY, FUNCTION, ARGUMENT = range(5)  # int64 fields of the control block, a cache line each
 LINE = 64
@@ -159,12 +161,7 @@ def pool_lead(request):  # type: ignore[no-untyped-def]
     _lead(request)
 
 
-_compiled: list[Any] = []  # helpers run this code as long as the process lives
-
-
 @functools.cache
 def compiled() -> tuple[int, int]:
     """Addresses of the helper's loop and of the leader: ``void f(int64 address)``."""
-    _compiled.extend(cfunc(types.void(types.intp), cache=True)(source) for source in (pool_help, pool_lead))
-    first, second = (int(function.address) for function in _compiled[-2:])
-    return first, second
+    return address_of(pool_help), address_of(pool_lead)

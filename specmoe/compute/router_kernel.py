@@ -9,9 +9,10 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from numba import carray, cfunc, njit, types
+from numba import carray, njit, types
 
 from specmoe.compute.attention_kernel import _dot
+from specmoe.compute.entry import address_of
 from specmoe.compute.scalars import _FLOAT, _load, _store
 
 
@@ -57,9 +58,6 @@ def route(x, weight, logits, shares, picks, tokens, experts, width, k, norm):  #
     _route(x, weight, logits, shares, carray(picks, (tokens, k)), tokens, experts, width, k, norm)
 
 
-_compiled: list[Any] = []  # the function lives as long as the process, since others hold its address
-
-
 @functools.cache
 def compiled() -> Callable[..., None]:
     """``route`` on the addresses of ``x`` [T, H], ``weight`` [E, H], the logits [T, E], the shares and picks [T, K].
@@ -68,5 +66,4 @@ def compiled() -> Callable[..., None]:
     """
     word = types.intp
     arguments = [word, word, word, word, types.CPointer(types.int64), word, word, word, word, word]
-    _compiled.append(cfunc(types.void(*arguments), cache=True)(route))
-    return ctypes.CFUNCTYPE(None, *[ctypes.c_ssize_t] * len(arguments))(_compiled[-1].address)
+    return ctypes.CFUNCTYPE(None, *[ctypes.c_ssize_t] * len(arguments))(address_of(route, *arguments))

@@ -13,9 +13,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from numba import cfunc, njit, types
+from numba import njit
 
 from specmoe.compute.activation import _activate
+from specmoe.compute.entry import address_of
 from specmoe.compute.fields import (
     BLOCK,
     BLOCKS,
@@ -181,7 +182,6 @@ _SOURCES = {
     torch.bfloat16: (up_bfloat16, down_bfloat16),
     torch.float16: (up_float16, down_float16),
 }
-_compiled: dict[str, Any] = {}  # the functions live as long as the process, since others hold their addresses
 
 
 @functools.cache
@@ -193,7 +193,5 @@ def compiled(dtype: torch.dtype) -> tuple[int, int]:
     Raises:
         KeyError: another dtype.
     """
-    for source in _SOURCES[dtype]:
-        _compiled[source.__name__] = cfunc(types.void(types.intp), cache=True)(source)
-    first, second = (int(_compiled[source.__name__].address) for source in _SOURCES[dtype])
-    return first, second
+    up, down = _SOURCES[dtype]
+    return address_of(up), address_of(down)
