@@ -5,12 +5,11 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-import re
 import warnings
-from pathlib import Path
 from typing import Protocol
 
 import numpy as np
+import psutil
 import torch
 
 from specmoe.errors import BufferedReadsWarning, HostMemoryError, StoreError
@@ -129,7 +128,7 @@ class HostSource:
         self._chunks: list[list[torch.Tensor]] = [[] for _ in store.layers]
         self._held_bytes = 0
         needed, free = sum(spec.experts * spec.stride_bytes for spec in store.layers), available_bytes()
-        if free is not None and needed > free:
+        if needed > free:
             raise HostMemoryError(f"{store.path} takes {needed} bytes, this host has {free} free: {_MEMORY_FIX}")
         disk = DiskSource(store)
         try:
@@ -180,14 +179,9 @@ class HostSource:
         self._chunks = [[] for _ in self._chunks]
 
 
-def available_bytes() -> int | None:
-    """Host memory that can be had without swapping, as the kernel estimates it; None where it does not say."""
-    try:
-        text = Path("/proc/meminfo").read_text(encoding="ascii")
-    except OSError:
-        return None
-    found = re.search(r"^MemAvailable: *(\d+) kB$", text, re.MULTILINE)
-    return int(found[1]) * 1024 if found else None
+def available_bytes() -> int:
+    """Host memory that can be had without swapping, as the kernel estimates it."""
+    return int(psutil.virtual_memory().available)
 
 
 class Extended:
