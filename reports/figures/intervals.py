@@ -45,6 +45,11 @@ def repetitions(record: dict[str, Any]) -> list[dict[str, Any]]:
     return list(record.get("repetitions") or []) if record.get("status") == "ok" else []
 
 
+def timed(record: dict[str, Any]) -> list[dict[str, Any]]:
+    """Repetitions of a finished record in which every token's arrival is known."""
+    return [one for one in repetitions(record) if one.get("arrivals_s")]
+
+
 def decoded_tokens(record: dict[str, Any], repetition: dict[str, Any]) -> int:
     """Tokens of the decode phase: the prefill gives every row its first."""
     return int(repetition["new_tokens"]) - int(record["cell"]["batch_size"])

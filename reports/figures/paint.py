@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import matplotlib as mpl
@@ -74,6 +74,32 @@ def by_batch(axes: Any, data: pd.DataFrame, value: str, looks: Looks) -> list[Li
         handles.append(Line2D([], [], linestyle="", marker="x", color="#444444", markeredgewidth=2, label="no result"))
     batch_axis(axes, batches)
     return handles
+
+
+def over_seconds(
+    data: pd.DataFrame,
+    looks: Looks,
+    x: str,
+    y: str,
+    draw: Callable[[Any, pd.DataFrame, dict[str, Any]], Any],
+    **marks: Any,
+) -> Any:
+    """A figure over the seconds of a run, from 0 on: ``draw`` puts each system's rows on the axes with its marks.
+
+    ``x`` and ``y`` are the axes' labels; ``marks`` replace those of every system.
+    """
+    figure, (axes,) = panels(1, 1, 3.9)
+    handles = []
+    for (kind, _), part in lines(data):
+        own = style.line_marks(look(looks, part.iloc[0]), kind) | marks
+        draw(axes, part, own)
+        handles.append(Line2D([], [], label=system_text(part.iloc[0].to_dict()), **own))
+    axes.set_xlim(left=0)
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel(f"{x}, batch {data['batch_size'].iloc[0]}")
+    axes.set_ylabel(y)
+    legend(figure, handles)
+    return figure
 
 
 def _crosses(axes: Any, places: list[float], color: str) -> None:

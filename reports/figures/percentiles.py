@@ -6,22 +6,21 @@ from functools import partial
 from typing import Any
 
 import pandas as pd
-from matplotlib.lines import Line2D
 
-from reports.figures import paint, style
-from reports.figures.intervals import INTERVAL, over_rounds, repetitions
+from reports.figures import paint
+from reports.figures.intervals import INTERVAL, over_rounds, timed
 from reports.figures.spec import Material, Spec
 from reports.figures.style import Looks
+from reports.results.latency import PERCENTS
 from reports.wording.tables import system_text
 
-_PERCENTS = (50, 95, 99)
 _NEEDS = "finished cells of a system that reports its tokens as they are final"
 
 
 def _data(metric: str, material: Material) -> pd.DataFrame:
     """A row per system, batch size and percentile, in milliseconds; no rows where nothing was reported."""
     parts = []
-    for percent in _PERCENTS:
+    for percent in PERCENTS:
         column = f"{metric}_p{percent}_s"
         part = over_rounds(material.records, column, 1e3)
         names = {column + end: f"ms{end}" for end in ("", "_low", "_high")}
@@ -32,9 +31,9 @@ def _data(metric: str, material: Material) -> pd.DataFrame:
 
 
 def _paint(axis: str, may_log: bool, data: pd.DataFrame, looks: Looks) -> Any:
-    figure, grid = paint.panels(len(_PERCENTS), len(_PERCENTS), 3.4, sharey=True)
+    figure, grid = paint.panels(len(PERCENTS), len(PERCENTS), 3.4, sharey=True)
     handles = []
-    for axes, percent in zip(grid, _PERCENTS, strict=True):
+    for axes, percent in zip(grid, PERCENTS, strict=True):
         handles = paint.by_batch(axes, data[data["percent"] == percent], "ms", looks)
         axes.set_title(f"p{percent}")
     paint.value_axis(grid[0], data, "ms", axis, may_log)
@@ -43,7 +42,7 @@ def _paint(axis: str, may_log: bool, data: pd.DataFrame, looks: Looks) -> Any:
 
 
 def _alt(title: str, data: pd.DataFrame) -> str:
-    texts = [f"p{p}: {paint.describe(data[data['percent'] == p], 'ms', 'ms')}" for p in _PERCENTS]
+    texts = [f"p{p}: {paint.describe(data[data['percent'] == p], 'ms', 'ms')}" for p in PERCENTS]
     return f"{title}. {' '.join(texts)}"
 
 
@@ -69,7 +68,7 @@ def _arrivals(material: Material) -> pd.DataFrame:
     rows: list[dict[str, Any]] = []
     smallest = done[done["batch_size"] == done["batch_size"].min()]
     for (kind, title, system), part in smallest.groupby(["kind", "title", "system"], sort=False):
-        found = [one for record in part["record"] for one in repetitions(record) if one.get("arrivals_s")]
+        found = [one for record in part["record"] for one in timed(record)]
         for token, seconds in enumerate(found[-1]["arrivals_s"][0] if found else [], start=1):
             batch = int(part["batch_size"].iloc[0])
             row = {"kind": kind, "title": title, "system": system, "batch_size": batch}
@@ -78,18 +77,10 @@ def _arrivals(material: Material) -> pd.DataFrame:
 
 
 def _paint_arrivals(data: pd.DataFrame, looks: Looks) -> Any:
-    figure, (axes,) = paint.panels(1, 1, 3.9)
-    handles = []
-    for (kind, _), part in paint.lines(data):
-        marks = style.line_marks(paint.look(looks, part.iloc[0]), kind) | {"marker": ""}
+    def draw(axes: Any, part: pd.DataFrame, marks: dict[str, Any]) -> None:
         axes.step([0.0, *part["seconds"]], [0, *part["tokens"]], where="post", **marks)
-        handles.append(Line2D([], [], label=system_text(part.iloc[0].to_dict()), **marks))
-    axes.set_xlim(left=0)
-    axes.set_ylim(bottom=0)
-    axes.set_xlabel(f"seconds since the request, batch {data['batch_size'].iloc[0]}")
-    axes.set_ylabel("new tokens of one row")
-    paint.legend(figure, handles)
-    return figure
+
+    return paint.over_seconds(data, looks, "seconds since the request", "new tokens of one row", draw, marker="")
 
 
 def _alt_arrivals(data: pd.DataFrame) -> str:

@@ -6,10 +6,9 @@ import statistics
 from typing import Any
 
 import pandas as pd
-from matplotlib.lines import Line2D
 
-from reports.figures import paint, style
-from reports.figures.intervals import repetitions
+from reports.figures import paint
+from reports.figures.intervals import timed
 from reports.figures.spec import Material, Spec
 from reports.figures.style import Looks
 from reports.results.steadiness import rates
@@ -26,7 +25,7 @@ def _data(material: Material) -> pd.DataFrame:
     rows: list[dict[str, Any]] = []
     largest = done[done["batch_size"] == done["batch_size"].max()]
     for (kind, title, system), part in largest.groupby(["kind", "title", "system"], sort=False):
-        runs = [rates(one["arrivals_s"], PARTS) for record in part["record"] for one in _timed(record)]
+        runs = [rates(one["arrivals_s"], PARTS) for record in part["record"] for one in timed(record)]
         facts = {"kind": kind, "title": title, "system": system, "batch_size": int(part["batch_size"].iloc[0])}
         for place in zip(*filter(None, runs), strict=True):
             seconds, tok_s = (statistics.median(values) for values in zip(*place, strict=True))
@@ -34,23 +33,11 @@ def _data(material: Material) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=_COLUMNS)
 
 
-def _timed(record: dict[str, Any]) -> list[dict[str, Any]]:
-    return [one for one in repetitions(record) if one.get("arrivals_s")]
-
-
 def _paint(data: pd.DataFrame, looks: Looks) -> Any:
-    figure, (axes,) = paint.panels(1, 1, 3.9)
-    handles = []
-    for (kind, _), part in paint.lines(data):
-        marks = style.line_marks(paint.look(looks, part.iloc[0]), kind)
+    def draw(axes: Any, part: pd.DataFrame, marks: dict[str, Any]) -> None:
         axes.plot(part["seconds"], part["tok_s"], **marks)
-        handles.append(Line2D([], [], label=system_text(part.iloc[0].to_dict()), **marks))
-    axes.set_xlim(left=0)
-    axes.set_ylim(bottom=0)
-    axes.set_xlabel(f"seconds of decoding, batch {data['batch_size'].iloc[0]}")
-    axes.set_ylabel("tokens per second")
-    paint.legend(figure, handles)
-    return figure
+
+    return paint.over_seconds(data, looks, "seconds of decoding", "tokens per second", draw)
 
 
 def _alt(data: pd.DataFrame) -> str:

@@ -5,10 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 
+import numpy as np
+
 Arrivals = Sequence[Sequence[float]]
 """By row: the seconds from the request until each of its tokens was final; tokens of one burst have one time."""
 
 Latencies = Callable[[Arrivals], list[float]]
+
+PERCENTS = (50, 95, 99)
+"""Of the latencies that metrics, tables and figures show."""
 
 
 def first_token(arrivals: Arrivals) -> list[float]:
@@ -28,10 +33,4 @@ def end_to_end(arrivals: Arrivals) -> list[float]:
 
 def percentile(values: Sequence[float], percent: float) -> float | None:
     """By linear interpolation between neighbours; None of no values."""
-    if not values:
-        return None
-    ordered = sorted(values)
-    place = (len(ordered) - 1) * percent / 100
-    below = int(place)
-    above = min(below + 1, len(ordered) - 1)
-    return ordered[below] + (ordered[above] - ordered[below]) * (place - below)
+    return float(np.percentile(values, percent)) if values else None

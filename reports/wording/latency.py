@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import pandas as pd
 
+from reports.results.latency import PERCENTS
 from reports.results.load import finished
 from reports.results.roles import Row
 from reports.text import NONE, number
 from reports.wording.tables import Table, TableCell, system_text
 
 _SHOWN = {"ttft": ("TTFT", "s", 1.0), "itl": ("between tokens", "ms", 1e3), "e2e": ("end to end", "s", 1.0)}
-_PERCENTS = (50, 95, 99)
 COLUMNS = {
     f"{metric}_p{percent}_s": (f"{title} p{percent} {unit}", factor)
     for metric, (title, unit, factor) in _SHOWN.items()
-    for percent in _PERCENTS
+    for percent in PERCENTS
 }
 NOTE = (
     "Medians over rounds of each round's percentile: time to first token and end to end over the rows of a batch, "
