@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -96,15 +96,7 @@ class _Reporter:
         self.first_token_at: float | None = None
         asked = queue.part(start, stop, self._first)
         self._report, self._lengths = asked.on_tokens, asked.lengths
-        self.request = Request(
-            asked.input_ids,
-            asked.attention_mask,
-            asked.new_tokens,
-            self._first,
-            asked.output_tokens,
-            self._count,
-            asked.decoding,
-        )
+        self.request = replace(asked, on_tokens=self._count)
 
     def _count(self, row: int, count: int) -> None:
         self._given[row] += count

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.run.reference import Logits
-from harness.run.repetition import of_equal_length
+from harness.run.repetition import first_difference, of_equal_length
 from reports.results.fidelity import Kind, worst
 
 
@@ -19,7 +19,7 @@ def explained(tokens: list[list[int]], expected: list[list[int]], reference: Pat
         reference: the file of the reference's tokens, beside which its logits lie; None for texts that have none.
     """
     tokens, expected = of_equal_length(tokens, expected)
-    first = [_first(row, other) for row, other in zip(tokens, expected, strict=True)]
+    first = [first_difference(row, other) for row, other in zip(tokens, expected, strict=True)]
     if all(position is None for position in first):
         return {"fidelity_kind": "equal"}
     logits = None if reference is None else Logits.read(reference)
@@ -31,10 +31,6 @@ def explained(tokens: list[list[int]], expected: list[list[int]], reference: Pat
     kind = worst(difference["kind"] for difference in found)
     floor = None if logits is None else logits.noise_floor
     return {"fidelity_kind": kind, "differences": found, "noise_floor": floor}
-
-
-def _first(row: list[int], other: list[int]) -> int | None:
-    return next((i for i, (ours, theirs) in enumerate(zip(row, other, strict=True)) if ours != theirs), None)
 
 
 def _difference(row: int, position: int, token: int, expected: int, logits: Logits | None) -> dict[str, Any]:

@@ -111,8 +111,10 @@ def _noise_floor(model: Any, asked: Batch, tokens: list[list[int]], ids: torch.T
     """The largest change of a margin between the two best tokens (``ids`` and ``values`` [B, T, K])."""
     largest = 0.0
     for row in range(min(ROWS_ALONE, len(tokens))):
-        source, mask = asked.input_ids[row : row + 1], asked.attention_mask[row : row + 1].bool()
-        again = _alone(model, source, mask, tokens[row]).float()  # [T, V]
+        source, mask = asked.input_ids[row : row + 1], asked.attention_mask[row : row + 1]
+        if not model.config.is_encoder_decoder:
+            source, mask = source[mask.bool()][None], mask[mask.bool()][None]
+        again = forced_logits(model, source, mask, torch.tensor([tokens[row]]))[0].float()  # [T, V]
         length = len(tokens[row])
         best = again.gather(1, ids[row, :length, :2])
         moved = (best[:, 0] - best[:, 1]) - (values[row, :length, 0] - values[row, :length, 1])
@@ -121,21 +123,22 @@ def _noise_floor(model: Any, asked: Batch, tokens: list[list[int]], ids: torch.T
     return largest
 
 
-def _alone(model: Any, source: torch.Tensor, mask: torch.Tensor, tokens: list[int]) -> torch.Tensor:
-    """Logits [T, V] of one row's tokens in one pass; ``source`` and ``mask`` are [1, S]."""
-    before = torch.tensor([tokens[:-1]], dtype=torch.long)
+def forced_logits(model: Any, ids: torch.Tensor, mask: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
+    """Logits [b, n, V] of the tokens ``new`` (long [b, n]) in one pass; prompts are long [b, S], padded on the left.
+
+    An encoder-decoder's prompts are its source texts.
+    """
     if model.config.is_encoder_decoder:
         start = model.generation_config.decoder_start_token_id
         start = model.generation_config.bos_token_id if start is None else start
-        opened = torch.cat([torch.tensor([[start]]), before], dim=1)
-        output = model(input_ids=source, attention_mask=mask.long(), decoder_input_ids=opened, use_cache=False)
+        opened = torch.cat([torch.full_like(new[:, :1], start), new[:, :-1]], dim=1)
+        arguments: dict[str, Any] = {"input_ids": ids, "attention_mask": mask, "decoder_input_ids": opened}
     else:
-        ids = torch.cat([source[mask][None], before], dim=1)
-        last = {"logits_to_keep": len(tokens)} if _keeps_logits(model) else {}
-        output = model(input_ids=ids, use_cache=False, **last)
-    logits: torch.Tensor = output.logits[0, -len(tokens) :]
+        arguments = {"input_ids": torch.cat([ids, new[:, :-1]], dim=1)}
+        if not bool(mask.all()):
+            seen = torch.cat([mask, torch.ones_like(new[:, :-1])], dim=1)
+            arguments |= {"attention_mask": seen, "position_ids": (seen.cumsum(dim=1) - 1).clamp_min(0)}
+        if "logits_to_keep" in inspect.signature(type(model).forward).parameters:
+            arguments["logits_to_keep"] = new.shape[1]
+    logits: torch.Tensor = model(**arguments, use_cache=False).logits[:, -new.shape[1] :]
     return logits
-
-
-def _keeps_logits(model: Any) -> bool:
-    return "logits_to_keep" in inspect.signature(type(model).forward).parameters

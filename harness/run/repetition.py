@@ -110,9 +110,15 @@ def fidelity(tokens: list[list[int]], reference: list[list[int]]) -> float:
     """Length of the common prefix over the reference's length, mean over rows; 1.0 if all tokens are equal."""
     shares = []
     for row, expected in zip(tokens, reference, strict=True):
-        same = next((i for i, pair in enumerate(zip(row, expected, strict=False)) if pair[0] != pair[1]), len(expected))
+        place = first_difference(row, expected)
+        same = len(expected) if place is None else place
         shares.append(same / len(expected) if len(row) == len(expected) else 0.0)
     return sum(shares) / len(shares)
+
+
+def first_difference(row: list[int], other: list[int]) -> int | None:
+    """The first place at which two rows have different tokens; None if one begins with the other."""
+    return next((i for i, (ours, theirs) in enumerate(zip(row, other, strict=False)) if ours != theirs), None)
 
 
 def of_equal_length(rows: list[list[int]], expected: list[list[int]]) -> tuple[list[list[int]], list[list[int]]]:

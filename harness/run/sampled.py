@@ -5,7 +5,6 @@ What a score is and how scores are compared is said in ``reports.results.distrib
 
 from __future__ import annotations
 
-import inspect
 import json
 import math
 from collections.abc import Sequence
@@ -18,6 +17,7 @@ from baselines.contract import Request
 from baselines.decoding import Decoding
 from baselines.hf import sequences_of
 from harness.run.job import Answer, Job
+from harness.run.reference import forced_logits
 from reports.results.distribution import compare
 from specmoe.generation import plain_config
 from specmoe.model.wrappers import load_whole
@@ -101,8 +101,8 @@ class Scorer:
     def _draw(self, decoding: Decoding) -> Rows:
         """New tokens of every row, drawn by transformers' own loop."""
         batch, longest = self.batch, max(self.batch.output_tokens)
-        ragged = batch.output_tokens if len(set(batch.output_tokens)) > 1 else None
-        request = Request(batch.input_ids, batch.attention_mask, longest, lambda: None, ragged, decoding=decoding)
+        lengths = batch.output_tokens
+        request = Request(batch.input_ids, batch.attention_mask, longest, lambda: None, lengths, decoding=decoding)
         return [row.tolist() for row in request.cut(sequences_of(self.model, request)[:, -longest:])]
 
     def _logits(self, rows: Rows, which: slice) -> torch.Tensor:
@@ -110,19 +110,7 @@ class Scorer:
         ids, mask = self.batch.input_ids[which], self.batch.attention_mask[which]
         longest = max(map(len, rows))
         new = torch.tensor([row + [0] * (longest - len(row)) for row in rows])
-        if self.model.config.is_encoder_decoder:
-            start = self.model.generation_config.decoder_start_token_id
-            given = torch.cat([torch.full_like(new[:, :1], start), new[:, :-1]], dim=1)
-            logits: torch.Tensor = self.model(input_ids=ids, attention_mask=mask, decoder_input_ids=given).logits
-            return logits
-        given = torch.cat([ids, new[:, :-1]], dim=1)
-        seen = torch.cat([mask, torch.ones_like(new[:, :-1])], dim=1)
-        positions = (seen.cumsum(dim=1) - 1).clamp_min(0)
-        arguments = {"input_ids": given, "attention_mask": seen, "position_ids": positions, "use_cache": False}
-        if "logits_to_keep" in inspect.signature(type(self.model).forward).parameters:
-            arguments["logits_to_keep"] = longest
-        kept: torch.Tensor = self.model(**arguments).logits[:, -longest:]
-        return kept
+        return forced_logits(self.model, ids, mask, new)
 
     def _chunks(self, rows: Sequence[list[int]]) -> list[tuple[int, int]]:
         """Ranges of rows whose logits fit into ``CHUNK_ELEMENTS``."""
